@@ -1,7 +1,7 @@
 """The evidence of one run as rules see it: new samples, whole-run totals, audits.
 
-A `RunHistory` is fed with blocks and audits, in any packing. It keeps the newest rows, running totals and
-an overview of bounded size for every signal, so it stays small for runs of any length.
+A `RunHistory` is fed with blocks and audits, in any packing. It keeps the newest rows, running
+totals and an overview of bounded size for every signal, so it stays small for runs of any length.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Steps = NDArray[np.int64]
 class RunFacts:
     """What is known of the run as a whole.
 
-    Times are seconds since the epoch; `silent_after` is a duration in seconds. `now` is the judge's clock, so
-    that rules read no clock of their own.
+    Times are seconds since the epoch; `silent_after` is a duration in seconds. `now` is the judge's
+    clock, so that rules read no clock of their own.
     """
 
     id: str = ""
@@ -55,7 +55,10 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class Totals:
-    """Aggregates of one signal over the whole run; min, max and sum are over finite values (NaN if none)."""
+    """Aggregates of one signal over the whole run.
+
+    `min`, `max` and `sum` are over finite values; NaN where there are none.
+    """
 
     count: int
     finite: int
@@ -76,9 +79,9 @@ class Totals:
 
 @dataclass(frozen=True)
 class Overview:
-    """The whole run of one signal in at most OVERVIEW_BUCKETS buckets; all arrays have shape (buckets,).
+    """The whole run of one signal in at most OVERVIEW_BUCKETS buckets.
 
-    `min`, `max` and `mean` are over finite values; NaN where a bucket has none.
+    All arrays have shape (buckets,). `min`, `max` and `mean` are over finite values; NaN where a bucket has none.
     """
 
     first_step: Steps
@@ -95,8 +98,8 @@ class Overview:
 class Rows:
     """Samples of several signals at the same steps.
 
-    `steps` has shape (n,); `rows[name]` has shape (n,), float64. Rows before `first_new` have been shown to
-    the rule before: they are context for windows that reach back.
+    `steps` has shape (n,); `rows[name]` has shape (n,), float64. Rows before `first_new` have been
+    shown to the rule before: they are context for windows that reach back.
     """
 
     steps: Steps
@@ -176,7 +179,8 @@ class _Group:
 
     def _halve(self) -> None:
         merged = {
-            key: np.concatenate([b[key] for b in self._buckets], axis=-1) for key in self._buckets[0]
+            key: np.concatenate([b[key] for b in self._buckets], axis=-1)
+            for key in self._buckets[0]
         }
         even = len(merged["count"]) // 2 * 2
         rest = {key: value[..., even:] for key, value in merged.items()}
@@ -331,7 +335,7 @@ class RunView:
         return sorted(fnmatch.filter(self._history._where, pattern))
 
     def quantities(self, *witnesses: str) -> list[str]:
-        """Quantities that carry all these witnesses, sorted: `quantities("reported", "recomputed")`."""
+        """Quantities that carry all these witnesses, sorted: `quantities("reported", "all")`."""
         found = {name.rpartition("/")[0] for name in self.names("*/" + witnesses[0])}
         return sorted(q for q in found if all(self.has(f"{q}/{w}") for w in witnesses))
 
@@ -431,7 +435,11 @@ class RunView:
         return list(self._history._audits[name])
 
     def new_audits(self, name: str) -> list[Audit]:
-        """Audits of this name not seen by an earlier call; raises NotTestable where there never was one."""
+        """Audits of this name not seen by an earlier call.
+
+        Raises:
+            NotTestable: there never was one.
+        """
         return self.audits(name)[self._history._old_audits.get(name, 0) :]
 
     def has_audit(self, name: str) -> bool:

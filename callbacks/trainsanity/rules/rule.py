@@ -77,13 +77,13 @@ class Finding:
 class Rule:
     """Base of all rules: subclass it as a frozen dataclass in a file named after the trouble.
 
-    The docstring is the catalogue's text: a first line that says what is wrong, then paragraphs that begin with
-    `Compares:`, `Why:`, `Try:` and `Source:`. Fields of the dataclass are thresholds, each with
-    a default and a comment that gives its unit.
+    The docstring is the catalogue's text: a first line that says what is wrong, then paragraphs
+    that begin with `Compares:`, `Why:`, `Try:` and `Source:`. Fields of the dataclass are
+    thresholds, each with a default and a comment that gives its unit.
 
     `check` may be called any number of times while a run goes on; each call shows the samples that
-    are new (`view.rows`), whole-run totals, and audits. It must not keep state, so that a past run can be judged again,
-    and must not depend on how the samples were cut into packets.
+    are new (`view.rows`), whole-run totals, and audits. It must not keep state, so that a past run
+    can be judged again, and must not depend on how the samples were cut into packets.
     """
 
     id: ClassVar[str]  # the slug of the contract
