@@ -9,15 +9,16 @@ probabilistic rounding error analysis*, SIAM J. Sci. Comput. 41 (2019), for sums
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trainsanity.rules.history import Floats, Rows, RunView, Steps
-from trainsanity.rules.rule import Finding, Severity, Witness
+from trainsanity.rules.rule import Finding, NotTestable, Severity, Witness
+from trainsanity.wire import Audit
 
 Flags = NDArray[np.bool_]
 
@@ -253,7 +254,34 @@ def finding(
     )
 
 
+def merged(findings: Iterable[Finding]) -> list[Finding]:
+    """One finding per subject, as several audits may find the same: the newest, with all steps."""
+    by_subject: dict[str, Finding] = {}
+    for found in findings:
+        earlier = by_subject.get(found.subject)
+        if earlier is not None:
+            found = replace(
+                found,
+                first_step=min(earlier.first_step, found.first_step),
+                count=earlier.count + found.count,
+            )
+        by_subject[found.subject] = found
+    return list(by_subject.values())
+
+
 # Facts of audits, which come from outside and may lack anything
+
+
+def measured(run: RunView, name: str) -> list[Audit]:
+    """New audits of this name that could be made.
+
+    Raises:
+        NotTestable: there is none, or none could ever be made; the text is the probe's reason.
+    """
+    every = run.audits(name)
+    if all(text(audit.facts, "not_testable") for audit in every):
+        raise NotTestable(text(every[-1].facts, "not_testable") or "")
+    return [a for a in run.new_audits(name) if not text(a.facts, "not_testable")]
 
 
 def whole(facts: Mapping[str, Any], key: str) -> int | None:

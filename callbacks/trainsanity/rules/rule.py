@@ -92,6 +92,8 @@ class Rule:
     needs: ClassVar[tuple[str, ...]]
     # Advice about training health, off by a switch.
     heuristic: ClassVar[bool] = False
+    # The alert resolves when a later check no longer finds its subject.
+    heals: ClassVar[bool] = False
     # A faulty history and a healthy one, as near as possible.
     fires_on: ClassVar[Callable[[], RunHistory]]
     quiet_on: ClassVar[Callable[[], RunHistory]]
