@@ -1,0 +1,83 @@
+# `make` alone lists the targets. Everything lands in .venv and frontend; a second call has nothing to do.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+# The demo trains on TensorFlow, which has wheels for these versions of Python.
+SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c '$(SUITABLE)' 2>/dev/null && echo $(p))))
+
+BIN := .venv/bin
+STAMPS := .venv/.made
+PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+FRONTEND := frontend/static/vendor/manifest.json
+
+.PHONY: help setup demo test lint format zoo bench screenshots lock clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMPS)/tools $(FRONTEND) ## virtual environment in .venv with every tool, front end built
+	@echo "Ready: $(BIN)/trainsanity"
+
+demo: $(STAMPS)/base $(FRONTEND) ## four real trainings on a running server at http://127.0.0.1:8321
+	@$(BIN)/trainsanity demo $(ARGS)
+
+test: $(STAMPS)/tools $(STAMPS)/backends $(FRONTEND) ## all tests; ARGS="tests/rules -k lr" picks some
+	@.ci/system-packages
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMPS)/tools ## ruff and mypy, strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMPS)/tools ## rewrite the code as `make lint` wants it
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+zoo: $(STAMPS)/tools ## every silent bug of the study and its healthy twin, as one table
+	@$(BIN)/python -m tests.zoo $(ARGS)
+
+bench: $(STAMPS)/tools $(FRONTEND) ## all benchmarks, shortened; ARGS="" runs them in full
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
+
+screenshots: $(STAMPS)/tools $(FRONTEND) ## pictures of every page of the running demo, into docs/images
+	@.ci/system-packages
+	@$(BIN)/python -m tests.browser.screenshots --url http://127.0.0.1:8321 --out docs/images $(ARGS)
+
+lock: $(STAMPS)/tools $(STAMPS)/backends ## write constraints.txt from what is installed in .venv
+	@.ci/write-constraints $(BIN)/python
+
+clean: ## remove everything that make has made
+	rm -rf .venv frontend/node_modules frontend/static/vendor build dist
+
+bench: ARGS ?= --quick
+
+$(STAMPS)/venv:
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed. Found: $$(python3 --version 2>&1)." \
+	  "Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "Python's venv module is needed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/base: $(STAMPS)/venv pyproject.toml constraints.txt
+	@echo "Installing trainsanity, its server, Keras and TensorFlow into .venv (once, about 2 minutes) ..."
+	@$(PIP) --editable ".[server]" keras tensorflow
+	@touch $@
+
+$(STAMPS)/tools: $(STAMPS)/base
+	@echo "Installing the tools for tests and checks into .venv ..."
+	@$(PIP) --editable ".[server,test]"
+	@touch $@
+
+# Tests only: they run every backend, on the CPU.
+$(STAMPS)/backends: $(STAMPS)/base
+	@echo "Installing JAX and torch for the tests into .venv (once, some minutes) ..."
+	@$(PIP) jax torch
+	@touch $@
+
+$(FRONTEND): frontend/package-lock.json frontend/build.mjs
+	@command -v npm >/dev/null || { echo "Node.js 20 or newer with npm is needed to build the dashboard." >&2; exit 1; }
+	@echo "Building the front end ..."
+	@cd frontend && npm ci --silent --no-fund --no-audit && npm run --silent build
+	@touch $@

@@ -1,0 +1,41 @@
+"""What tests of several parts share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+# Before any Keras is imported: warnings of C++ code would drown what the tests print.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def lacking(what: str, package: str) -> NoReturn:
+    """Ends a test for which a program of the system is missing: a failure under CI, else a skip."""
+    message = f"{what} is not installed (apt-get install {package})"
+    if os.environ.get("CI") == "true":
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Path:
+    """The system's browser; none is ever downloaded."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return Path(found)
+    lacking("Chromium", "chromium")
+
+
+@pytest.fixture(scope="session")
+def postgresql_bin() -> Path:
+    """Folder with `initdb` and `postgres`, which Debian keeps out of the PATH."""
+    if found := shutil.which("postgres"):
+        return Path(found).parent
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    if installed:
+        return installed[-1].parent
+    lacking("PostgreSQL", "postgresql")
