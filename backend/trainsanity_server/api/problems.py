@@ -1,0 +1,71 @@
+"""Every error in one shape: RFC 9457 problem details."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from trainsanity_server.errors import ServerError, UnauthorizedError
+
+MEDIA_TYPE = "application/problem+json"
+log = logging.getLogger(__name__)
+
+
+def problem(
+    status: int, detail: str, *, headers: dict[str, str] | None = None, **members: Any
+) -> JSONResponse:
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        **members,
+    }
+    return JSONResponse(body, status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def server_error(_: Request, error: ServerError) -> Response:
+    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, UnauthorizedError) else None
+    return problem(error.status, error.detail, headers=headers, **error.members)
+
+
+def http_error(request: Request, error: HTTPException) -> Response:
+    detail = error.detail
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        detail = f"there is nothing at {request.url.path}"
+    return problem(error.status_code, detail, headers=dict(error.headers or {}) or None)
+
+
+def invalid_request(_: Request, error: RequestValidationError) -> Response:
+    errors = [
+        {"where": ".".join(str(part) for part in e["loc"]), "what": e["msg"]}
+        for e in jsonable_encoder(error.errors())
+    ]
+    detail = "; ".join(f"{e['where']}: {e['what']}" for e in errors)
+    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=errors)
+
+
+def unexpected_error(request: Request, error: Exception) -> Response:
+    """Starlette logs the traceback; the caller gets no inner detail."""
+    return problem(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        f"{request.method} {request.url.path} failed inside the server; its log has the traceback",
+    )
+
+
+def install(app: FastAPI) -> None:
+    handlers: dict[Any, Any] = {
+        ServerError: server_error,
+        HTTPException: http_error,
+        RequestValidationError: invalid_request,
+        Exception: unexpected_error,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)

@@ -1,0 +1,46 @@
+"""Questions about runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+
+from trainsanity_server.api import shapes
+from trainsanity_server.parts import PartsOf
+
+router = APIRouter(prefix="/runs", tags=["runs"])
+
+
+@router.get("", response_model=shapes.RunList)
+def list_runs(
+    parts: PartsOf,
+    project: str | None = None,
+    state: Literal["running", "finished", "failed", "silent"] | None = None,
+    q: Annotated[str | None, Query(max_length=200)] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    cursor: Annotated[str | None, Query(max_length=500)] = None,
+) -> Any:
+    return parts.runs.page(project=project, state=state, q=q, limit=limit, cursor=cursor)
+
+
+@router.get("/{run_id}", response_model=shapes.Run)
+def get_run(parts: PartsOf, run_id: str) -> Any:
+    return parts.runs.get(run_id)
+
+
+@router.get("/{run_id}/alerts", response_model=shapes.AlertList)
+def list_alerts(parts: PartsOf, run_id: str) -> Any:
+    return {"alerts": parts.runs.alerts(run_id)}
+
+
+@router.get("/{run_id}/verdicts", response_model=shapes.VerdictList)
+def list_verdicts(parts: PartsOf, run_id: str) -> Any:
+    return {"verdicts": parts.runs.verdicts(run_id)}
+
+
+@router.get("/{run_id}/audits", response_model=shapes.AuditList)
+def list_audits(
+    parts: PartsOf, run_id: str, name: Annotated[str | None, Query(max_length=256)] = None
+) -> Any:
+    return {"audits": parts.runs.audits(run_id, name)}

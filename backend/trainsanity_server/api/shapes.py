@@ -1,0 +1,137 @@
+"""The shapes of answers, as the contract has them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, PlainSerializer, WithJsonSchema
+
+Severity = Literal["critical", "warning", "advice"]
+
+
+def plain(value: Any) -> Any:
+    """NaN and infinities as "NaN", "Infinity" and "-Infinity", which JSON can carry; never null."""
+    if isinstance(value, float):
+        if value != value:
+            return "NaN"
+        if value in (float("inf"), float("-inf")):
+            return "Infinity" if value > 0 else "-Infinity"
+        return value
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+_NUMBER = {
+    "anyOf": [{"type": "number"}, {"type": "string", "enum": ["NaN", "Infinity", "-Infinity"]}]
+}
+Number = Annotated[float, PlainSerializer(plain), WithJsonSchema(_NUMBER)]
+Facts = Annotated[dict[str, Any], PlainSerializer(plain)]
+
+
+class Shape(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+
+class AlertCounts(Shape):
+    critical: int
+    warning: int
+    advice: int
+
+
+class Run(Shape):
+    id: str
+    project: str
+    name: str
+    kind: str
+    session_id: str
+    tags: list[str]
+    state: Literal["running", "finished", "failed", "silent"]
+    settled: bool
+    started_at: datetime
+    last_seen_at: datetime
+    ended_at: datetime | None
+    steps: int
+    points: int
+    keras_version: str
+    backend: str
+    alert_counts: AlertCounts
+    config: Facts
+    environment: Facts
+    damage: str
+
+
+class RunList(Shape):
+    runs: list[Run]
+    next_cursor: str | None
+
+
+class Witness(Shape):
+    name: str
+    value: Annotated[
+        float | str,
+        PlainSerializer(plain),
+        WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]}),
+    ]
+    unit: str
+
+
+class Alert(Shape):
+    id: str
+    run_id: str
+    rule: str
+    subject: str
+    severity: Severity
+    state: Literal["open", "acknowledged", "muted", "resolved"]
+    title: str
+    message: str
+    witnesses: list[Witness]
+    suggestion: str
+    certainty: str
+    first_step: int
+    last_step: int
+    count: int
+    opened_at: datetime
+    updated_at: datetime
+    resolved_at: datetime | None
+    muted_until: datetime | None
+    state_reason: str
+    hidden: int
+
+
+class AlertList(Shape):
+    alerts: list[Alert]
+
+
+class Verdict(Shape):
+    rule: str
+    verdict: Literal["ok", "alert", "not_testable"]
+    reason: str
+
+
+class VerdictList(Shape):
+    verdicts: list[Verdict]
+
+
+class Audit(Shape):
+    name: str
+    step: int
+    facts: Facts
+
+
+class AuditList(Shape):
+    audits: list[Audit]
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details; some problems have further members."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str

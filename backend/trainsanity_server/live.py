@@ -1,0 +1,92 @@
+"""Events from the threads that write, to the streams that people hold open.
+
+An event says *that* something changed, never what; whoever cares asks for it. So a lost or a merged
+event costs nothing but a moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["run", "points", "alerts"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something of a run changed.
+
+    Attributes:
+        kind: "run": it appeared, changed its state or was deleted; "points": more evidence;
+            "alerts": alerts or verdicts.
+        run_id: of which run.
+    """
+
+    kind: Kind
+    run_id: str
+
+
+class Subscription:
+    """Events that one stream has not read yet; equal ones are kept once, so it cannot grow."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, run_id: str | None) -> None:
+        self._loop = loop
+        self._run_id = run_id
+        self._waiting: dict[Event, None] = {}
+        self._news = asyncio.Event()
+
+    def offer(self, event: Event) -> None:
+        """Called from any thread."""
+        if self._run_id in (None, event.run_id):
+            self._loop.call_soon_threadsafe(self._keep, event)
+
+    def _keep(self, event: Event) -> None:
+        self._waiting[event] = None
+        self._news.set()
+
+    async def next(self) -> list[Event]:
+        """Waits until something happens; gives all that happened since, once each."""
+        await self._news.wait()
+        self._news.clear()
+        events, self._waiting = list(self._waiting), {}
+        return events
+
+
+class LiveHub:
+    """Passes events on to all subscriptions of this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._subscriptions: set[Subscription] = set()
+
+    def publish(self, event: Event) -> None:
+        """Never blocks; called from any thread."""
+        with self._lock:
+            subscriptions = list(self._subscriptions)
+        for subscription in subscriptions:
+            subscription.offer(event)
+
+    @asynccontextmanager
+    async def subscribe(self, run_id: str | None = None) -> AsyncIterator[Subscription]:
+        """Events of one run, or of all.
+
+        >>> async with hub.subscribe(run_id) as subscription:
+        ...     events = await subscription.next()
+        """
+        subscription = Subscription(asyncio.get_running_loop(), run_id)
+        with self._lock:
+            self._subscriptions.add(subscription)
+        try:
+            yield subscription
+        finally:
+            with self._lock:
+                self._subscriptions.discard(subscription)
+
+    @property
+    def watchers(self) -> int:
+        with self._lock:
+            return len(self._subscriptions)

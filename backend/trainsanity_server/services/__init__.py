@@ -1,0 +1,1 @@
+"""What the server decides: each part gets its collaborators as arguments."""

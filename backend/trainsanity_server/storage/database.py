@@ -1,0 +1,120 @@
+"""The database: how it is opened, read and written."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from trainsanity_server.errors import StartupError
+
+T = TypeVar("T")
+
+BUSY_SECONDS = 10.0  # how long a statement waits for another process on the same SQLite file
+PAGE_BYTES = 8192
+WRITE_ATTEMPTS = 6
+# Serialization failure, deadlock and lock timeout of PostgreSQL: the transaction may be run again.
+RETRIED_SQLSTATES = {"40001", "40P01", "55P03"}
+
+
+class Database:
+    """One engine, short read sessions, and one way to write.
+
+    Args:
+        url: SQLAlchemy address.
+        sqlite_synchronous: see `Settings.sqlite_synchronous`.
+    """
+
+    def __init__(self, url: str, *, sqlite_synchronous: Literal["full", "normal"] = "full") -> None:
+        self.url = make_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self._write_lock = threading.RLock() if self.is_sqlite else contextlib.nullcontext()
+        self.engine = self._open_sqlite(sqlite_synchronous) if self.is_sqlite else self._open()
+
+    def _open(self) -> Engine:
+        return create_engine(
+            self.url, pool_size=5, max_overflow=10, pool_pre_ping=True, pool_recycle=1800
+        )
+
+    def _open_sqlite(self, synchronous: str) -> Engine:
+        if self.url.database in (None, "", ":memory:"):
+            raise StartupError(
+                "the server needs a database file: several threads share it. "
+                f"Received: {self.url}. Use sqlite:///trainsanity.db"
+            )
+        _make_folder(Path(self.url.database))
+        engine = create_engine(self.url, pool_size=8, max_overflow=8)
+
+        @event.listens_for(engine, "connect")
+        def configure(connection: Any, _: Any) -> None:
+            # The driver's own transactions begin too late to lock; ours begin by `BEGIN` below.
+            connection.isolation_level = None
+            cursor = connection.cursor()
+            cursor.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+            cursor.execute("PRAGMA journal_mode = WAL")
+            cursor.execute(f"PRAGMA synchronous = {synchronous}")
+            cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+            cursor.execute("PRAGMA foreign_keys = ON")
+            cursor.close()
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: Connection) -> None:
+            writes = connection.get_execution_options().get("writes", False)
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+        return engine
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session for one short look; nothing is kept of what is changed in it."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    def write(self, work: Callable[[Session], T]) -> T:
+        """Runs `work` in one transaction, and again where the database asks for it.
+
+        `work` must not do anything that cannot be done twice, outside the session.
+        """
+        for attempt in range(WRITE_ATTEMPTS):
+            try:
+                return self._write_once(work)
+            except DBAPIError as error:
+                if attempt == WRITE_ATTEMPTS - 1 or not _is_passing(error):
+                    raise
+                time.sleep(random.uniform(0.01, 0.05) * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def _write_once(self, work: Callable[[Session], T]) -> T:
+        # Threads of this process queue here, in memory, rather than at SQLite's file lock.
+        with self._write_lock, self.engine.connect() as connection:
+            options = connection.execution_options(writes=True)
+            with Session(options, expire_on_commit=False) as session, session.begin():
+                return work(session)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(
+            f"the folder of the database cannot be made: {path.parent} ({error.strerror}). "
+            "Choose another place with --db or TRAINSANITY_DATABASE_URL."
+        ) from error
+
+
+def _is_passing(error: DBAPIError) -> bool:
+    """Whether the same transaction may succeed when tried again."""
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    return sqlstate in RETRIED_SQLSTATES or "database is locked" in str(error.orig)

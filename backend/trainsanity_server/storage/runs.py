@@ -1,0 +1,79 @@
+"""Rows of the table `runs`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from sqlalchemy import ColumnElement, CursorResult, String, func, or_, select, tuple_, update
+from sqlalchemy.orm import Session
+
+from trainsanity_server.storage.models import RunRow
+
+
+def get(session: Session, run_id: str) -> RunRow | None:
+    return session.get(RunRow, run_id)
+
+
+def page(
+    session: Session,
+    *,
+    project: str | None,
+    state: str | None,
+    q: str | None,
+    limit: int,
+    after: tuple[float, str] | None,
+) -> Sequence[RunRow]:
+    """Runs, newest first; `after` is (started_at, id) of the last one seen."""
+    query = select(RunRow).where(RunRow.deleted_at.is_(None))
+    if project is not None:
+        query = query.where(RunRow.project == project)
+    if state is not None:
+        query = query.where(RunRow.state == state)
+    if q:
+        query = query.where(_mentions(q))
+    if after is not None:
+        query = query.where(tuple_(RunRow.started_at, RunRow.id) < after)
+    query = query.order_by(RunRow.started_at.desc(), RunRow.id.desc()).limit(limit)
+    return session.scalars(query).all()
+
+
+def _mentions(q: str) -> ColumnElement[bool]:
+    return or_(
+        RunRow.name.icontains(q, autoescape=True),
+        RunRow.tags.cast(String).icontains(q, autoescape=True),
+        RunRow.id.cast(String).icontains(q.replace("-", ""), autoescape=True),
+    )
+
+
+def projects(session: Session) -> list[str]:
+    query = select(RunRow.project).where(RunRow.deleted_at.is_(None)).distinct()
+    return sorted(session.scalars(query))
+
+
+def overdue(session: Session, now: float, limit: int = 100) -> Sequence[RunRow]:
+    """Running runs that promised to report before `now` and did not."""
+    query = (
+        select(RunRow)
+        .where(RunRow.alarm_after <= now, RunRow.state == "running", RunRow.deleted_at.is_(None))
+        .order_by(RunRow.alarm_after)
+        .limit(limit)
+    )
+    return session.scalars(query).all()
+
+
+def mark_silent(session: Session, run_id: str, now: float) -> bool:
+    """Says that a run is silent and asks for a judgement; False where it reported meanwhile."""
+    changed = session.execute(
+        update(RunRow)
+        .where(RunRow.id == run_id, RunRow.state == "running", RunRow.alarm_after <= now)
+        .values(state="silent", judge_due_at=now, version=RunRow.version + 1)
+    )
+    return cast(CursorResult[Any], changed).rowcount == 1
+
+
+def counts_by_state(session: Session) -> dict[str, int]:
+    query = (
+        select(RunRow.state, func.count()).where(RunRow.deleted_at.is_(None)).group_by(RunRow.state)
+    )
+    return {row[0]: row[1] for row in session.execute(query)}

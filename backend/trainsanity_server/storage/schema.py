@@ -1,0 +1,60 @@
+"""Which version of the tables a database has, and how it gets the newest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+from trainsanity_server.errors import StartupError
+from trainsanity_server.storage.database import Database
+
+
+def migrations_folder() -> Path:
+    """Inside the installed package, or at the root of the repository."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "migrations"
+    return installed if installed.is_dir() else package.parents[1] / "migrations"
+
+
+def upgrade(database: Database) -> None:
+    """Brings the tables to the newest version; does nothing where they are."""
+    with database.engine.connect() as connection:
+        command.upgrade(_config(connection), "head")
+        connection.commit()
+
+
+def is_current(database: Database) -> bool:
+    with database.engine.connect() as connection:
+        return set(MigrationContext.configure(connection).get_current_heads()) == _newest()
+
+
+def prepare(database: Database) -> None:
+    """Called when the server starts.
+
+    Raises:
+        StartupError: the database is behind and not the embedded one.
+    """
+    if is_current(database):
+        return
+    if not database.is_sqlite:
+        raise StartupError(
+            f"the database at {database.url.render_as_string(hide_password=True)} is behind this "
+            "version of trainsanity. Run: trainsanity db upgrade"
+        )
+    upgrade(database)
+
+
+def _newest() -> set[str]:
+    return set(ScriptDirectory.from_config(_config(None)).get_heads())
+
+
+def _config(connection: Connection | None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
