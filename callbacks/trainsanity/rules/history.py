@@ -447,6 +447,8 @@ class RunView:
 
 
 def history(
+    named: Mapping[str, ArrayLike] | None = None,
+    /,
     *,
     facts: RunFacts | None = None,
     audits: Iterable[tuple[str, int, Mapping[str, Any]]] = (),
@@ -456,12 +458,12 @@ def history(
     """A history written by hand, for examples and tests.
 
     Args:
-        signals: samples from `first_step` on, one per step; `__` in a name stands for `/`
-            (`accuracy__reported=[...]`). For other names pass a dict by `**{"a:b/c": [...]}`.
+        named, signals: samples from `first_step` on, one per step; `__` in a keyword stands for
+            `/` (`accuracy__reported=[...]`). Other names go into the dict: `{"a:b/c": [...]}`.
         audits: (name, step, facts).
     """
     run = RunHistory(facts)
-    for name, values in signals.items():
+    for name, values in {**(named or {}), **signals}.items():
         array = np.asarray(values, np.float64)
         steps = np.arange(first_step, first_step + len(array), dtype=np.int64)
         run.append(Block((name.replace("__", "/"),), steps, array[None, :]))
