@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from urllib.parse import urlsplit
 
 import httpx2
+from slack_sdk.errors import SlackObjectFormationError
 
 from trainsanity_server.channels.channel import (
     Answer,
@@ -76,7 +77,7 @@ class SlackChannel(Channel):
         self._clock = clock
         # The transport, not a client: it follows no redirect, takes no proxy from the environment
         # and, unlike a client, does not write the webhook's URL into the log.
-        self._transport: httpx2.HTTPTransport | None = None
+        self._transport = httpx2.HTTPTransport(proxy=proxy)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self | None:
@@ -117,15 +118,17 @@ class SlackChannel(Channel):
 
     def send(self, message: Message) -> Answer:
         self.check()
-        answer, headers = self._post(payload(message))
+        try:
+            body = payload(message)
+        except SlackObjectFormationError as error:
+            raise MessageRejectedError(f"the message breaks a limit of Slack's: {error}") from error
+        answer, headers = self._post(body)
         if answer.status == 200 and answer.body == "ok":
             return answer
         raise self._failure(answer, headers)
 
     def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
-            self._transport = None
+        self._transport.close()
 
     def _post(self, body: Mapping[str, object]) -> tuple[Answer, httpx2.Headers]:
         request = httpx2.Request(
@@ -134,8 +137,6 @@ class SlackChannel(Channel):
         if self._proxy is None:
             # With a proxy the peer is the proxy, which the operator has chosen.
             request.extensions["trace"] = self._allowed.trace()
-        if self._transport is None:
-            self._transport = httpx2.HTTPTransport(proxy=self._proxy)
         try:
             response = self._transport.handle_request(request)
             try:
