@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import closing
 from dataclasses import replace
 
 import httpx2
@@ -224,14 +225,16 @@ def slack():
 
 @pytest.fixture
 def channel(slack: SlackReceiver):
-    timeout = httpx2.Timeout(5.0, read=0.2)
-    channel = SlackChannel(slack.url, allowed_hosts=("127.0.0.1",), timeout=timeout)
-    yield channel
-    channel.close()
+    with closing(SlackChannel(slack.url, allowed_hosts=HERE, timeout=SOON)) as channel:
+        yield channel
+
+
+HERE = ("127.0.0.1",)
+SOON = httpx2.Timeout(5.0, read=0.2)
 
 
 def failure(channel: SlackChannel) -> DeliveryError:
-    with pytest.raises(DeliveryError) as caught:
+    with closing(channel), pytest.raises(DeliveryError) as caught:
         channel.send(opened(MASK_LOST))
     assert "s3cr3t" not in str(caught.value)
     return caught.value
@@ -278,8 +281,7 @@ def test_too_many_requests_says_how_long_to_wait(slack, channel):
 
 def test_a_date_in_retry_after_is_understood(slack):
     slack.script.append(Reply(429, "", {"Retry-After": "Fri, 15 Jan 2027 08:00:30 GMT"}))
-    hosts = ("127.0.0.1",)
-    channel = SlackChannel(slack.url, allowed_hosts=hosts, clock=lambda: 1_800_000_000.0)
+    channel = SlackChannel(slack.url, allowed_hosts=HERE, clock=lambda: 1_800_000_000.0)
     assert failure(channel).retry_after == 30.0
 
 
@@ -311,7 +313,7 @@ def test_a_passing_fault_may_be_tried_again(slack, channel, reply):
 def test_a_server_that_is_away_may_be_tried_again():
     with SlackReceiver() as gone:
         url = gone.url
-    error = failure(SlackChannel(url, allowed_hosts=("127.0.0.1",)))
+    error = failure(SlackChannel(url, allowed_hosts=HERE))
     assert not error.permanent
     assert "refused" in str(error)
 
