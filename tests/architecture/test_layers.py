@@ -1,0 +1,116 @@
+"""The layers of ARCHITECTURE.md hold."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from imports import CLIENT, ROOT, SERVER, Import, imports_of
+
+# The server from top to bottom: a part may import parts of lower layers, and itself.
+LAYERS = (
+    {"commands", "demo"},
+    {"app"},
+    {"api", "pages"},
+    {"parts"},
+    {"services"},
+    {"storage", "channels", "live"},
+    {"worker"},
+    {"settings"},
+    {"errors"},
+)
+# What the server may take from the client, besides the version.
+SHARED = {"rules", "signals", "wire", "__version__"}
+BACKENDS = {"keras", "tensorflow", "jax", "torch"}
+# Code that may catch everything, as the style guide says, and how often.
+BROAD = {"boundary.py", "judge.py", "watchman.py", "outbox.py"}
+
+
+def _listed(imports: Iterable[Import]) -> str:
+    return "\n".join(str(each) for each in imports)
+
+
+def _part(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def _rank(part: str) -> int:
+    ranks = [i for i, layer in enumerate(LAYERS) if part in layer]
+    assert ranks, f"say in LAYERS where trainsanity_server.{part} belongs"
+    return ranks[0]
+
+
+def _own_part(file: Path) -> str:
+    return file.relative_to(SERVER).parts[0].removesuffix(".py")
+
+
+def test_parts_of_the_server_import_lower_layers_only():
+    wrong = []
+    for each in imports_of(SERVER):
+        if each.top != "trainsanity_server" or _own_part(each.file) == "__init__":
+            continue
+        own, other = _own_part(each.file), _part(each.module)
+        if other in ("", own):
+            continue
+        if _rank(other) <= _rank(own):
+            wrong.append(each)
+    assert not wrong, _listed(wrong)
+
+
+def test_server_takes_rules_signals_and_wire_from_the_client_and_nothing_else():
+    wrong = [
+        each
+        for each in imports_of(SERVER)
+        if each.top == "trainsanity" and _part(each.module) not in SHARED | {""}
+    ]
+    assert not wrong, _listed(wrong)
+
+
+def test_client_never_imports_the_server():
+    wrong = [each for each in imports_of(CLIENT) if each.top == "trainsanity_server"]
+    assert not wrong, _listed(wrong)
+
+
+def test_rules_import_neither_keras_nor_a_backend_nor_the_rest_of_the_client():
+    allowed = {"rules", "wire", "signals"}
+    wrong = [
+        each
+        for each in imports_of(CLIENT / "rules")
+        if each.top in BACKENDS or (each.top == "trainsanity" and _part(each.module) not in allowed)
+    ]
+    assert not wrong, _listed(wrong)
+
+
+def test_a_backend_is_imported_by_its_own_file_only():
+    wrong = [
+        each
+        for each in imports_of(CLIENT)
+        if each.top in BACKENDS - {"keras"} and each.file != CLIENT / "backends" / f"{each.top}.py"
+    ]
+    assert not wrong, _listed(wrong)
+
+
+def test_server_imports_no_keras():
+    wrong = [each for each in imports_of(SERVER) if each.top in BACKENDS]
+    assert not wrong, _listed(wrong)
+
+
+@pytest.mark.parametrize("folder", [CLIENT, SERVER], ids=["client", "server"])
+def test_only_the_boundaries_catch_everything(folder: Path):
+    wrong = []
+    for file in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler) and _is_broad(node) and file.name not in BROAD:
+                wrong.append(f"{file.relative_to(ROOT)}:{node.lineno}")
+    assert not wrong, f"catch what you can do something about, not everything: {wrong}"
+
+
+def _is_broad(handler: ast.ExceptHandler) -> bool:
+    if handler.type is None:
+        return True
+    names = {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)}
+    # What is raised again, such as after cleaning up, is not swallowed.
+    raises = any(isinstance(node, ast.Raise) and node.exc is None for node in handler.body)
+    return bool(names & {"Exception", "BaseException"}) and not raises
