@@ -1,0 +1,193 @@
+"""`SanityCallback`: the one thing that users add to `fit`."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from trainsanity import call_sites, fit_arguments, identity
+from trainsanity.session import Session
+from trainsanity.settings import Expect, OnAlert, Settings
+
+
+call_sites.remember_nodes()
+
+
+class SanityCallback(keras.callbacks.Callback):  # type: ignore[misc]
+    """Checks during training whether what Keras shows is true.
+
+    ```python
+    model.fit(x, y, callbacks=[SanityCallback()])
+    ```
+
+    Training gives the same weights, bit for bit, with and without it, and never fails, waits or hangs because of it. The same
+    object may be used for several calls of `fit` and `evaluate`; each is a run of its own.
+
+    Args:
+        url: Address of the server. Defaults to `$TRAINSANITY_URL`, then `http://127.0.0.1:8321`.
+            `"offline"` only writes to `spool_dir`; send it later with `trainsanity sync`.
+        project: Name under which runs are grouped.
+        run_name: Name of the run; made of the model's name and the time where it is left out.
+        run_id: UUID of the run; a new one where it is left out. For the first run only.
+        tags: Words to find the run by.
+        config: Plain data to keep with the run, such as hyperparameters.
+        api_key: Key of the server. Defaults to `$TRAINSANITY_API_KEY`.
+        probe_data: A fixed small batch `(x, y)` or `(x, y, sample_weight)` for audits. Without
+            it the first rows of the training data are used. It never leaves the process.
+        expect: What you intend, e.g. `Expect(shuffle=True, causal=True)`.
+        on_alert: `"warn"` prints each new alert once; `"stop"` also ends training at the next batch
+            after a critical one; `"silent"` does nothing; a function gets the alert as a dict.
+        update_freq: `"batch"`, or a number of batches, or `"epoch"`: how often what was measured is read from the
+            device. Every batch is measured in any case.
+        spool_dir: Folder in which what was measured waits until the server has it.
+        keep_spool: Keep a run's spool file after the server has everything.
+        close_timeout: Seconds that the end of training may wait for the server. The rest
+            stays in `spool_dir`.
+        audit_budget: Share of the training time so far that audits may take, 0 to 1.
+        verbose: Print one line when a run begins and one when it ends.
+
+    Attributes:
+        run_id: Id of the current or last run; None before the first.
+        run_url: Address of its page; empty while offline.
+        alerts: What is known so far, a list of dicts as the HTTP API gives them.
+    """
+
+    # Batch hooks only read clocks and never touch the model, so Keras may keep dispatching asynchronously.
+    async_safe = True
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        project: str = "default",
+        run_name: str | None = None,
+        run_id: str | None = None,
+        tags: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
+        api_key: str | None = None,
+        probe_data: Any = None,
+        expect: Expect | None = None,
+        on_alert: OnAlert = "warn",
+        update_freq: str | int = "batch",
+        spool_dir: str | os.PathLike[str] | None = None,
+        keep_spool: bool = False,
+        close_timeout: float = 10.0,
+        audit_budget: float = 0.05,
+        verbose: bool | int = True,
+    ) -> None:
+        super().__init__()
+        self.settings = Settings.resolve(
+            url,
+            project=project,
+            run_name=run_name,
+            run_id=run_id,
+            tags=tags,
+            config=config,
+            api_key=api_key,
+            expect=expect,
+            on_alert=on_alert,
+            update_freq=update_freq,
+            spool_dir=spool_dir,
+            keep_spool=keep_spool,
+            close_timeout=close_timeout,
+            audit_budget=audit_budget,
+            verbose=verbose,
+        )
+        self.probe_data = _checked_probe_data(probe_data)
+        self._session: Session | None = None
+        self._runs_begun = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SanityCallback:
+        """A copy for another `fit`, as tuners make it: same choices, no run of its own yet."""
+        other = copy.copy(self)
+        other._session = None
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A run belongs to its process: threads and files do not travel.
+        return {**self.__dict__, "_session": None, "_model": None}
+
+    # what users may ask
+
+    @property
+    def run_id(self) -> str | None:
+        return self._session.run_id if self._session else None
+
+    @property
+    def run_url(self) -> str:
+        return self._session.run_url if self._session else ""
+
+    @property
+    def alerts(self) -> list[dict[str, Any]]:
+        return self._session.alerts if self._session else []
+
+    # Keras calls these
+
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
+        if self._session is not None:
+            self._session.abandon()
+        arguments = fit_arguments.find(model)
+        self._session = self._open(model, arguments)
+        self._session.attach()
+
+    def _open(self, model: Any, arguments: fit_arguments.FitArguments) -> Session:
+        first = self._runs_begun == 0
+        self._runs_begun += 1
+        run_id = self.settings.run_id if first else None
+        return Session(
+            model,
+            self.settings,
+            run_id or identity.new_run_id(),
+            arguments,
+            self.probe_data,
+            params=lambda: self.params or {},
+        )
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        if self._session:
+            self._session.begin("fit")
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        if self._session:
+            self._session.end("finished")
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        if self._session:
+            self._session.epoch_begin(epoch)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        if self._session:
+            self._session.epoch_end(epoch, logs or {})
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        if self._session:
+            self._session.batch_end(batch)
+
+    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        if self._session:
+            self._session.test_begin()
+
+    def on_test_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        if self._session:
+            self._session.test_batch_end(batch)
+
+    def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        if self._session:
+            self._session.test_end(logs or {})
+
+
+def _checked_probe_data(data: Any) -> Any:
+    if data is None or (isinstance(data, (tuple, list)) and len(data) in (2, 3)):
+        return data
+    raise ValueError(
+        "probe_data must be (x, y) or (x, y, sample_weight), a small batch of arrays. "
+        f"Received: {type(data).__name__}"
+        + (f" of length {len(data)}" if hasattr(data, "__len__") else "")
+    )
+
+

@@ -1,0 +1,165 @@
+"""What the run is: environment, model, compile and fit arguments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from trainsanity import identity
+from trainsanity.probes.probe import Probe
+from trainsanity.tape import TapeRows
+
+# Keys whose values stay in the process.
+SECRET = re.compile(r"password|passwd|secret|token|api_?key|credential|private", re.IGNORECASE)
+MAX_TEXT = 200  # characters of a value that is no plain data
+
+
+class Facts(Probe):
+    """Audits `environment`, `model`, `compile`, `fit`, and `columns` after the first batch."""
+
+    name = "facts"
+
+    def __init__(self, run: Any) -> None:
+        super().__init__(run)
+        self._said_columns = False
+
+    def on_begin(self) -> None:
+        run = self.run
+        run.audit("environment", _environment(run.backend), 0)
+        run.audit("model", _model(run.model), 0)
+        if run.model.compiled:
+            run.audit("compile", _compiled(run.model), 0)
+        if run.fit is not None:
+            run.audit("fit", _fit(run.fit), 0)
+
+    def on_rows(self, rows: TapeRows) -> Any:
+        if not self._said_columns:
+            self._said_columns = True
+            self.run.audit("columns", self._columns())
+        return {}
+
+    on_test_rows = on_rows
+
+    def _columns(self) -> dict[str, Any]:
+        return {
+            "metrics": list(self.run.shared.get("metric_facts", {}).values()),
+            "outputs": list(self.run.shared.get("output_facts", {}).values()),
+            "not_testable": dict(self.run.not_testable),
+        }
+
+    def on_end(self) -> None:
+        if self.run.not_testable and not self._said_columns:
+            self.run.audit("columns", self._columns())
+
+
+def _environment(backend: Any) -> dict[str, Any]:
+    return {
+        **identity.environment(),
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+        "backend_version": backend.version(),
+        "devices": backend.devices(),
+        "dtype_policy": keras.config.dtype_policy().name,
+    }
+
+
+def _model(model: Any) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "class": type(model).__name__,
+        "parameters": _elements(model.weights),
+        "trainable_parameters": _elements(model.trainable_weights),
+        "layers": [_layer(layer) for layer in _all_layers(model)],
+    }
+
+
+def _all_layers(model: Any) -> list[Any]:
+    return [x for x in model._flatten_layers(include_self=False) if not isinstance(x, keras.Model)]
+
+
+def _layer(layer: Any) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "class": type(layer).__name__,
+        "path": layer.path or layer.name,
+        "parameters": _elements(layer.weights),
+        "trainable": bool(layer.trainable),
+        "dtype": layer.dtype_policy.name,
+        "output_shape": _output_shape(layer),
+        "supports_masking": bool(layer.supports_masking),
+    }
+
+
+def _output_shape(layer: Any) -> Any:
+    """As the functional graph records it; None for layers of a subclassed model."""
+    if not layer._inbound_nodes:
+        return None
+    shapes = [list(t.shape) for t in layer._inbound_nodes[0].output_tensors]
+    return shapes[0] if len(shapes) == 1 else shapes
+
+
+def _elements(variables: list[Any]) -> int:
+    return int(sum(np.prod(v.shape) for v in variables if None not in v.shape))
+
+
+def _compiled(model: Any) -> dict[str, Any]:
+    optimizer = model.optimizer
+    config = getattr(model, "_compile_config", None)
+    given = dict(config.config) if config is not None else {}
+    own_train_step = not type(model).train_step.__module__.startswith("keras.")
+    optimizers = [v for v in vars(model).values() if isinstance(v, keras.optimizers.Optimizer)]
+    return {
+        "optimizer": None
+        if optimizer is None
+        else {"class": type(optimizer).__name__, "config": plain(optimizer.get_config())},
+        "loss": plain(given.get("loss")),
+        "loss_weights": plain(given.get("loss_weights")),
+        "metrics": plain(given.get("metrics")),
+        "weighted_metrics": plain(given.get("weighted_metrics")),
+        "jit_compile": bool(model.jit_compile),
+        "run_eagerly": bool(model.run_eagerly),
+        "steps_per_execution": int(model.steps_per_execution or 1),
+        "custom_train_step": own_train_step,
+        "optimizers": len({id(o) for o in optimizers}),
+    }
+
+
+def _fit(fit: Any) -> dict[str, Any]:
+    iterator = fit.get("epoch_iterator")
+    return {
+        "epochs": fit.get("epochs"),
+        "initial_epoch": fit.get("initial_epoch"),
+        "steps_per_epoch": fit.get("steps_per_epoch"),
+        "declared_steps": getattr(iterator, "num_batches", None),
+        "batch_size": fit.get("batch_size"),
+        "shuffle": fit.get("shuffle") if isinstance(fit.get("shuffle"), bool) else None,
+        "class_weight": plain(fit.get("class_weight")),
+        "has_sample_weight": fit.get("sample_weight") is not None,
+        "validation": fit.get("validation_data") is not None,
+        "data": fit.data_kind,
+    }
+
+
+def plain(value: Any, key: str = "") -> Any:
+    """Plain data of a configuration: secrets hidden, objects by their name, arrays by their shape."""
+    if key and SECRET.search(key):
+        return "(hidden)"
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        return value[:MAX_TEXT]
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {str(k): plain(v, str(k)) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if hasattr(value, "shape"):
+        return f"array of shape {tuple(value.shape)}"
+    name = getattr(value, "name", None) or getattr(value, "__name__", None)
+    kind = type(value).__name__
+    return f"{kind}({name})"[:MAX_TEXT] if isinstance(name, str) else kind

@@ -1,0 +1,247 @@
+"""The way of the mask through the layers: where it was made, how far it came, where it ended."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from trainsanity import call_sites
+from trainsanity.forward import quiet_forward
+from trainsanity.probes.probe import Probe
+
+
+@dataclass
+class _Call:
+    """One call of a layer or operation in the forward pass."""
+
+    operation: Any
+    inputs: list[Any]
+    outputs: list[Any]
+    masks_in: list[Any]
+    file: str | None
+    line: int | None
+
+
+class MaskFlow(Probe):
+    """Runs the captured sample through the model once and follows the mask."""
+
+    name = "mask_flow"
+
+    def on_begin(self) -> None:
+        run = self.run
+        if not any(_makes_mask(layer) for layer in run.model._flatten_layers()):
+            run.audit("mask_flow", {"not_testable": "no layer of the model makes a mask"}, 0)
+            return
+        if run.sample is None:
+            reason = "no sample of the data could be taken; pass probe_data=(x, y)"
+            run.audit("mask_flow", {"not_testable": reason}, 0)
+            return
+        if not run.model.built:
+            run.audit("mask_flow", {"not_testable": "the model was not built before fit"}, 0)
+            return
+        calls: list[_Call] = []
+        with recorded(run.model, calls):
+            prediction = quiet_forward(run.model, run.sample[0])
+        run.audit("mask_flow", _flow(run.model, calls, prediction), 0)
+
+
+def _makes_mask(layer: Any) -> bool:
+    return isinstance(layer, keras.layers.Masking) or bool(getattr(layer, "mask_zero", False))
+
+
+@contextmanager
+def recorded(model: Any, calls: list[_Call]) -> Iterator[None]:
+    """Within, every call of a layer or operation of the model is noted."""
+    replaced: list[tuple[Any, bool, Any]] = []
+    for operation in _operations(model):
+        own = operation.__dict__
+        replaced.append((operation, "call" in own, own.get("call")))
+        own["call"] = _noting(operation, operation.call, calls)
+    try:
+        yield
+    finally:
+        for operation, had_own, original in replaced:
+            if had_own:
+                operation.__dict__["call"] = original
+            else:
+                operation.__dict__.pop("call", None)
+
+
+def _operations(model: Any) -> list[Any]:
+    """All layers, nested ones too, and the plain operations of functional graphs; no models."""
+    found: dict[int, Any] = {}
+    for layer in model._flatten_layers():
+        for operation in getattr(layer, "operations", [layer]):
+            is_container = isinstance(operation, keras.Model)
+            if not is_container and not isinstance(operation, keras.layers.InputLayer):
+                found[id(operation)] = operation
+    return list(found.values())
+
+
+def _noting(operation: Any, original: Callable[..., Any], calls: list[_Call]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        inputs = [t for t in keras.tree.flatten((args, kwargs)) if hasattr(t, "shape")]
+        masks = [getattr(t, "_keras_mask", None) for t in inputs]
+        frame = call_sites.user_frame(sys._getframe(1))
+        outputs = original(*args, **kwargs)
+        calls.append(
+            _Call(
+                operation,
+                inputs,
+                [t for t in keras.tree.flatten(outputs) if hasattr(t, "shape")],
+                masks,
+                frame.f_code.co_filename if frame else None,
+                frame.f_lineno if frame else None,
+            )
+        )
+        return outputs
+
+    return call
+
+
+def _flow(model: Any, calls: list[_Call], prediction: Any) -> dict[str, Any]:
+    makers = {id(t): call for call in calls for t in call.outputs}
+    layers = []
+    last_masked: _Call | None = None
+    lost_at: str | None = None
+    for call in calls:
+        facts = _facts(call, makers)
+        gap = _lost_before(call, last_masked, makers) if lost_at is None else None
+        if gap is not None:
+            layers.append(gap)
+            lost_at = gap["name"]
+        layers.append(facts)
+        if facts["ended"] and not facts["legal"] and lost_at is None:
+            lost_at = facts["name"]
+        if facts["mask_out"] is not None:
+            last_masked = call
+    outputs = {}
+    names = getattr(model, "output_names", None) or []
+    leaves = [t for t in keras.tree.flatten(prediction) if hasattr(t, "shape")]
+    for index, tensor in enumerate(leaves):
+        name = names[index] if index < len(names) and len(leaves) > 1 else "output"
+        coverage = _coverage(getattr(tensor, "_keras_mask", None))
+        outputs[name] = {
+            "mask": coverage,
+            "aligned": _is_aligned(tensor, calls),
+            "first_lost": lost_at if coverage is None else None,
+        }
+    return {"layers": layers, "outputs": outputs}
+
+
+def _facts(call: _Call, makers: dict[int, _Call]) -> dict[str, Any]:
+    mask_in = next((m for m in call.masks_in if m is not None), None)
+    out = call.outputs[0] if call.outputs else None
+    mask_out = getattr(out, "_keras_mask", None)
+    ended = mask_in is not None and mask_out is None
+    legal = _has_lost_time(mask_in, out) if ended else None
+    operation = call.operation
+    is_layer = isinstance(operation, keras.layers.Layer)
+    return {
+        "name": operation.name,
+        "class": type(operation).__name__,
+        "operation": not is_layer,
+        "inputs": [makers[id(t)].operation.name for t in call.inputs if id(t) in makers],
+        "mask_in": _coverage(mask_in),
+        "mask_out": _coverage(mask_out),
+        "produced": mask_in is None and mask_out is not None,
+        "ended": ended,
+        "legal": legal,
+        "reason": _reason(operation, is_layer, legal) if ended else None,
+        "site": _site(call),
+        "output_shape": [int(d) for d in out.shape] if out is not None else None,
+    }
+
+
+def _lost_before(
+    call: _Call, last_masked: _Call | None, makers: dict[int, _Call]
+) -> dict[str, Any] | None:
+    """A plain operation on tensors, outside every layer, between the last masked output and this call."""
+    if last_masked is None or any(m is not None for m in call.masks_in):
+        return None
+    orphans = [t for t in call.inputs if id(t) not in makers and _same_time(t, last_masked)]
+    if not orphans:
+        return None
+    where = None
+    if call.file is not None and call.file == last_masked.file and call.line and last_masked.line:
+        where = call_sites.operation_between(call.file, last_masked.line, call.line)
+    line = where[0] if where else call.line
+    site = f"{call_sites._short(call.file)}:{line}" if call.file else None
+    mask = _coverage(_mask_of(last_masked))
+    return {
+        "name": where[1] if where else f"before {call.operation.name}",
+        "class": "operation on tensors",
+        "operation": True,
+        "inputs": [last_masked.operation.name],
+        "mask_in": mask,
+        "mask_out": None,
+        "produced": False,
+        "ended": True,
+        "legal": False,
+        "reason": f"the mask is on the output of {last_masked.operation.name!r} and not on the input of "
+        f"{call.operation.name!r}: an operation on plain tensors in between does not carry it",
+        "site": site,
+        "output_shape": [int(d) for d in orphans[0].shape],
+    }
+
+
+def _mask_of(call: _Call) -> Any:
+    return getattr(call.outputs[0], "_keras_mask", None) if call.outputs else None
+
+
+def _same_time(tensor: Any, masked: _Call) -> bool:
+    mask = _mask_of(masked)
+    return (
+        mask is not None
+        and len(tensor.shape) >= 3
+        and tuple(tensor.shape[:2]) == tuple(mask.shape[:2])
+    )
+
+
+def _has_lost_time(mask: Any, out: Any) -> bool:
+    """Whether an output has no longer the mask's time axis, so that the mask has nothing to say."""
+    if out is None or len(out.shape) < 2 + (len(mask.shape) - 1):
+        return True
+    return tuple(out.shape[: len(mask.shape)]) != tuple(mask.shape)
+
+
+def _reason(operation: Any, is_layer: bool, legal: bool | None) -> str:
+    if legal:
+        return "the output has no time axis any more"
+    if not is_layer:
+        return "an operation on tensors does not carry the mask; use the layer of the same meaning"
+    if not operation.supports_masking:
+        return "the layer does not set supports_masking = True"
+    return "the layer's compute_mask returned None"
+
+
+def _site(call: _Call) -> str | None:
+    for node in getattr(call.operation, "_inbound_nodes", []):
+        site = call_sites.site_of_node(node)
+        if site is not None:
+            return site
+    if call.file is None or call.line is None:
+        return None
+    # A functional model runs its layers from `fit`: that line says nothing about the layer.
+    is_functional = bool(getattr(call.operation, "_inbound_nodes", []))
+    return None if is_functional else f"{call_sites._short(call.file)}:{call.line}"
+
+
+def _coverage(mask: Any) -> float | None:
+    if mask is None:
+        return None
+    return float(np.mean(np.asarray(keras.ops.convert_to_numpy(mask), np.float64)))
+
+
+def _is_aligned(tensor: Any, calls: list[_Call]) -> bool:
+    """Whether an output has the time axis of a mask that some layer made."""
+    masks = [m for call in calls if (m := _mask_of(call)) is not None]
+    return any(
+        len(tensor.shape) >= 3 and tuple(tensor.shape[:2]) == tuple(m.shape[:2]) for m in masks
+    )

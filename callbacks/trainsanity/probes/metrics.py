@@ -1,0 +1,137 @@
+"""Compiled metrics: as Keras shows them, recomputed, and over other choices of what counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+from keras import ops
+
+from trainsanity.epoch_mean import EpochMean
+from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
+from trainsanity.probes.weighting import mean_parts, product, real_positions, spread_if_any
+from trainsanity.tape import TapeRows
+
+VARIANTS = ("recomputed", "unmasked", "all", "weighted")
+
+
+@dataclass(frozen=True)
+class CompiledMetric:
+    """A metric of `compile`: the key in Keras' logs, the output it reads, whether weights apply."""
+
+    key: str
+    metric: Any
+    output: int
+    weighted: bool
+
+
+class Metrics(Probe):
+    """Per batch and metric: numerator and denominator of Keras' mean under each choice of what counts."""
+
+    name = "metrics"
+
+    def __init__(self, run: Any) -> None:
+        super().__init__(run)
+        self._means = {True: EpochMean(), False: EpochMean()}
+        # key -> facts for the audit `columns`
+        self.found: dict[str, dict[str, Any]] = run.shared.setdefault("metric_facts", {})
+
+    def trace_metrics(self, step: Step) -> Columns:
+        columns: dict[str, Any] = {}
+        for key, value in step.results.items():
+            if key != "loss":
+                columns[f"{key}/reported"] = value
+        for entry in compiled_metrics(self.run.model):
+            if entry.output < len(step.outputs):
+                columns.update(self._parts(step, step.outputs[entry.output], entry))
+        return columns
+
+    def _parts(self, step: Step, output: OutputEvidence, entry: CompiledMetric) -> Columns:
+        values = self._values(output, entry)
+        if values is None:
+            return {}
+        weight = spread_if_any(output.sample_weight, values)
+        mask = spread_if_any(output.mask, values)
+        real = real_positions(step, output, self.run.model)
+        real = None if real is None else spread_if_any(real, values)
+        variants = {"recomputed": product(weight if entry.weighted else None, mask)}
+        if real is not None or mask is not None or weight is not None:
+            variants["all"] = None
+        if real is not None:
+            variants["unmasked"] = real
+        if weight is not None:
+            variants["weighted"] = product(weight, real if real is not None else mask)
+        columns = {}
+        for variant, counted in variants.items():
+            numerator, denominator = mean_parts(values, counted)
+            columns[f"_{entry.key}:{variant}:n"] = numerator
+            columns[f"_{entry.key}:{variant}:d"] = denominator
+        return columns
+
+    def _values(self, output: OutputEvidence, entry: CompiledMetric) -> Any | None:
+        """The metric per position, or None where it is no mean of a function over positions."""
+        metric = entry.metric
+        facts: dict[str, Any] = {
+            "key": entry.key,
+            "kind": type(metric).__name__,
+            "weighted": entry.weighted,
+            "recomputed_by": None,
+            "reason": None,
+            "mean_of": "positions",
+        }
+        self.found[entry.key] = facts
+        function = getattr(metric, "_fn", None)
+        if not isinstance(metric, keras.metrics.MeanMetricWrapper) or function is None:
+            facts["reason"] = f"{facts['kind']} is no mean over positions"
+            return None
+        values = function(output.y_true, output.y_pred, **metric._fn_kwargs)
+        if len(values.shape) == 0:
+            facts["reason"] = "the function reduces its values itself"
+            facts["mean_of"] = "batches"
+            return None
+        own_update = type(metric).update_state is not keras.metrics.MeanMetricWrapper.update_state
+        facts["recomputed_by"] = "overridden update_state" if own_update else "own function"
+        return ops.cast(values, "float32")
+
+    def on_rows(self, rows: TapeRows) -> Columns:
+        return self._columns(rows, self._means[True])
+
+    def on_test_rows(self, rows: TapeRows) -> Columns:
+        return self._columns(rows, self._means[False])
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        self._means[True].reset()
+
+    def on_test_begin(self) -> None:
+        self._means[False].reset()
+
+    def _columns(self, rows: TapeRows, means: EpochMean) -> Columns:
+        columns: dict[str, Any] = {}
+        for key in self.found:
+            for variant in VARIANTS:
+                n = rows.columns.get(f"_{key}:{variant}:n")
+                d = rows.columns.get(f"_{key}:{variant}:d")
+                if n is None or d is None:
+                    continue
+                columns[f"{key}/{variant}"] = means.extend(f"{key}:{variant}", n, d)
+                if variant == "recomputed":
+                    columns[f"{key}/batch"] = EpochMean.of_each(n, d)
+        return columns
+
+
+def compiled_metrics(model: Any) -> list[CompiledMetric]:
+    """The metrics of `compile` in the order in which Keras names them."""
+    compiled = getattr(model, "_compile_metrics", None)
+    if compiled is None or not compiled.built:
+        return []
+    entries = []
+    for weighted, lists in ((False, compiled._flat_metrics), (True, compiled._flat_weighted_metrics)):
+        for output, metric_list in enumerate(lists):
+            if metric_list:
+                entries.extend((metric, output, weighted) for metric in metric_list.metrics)
+    keys = list(compiled.result())
+    if len(keys) != len(entries):
+        # Two metrics under one key: Keras shows the last one only, and which is which cannot be told.
+        return []
+    return [CompiledMetric(key, *entry) for key, entry in zip(keys, entries, strict=True)]

@@ -1,0 +1,131 @@
+"""Which positions count, and how much: arithmetic that several probes share.
+
+Shapes: a *position* is one element of the unreduced loss or metric, `(batch,)` for plain models, `(batch, time)` for
+sequences. Masks are `(batch, time)`; sample weights `(batch,)`, `(batch, 1)` or `(batch, time)`.
+Only operations that cannot fail at run time are used: static shapes decide what is compared.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from trainsanity.probes.probe import OutputEvidence, Step
+
+
+def spread(weight: Any, values: Any) -> Any | None:
+    """`weight` as float32 with the shape of `values`, or None where the shapes cannot agree."""
+    rank = len(values.shape)
+    while len(weight.shape) > rank and weight.shape[-1] == 1:
+        weight = ops.squeeze(weight, -1)
+    if len(weight.shape) > rank:
+        return None
+    for _ in range(rank - len(weight.shape)):
+        weight = ops.expand_dims(weight, -1)
+    pairs = zip(weight.shape, values.shape, strict=True)
+    if any(w not in (1, v) and w is not None and v is not None for w, v in pairs):
+        return None
+    return ops.broadcast_to(ops.cast(weight, "float32"), ops.shape(values))
+
+
+def spread_if_any(weight: Any | None, values: Any) -> Any | None:
+    """`spread`, where there is a weight."""
+    return None if weight is None else spread(ops.convert_to_tensor(weight), values)
+
+
+def mean_parts(values: Any, weight: Any | None) -> tuple[Any, Any]:
+    """Numerator and denominator of Keras' weighted mean over one batch; two float32 scalars.
+
+    Keras averages each sample over its inner axes first and then sums over samples
+    (keras/src/metrics/reduction_metrics.py, `reduce_to_samplewise_values`), so batches of longer sequences do
+    not weigh more. Positions of weight 0 do not count, whatever their value.
+    """
+    values = ops.cast(values, "float32")
+    shape = ops.shape(values)
+    inner = ops.cast(ops.prod(ops.convert_to_tensor(shape[1:] or (1,), "int32")), "float32")
+    if weight is None:
+        return ops.sum(values) / inner, ops.cast(shape[0], "float32")
+    counted = ops.where(weight != 0, values * weight, ops.zeros_like(values))
+    return ops.sum(counted) / inner, ops.sum(weight) / inner
+
+
+def product(*weights: Any | None) -> Any | None:
+    """The product of the weights that are there; None where none is."""
+    result = None
+    for weight in weights:
+        if weight is not None:
+            result = weight if result is None else result * weight
+    return result
+
+
+def real_positions(step: Step, output: OutputEvidence, model: Any) -> Any | None:
+    """Positions of this output that are real according to the input, `(batch, time)` bool; None where unknown.
+
+    The ids that an `Embedding(mask_zero=True)` receives, or the values that a `Masking` layer receives, are compared with the
+    padding here, independently of the mask that Keras computes and carries.
+    """
+    key = ("real", output.name)
+    if key not in step.shared:
+        step.shared[key] = _find_real_positions(step, output, model)
+    return step.shared[key]
+
+
+def _find_real_positions(step: Step, output: OutputEvidence, model: Any) -> Any | None:
+    sources: dict[int, tuple[Any, Any]] = {}
+    for call in step.calls:
+        real = _real_of(call.layer, call.inputs)
+        if real is not None and _has_time_axis(real, output.y_pred):
+            sources.setdefault(id(call.inputs), (call.layer, real))
+    if len(sources) > 1:
+        layer = leading_source(model, output.name, [layer for layer, _ in sources.values()])
+        sources = {k: v for k, v in sources.items() if v[0] is layer}
+    if len(sources) != 1:
+        return None
+    (_, real) = next(iter(sources.values()))
+    return _fit_time(real, output.y_pred)
+
+
+def _real_of(layer: Any, inputs: Any) -> Any | None:
+    if isinstance(layer, keras.layers.Embedding):
+        if not layer.mask_zero or len(inputs.shape) != 2:
+            return None
+        return inputs != 0
+    if isinstance(layer, keras.layers.Masking) and len(inputs.shape) == 3:
+        return ops.any(inputs != ops.cast(layer.mask_value, inputs.dtype), axis=-1)
+    return None
+
+
+def _has_time_axis(real: Any, y_pred: Any) -> bool:
+    if len(y_pred.shape) < 3:
+        return False
+    return real.shape[1] is None or y_pred.shape[1] is None or real.shape[1] == y_pred.shape[1]
+
+
+def _fit_time(real: Any, y_pred: Any) -> Any:
+    if real.shape[1] is not None and real.shape[1] == y_pred.shape[1]:
+        return real
+    # Lengths known only at run time: cut or fill, so that a difference can never fail the step.
+    length = ops.shape(y_pred)[1]
+    filler = ops.zeros((ops.shape(real)[0], length), dtype="bool")
+    return ops.concatenate([real, filler], axis=1)[:, :length]
+
+
+def leading_source(model: Any, output_name: str, layers: list[Any]) -> Any | None:
+    """Of several masked inputs the one whose positions an output continues: the chain of first inputs leads to it."""
+    outputs = getattr(model, "outputs", None)
+    names = getattr(model, "output_names", None)
+    if not outputs:
+        return None
+    tensor = outputs[names.index(output_name)] if output_name and names else outputs[0]
+    while True:
+        operation = getattr(getattr(tensor, "_keras_history", None), "operation", None)
+        if operation is None:
+            return None
+        if any(operation is layer for layer in layers):
+            return operation
+        node = operation._inbound_nodes[tensor._keras_history.node_index]
+        if not node.arguments.keras_tensors:
+            return None
+        tensor = node.arguments.keras_tensors[0]

@@ -1,0 +1,99 @@
+"""What probes know of the run they watch, and how they hand in what they measure."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainsanity.wire import Signal
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from trainsanity.fit_arguments import FitArguments
+    from trainsanity.settings import Settings
+    from trainsanity.stream import RunStream
+
+
+@dataclass
+class Run:
+    """One watched call of `fit` or `evaluate`.
+
+    Attributes:
+        model, optimizer: the user's; never written to by a probe.
+        backend: module of `trainsanity.backends`.
+        kind: "fit" or "evaluate".
+        step: batches run so far, as the host knows it.
+        sample: a few rows `(x, y, sample_weight)` of the training data for audits, or None.
+        fit: the arguments of the watched call, as far as they could be seen.
+        not_testable: probe or signal -> reason; goes into the audit `columns`.
+    """
+
+    model: Any
+    backend: ModuleType
+    stream: RunStream
+    settings: Settings
+    kind: str = "fit"
+    optimizer: Any = None
+    fit: FitArguments | None = None
+    sample: tuple[Any, Any, Any] | None = None
+    step: int = 0
+    epoch: int = 0
+    epoch_first_step: int = 1
+    not_testable: dict[str, str] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
+    # Variables that the step writes to besides the tape; Keras carries them along with the tape.
+    kept: list[Any] = field(default_factory=list)
+    _declared: set[str] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def keep(self, variable: Any) -> Any:
+        """Registers a variable that `trace_end` writes to; returns it."""
+        self.kept.append(variable)
+        return variable
+
+    def emit(self, steps: np.ndarray[Any, Any], columns: Mapping[str, Any]) -> None:
+        """Hands in samples: each column has shape (n,), like `steps`."""
+        if not len(steps) or not columns:
+            return
+        names = tuple(columns)
+        for name in names:
+            self._declare(name)
+        values = np.stack([np.asarray(columns[name], np.float64) for name in names])
+        self.stream.samples(names, steps, values.astype(np.float32))
+
+    def point(self, step: int, **columns: float) -> None:
+        """Hands in one sample of several signals; `__` in a name stands for `/`."""
+        named = {name.replace("__", "/"): np.array([value]) for name, value in columns.items()}
+        self.emit(np.array([step], np.int64), named)
+
+    def audit(self, name: str, facts: Mapping[str, Any], step: int | None = None) -> None:
+        self.stream.audit(name, self.step if step is None else step, facts)
+
+    def _declare(self, name: str) -> None:
+        if name in self._declared:
+            return
+        self._declared.add(name)
+        self.stream.declare(Signal(name, unit_of(name)))
+
+
+# Units by the last part or the quantity of a signal's name; everything else is a plain number.
+_UNITS = {
+    "time": "s",
+    "memory": "MiB",
+    "batch": "samples",
+}
+
+
+def unit_of(name: str) -> str:
+    """The unit of a signal, from its name (see docs/evidence.md)."""
+    quantity, _, witness = name.rpartition("/")
+    if quantity.startswith("embedding:") and witness != "out_of_range":
+        return "ids"
+    if name == "memory/live_variables":
+        return "1"
+    return _UNITS.get(quantity, "1")

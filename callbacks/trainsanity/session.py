@@ -1,0 +1,398 @@
+"""One watched call of `fit` or `evaluate`, from `set_model` to its end."""
+
+from __future__ import annotations
+
+import sys
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+
+from trainsanity import backends, fit_arguments, identity
+from trainsanity.boundary import Boundary
+from trainsanity.fit_arguments import FitArguments
+from trainsanity.probes import all_probes
+from trainsanity.probes.probe import Probe
+from trainsanity.run import Run
+from trainsanity.settings import Settings
+from trainsanity.stream import RunStream
+from trainsanity.tape import DEPTH, READ_EVERY, Tape, TapeReader, TapeRows
+from trainsanity.taps import Taps
+
+SAMPLE_ROWS = 8  # of the training data, kept in the process for audits
+READ_SECONDS = 0.4  # the tape is read after this time even if few batches have run
+SLOW_READ_SECONDS = 1.0  # readings that belong to no step, such as memory
+
+
+class Session:
+    """Brings model, taps, probes and stream together; every entry goes through the boundary.
+
+    Args:
+        arguments: what the user passed to the watched call.
+        params: gives Keras' callback parameters, known from `on_train_begin` on.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        settings: Settings,
+        run_id: str,
+        arguments: FitArguments,
+        probe_data: Any,
+        params: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        self.model = model
+        self.run_id = run_id
+        self._settings = settings
+        self._arguments = arguments
+        self._probe_data = probe_data
+        self._params = params
+        self._boundary = Boundary(self._report_failure)
+        self._stream: RunStream | None = None
+        self._run: Run | None = None
+        self._probes: list[Probe] = []
+        self._taps: Taps | None = None
+        self._train: TapeReader | None = None
+        self._test: TapeReader | None = None
+        self._train_function: Callable[..., Any] | None = None
+        self._begun = False
+        self._ended = False
+        self._in_test = False
+        self._last_read = 0.0
+        self._last_slow_read = 0.0
+        self._last_alerts: list[dict[str, Any]] = []
+        self._stop = False
+
+    # what users may ask
+
+    @property
+    def run_url(self) -> str:
+        return self._stream.run_url if self._stream else ""
+
+    @property
+    def alerts(self) -> list[dict[str, Any]]:
+        return self._stream.alerts if self._stream else []
+
+    # before Keras makes its functions
+
+    def attach(self) -> None:
+        self._boundary.call("callback", self._attach)
+
+    def _attach(self) -> None:
+        backend = backends.active()
+        kind = "evaluate" if self._arguments.call == "evaluate" else "fit"
+        self._stream = RunStream(self._settings, self.run_id, self._header(kind), self._hear)
+        self._run = run = Run(self.model, backend, self._stream, self._settings, kind=kind)
+        run.optimizer = getattr(self.model, "optimizer", None)
+        run.fit = self._arguments
+        run.sample = self._sample()
+        self._probes = [
+            probe
+            for make in all_probes()
+            if (probe := self._boundary.call(make.name, make, run)) is not None
+        ]
+        self._tell("on_begin")
+        self._boundary.call("taps", self._install_taps)
+        self._watch_frame()
+
+    def _sample(self) -> tuple[Any, Any, Any] | None:
+        if self._probe_data is not None:
+            x, y, *weight = self._probe_data
+            return (x, y, weight[0] if weight else None)
+        return self._boundary.call(
+            "sample", fit_arguments.sample_of_arrays, self._arguments, SAMPLE_ROWS
+        )
+
+    def _install_taps(self) -> None:
+        run = self._run
+        assert run is not None
+        reason = _why_step_must_stay(self.model)
+        if reason is not None:
+            run.not_testable["taps"] = reason
+            return
+        steps = int(self.model.steps_per_execution or 1)
+        depth, width = max(DEPTH, 4 * steps), _width(self.model)
+        train, test = (Tape(run.backend, depth, width) for _ in range(2))
+        train.carry(run.kept)
+        self._train, self._test = TapeReader(train, run.backend), TapeReader(test, run.backend)
+        self._taps = Taps(run, self._probes, self._boundary, train, test)
+        run.shared["taped"] = True
+        self._taps.install()
+
+    def _watch_frame(self) -> None:
+        """Ends the run when `fit` is left by an exception, of which callbacks are not told."""
+        iterator = self._arguments.get("epoch_iterator")
+        if iterator is not None:
+            weakref.finalize(iterator, self.abandon)
+
+    def _header(self, kind: str) -> dict[str, Any]:
+        settings = self._settings
+        name = settings.run_name or f"{self.model.name} {time.strftime('%H:%M:%S')}"
+        return {
+            "project": settings.project,
+            "name": name,
+            "tags": list(settings.tags),
+            "kind": kind,
+            "session_id": identity.session_id(),
+            "started_at": time.time(),
+            "keras_version": keras.__version__,
+            "backend": keras.backend.backend(),
+            "config": dict(settings.config),
+            "expect": settings.expect.as_facts(),
+            "environment": {"host": identity.host()},
+        }
+
+    # Keras' hooks
+
+    def begin(self, kind: str) -> None:
+        if self._run is None or self._ended:
+            return
+        self._begun = True
+        self._run.kind = kind
+        self._run.shared["declared_steps"] = self._params().get("steps")
+        self._say_begin()
+        if kind == "fit":
+            self._boundary.call("callback", self._wrap_train_function)
+
+    def _wrap_train_function(self) -> None:
+        """Puts clocks, and the reading of what is in force on the host, right around the step."""
+        original = self.model.train_function
+        if original is None:
+            return
+
+        def train_function(*args: Any, **kwargs: Any) -> Any:
+            self._before_step()
+            try:
+                return original(*args, **kwargs)
+            except StopIteration:
+                raise  # how Keras learns that the data has ended
+            except BaseException:
+                self.abandon()
+                raise
+
+        self._train_function = original
+        self.model.train_function = train_function
+
+    def _before_step(self) -> None:
+        if self._run is not None:
+            self._tell("before_step", self._run.step + 1)
+
+    def epoch_begin(self, epoch: int) -> None:
+        if self._run is None:
+            return
+        self._run.epoch = epoch
+        self._run.epoch_first_step = self._run.step + 1
+        self._tell("on_epoch_begin", epoch)
+
+    def batch_end(self, batch: int) -> None:
+        run = self._run
+        if run is None or self._ended:
+            return
+        # The batch index restarts each epoch; with steps_per_execution it is that of the last batch.
+        run.step = run.epoch_first_step + batch
+        self._tell("after_step", run.step)
+        if self._is_time_to_read():
+            self._read_train()
+        if self._stop:
+            self.model.stop_training = True
+
+    def _is_time_to_read(self) -> bool:
+        if self._train is None or self._run is None:
+            return False
+        every = self._settings.update_freq
+        if every == "epoch":
+            return self._run.step - self._train.seen >= self._train.tape.depth // 2
+        if isinstance(every, int):
+            return self._run.step - self._train.seen >= min(every, self._train.tape.depth // 2)
+        behind = self._run.step - self._train.seen
+        return behind >= READ_EVERY or time.monotonic() - self._last_read >= READ_SECONDS
+
+    def epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
+        if self._run is None:
+            return
+        self._read_train()
+        self._slow_readings(force=True)
+        self._tell("on_epoch_end", epoch, dict(logs))
+
+    def test_begin(self) -> None:
+        if self._run is None or self._ended:
+            return
+        self._in_test = True
+        if not self._begun:
+            self.begin("evaluate")
+        if self._test is not None:
+            self._boundary.call("tape", self._test.read)  # leftovers of passes that were not ours
+        self._tell("on_test_begin")
+
+    def test_batch_end(self, batch: int) -> None:
+        if self._run is None or self._test is None:
+            return
+        if self._run.kind == "evaluate":
+            self._run.step = batch + 1
+        if (batch + 1) % READ_EVERY == 0:
+            self._read_test()
+
+    def test_end(self, logs: Mapping[str, Any]) -> None:
+        if self._run is None or not self._in_test:
+            return
+        self._in_test = False
+        self._read_test()
+        self._tell("on_test_end", dict(logs))
+        if self._run.kind == "evaluate":
+            self.end("finished")
+
+    def end(self, state: str) -> None:
+        """The run is over; idempotent."""
+        if self._ended:
+            return
+        self._read_train()
+        self._slow_readings(force=True)
+        self._tell("on_end")
+        self._close(state)
+
+    def abandon(self) -> None:
+        """The watched call was left without its end: an exception, or the next call has begun."""
+        if not self._ended:
+            self._boundary.call("callback", self._read_train)
+            self._close("failed" if self._begun else "finished")
+
+    def _close(self, state: str) -> None:
+        self._ended = True
+        self._boundary.call("taps", self._remove_taps)
+        if self._stream is None:
+            return
+        report = self._boundary.call("stream", self._stream.close, state)
+        if report is not None and self._begun:
+            self._say_end(report)
+
+    def _remove_taps(self) -> None:
+        if self._train_function is not None and self.model.train_function is not None:
+            self.model.train_function = self._train_function
+        if self._taps is not None:
+            self._taps.remove()
+
+    # reading
+
+    def _read_train(self) -> None:
+        if self._train is None or self._run is None:
+            return
+        self._last_read = time.monotonic()
+        rows = self._boundary.call("tape", self._train.read)
+        if rows is not None and len(rows):
+            self._pass_on(rows, "on_rows", "latest")
+        self._slow_readings()
+
+    def _read_test(self) -> None:
+        if self._test is None or self._run is None:
+            return
+        rows = self._boundary.call("tape", self._test.read)
+        if rows is not None and len(rows):
+            self._pass_on(rows, "on_test_rows", "test_latest")
+
+    def _pass_on(self, rows: TapeRows, hook: str, latest: str) -> None:
+        run = self._run
+        assert run is not None
+        made: dict[str, Any] = {}
+        for probe in self._probes:
+            made.update(self._boundary.call(probe.name, getattr(probe, hook), rows, default={}))
+        shown = {k: v for k, v in rows.columns.items() if not k.startswith("_")}
+        columns = {**shown, **made}
+        run.shared[latest] = {name: float(values[-1]) for name, values in columns.items()}
+        if hook == "on_rows" or run.kind == "evaluate":
+            self._boundary.call("stream", run.emit, rows.steps, columns)
+        if rows.lost:
+            self._boundary.call("tape", self._report_lost, rows)
+
+    def _report_lost(self, rows: TapeRows) -> None:
+        assert self._run is not None
+        reason = f"{rows.lost} batches were overwritten before they could be read"
+        self._run.audit("thinned", {"signal": "*", "reason": reason, "stride": 1})
+
+    def _slow_readings(self, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if force or now - self._last_slow_read >= SLOW_READ_SECONDS:
+            self._last_slow_read = now
+            self._tell("on_sample_time")
+
+    def _tell(self, hook: str, *args: Any) -> None:
+        for probe in self._probes:
+            self._boundary.call(probe.name, getattr(probe, hook), *args)
+
+    # people
+
+    def _report_failure(self, part: str, error: BaseException, text: str) -> None:
+        if self._run is not None:
+            facts = {"probe": part, "error": f"{type(error).__name__}: {error}", "traceback": text}
+            self._run.audit("probe_failed", facts)
+
+    def _hear(self, alert: dict[str, Any]) -> None:
+        """A new or changed alert, told by the server; in the sender's thread."""
+        action = self._settings.on_alert
+        if callable(action):
+            self._boundary.call("on_alert", action, alert)
+            return
+        known = [a for a in self._last_alerts if a["id"] == alert["id"]]
+        if known or alert.get("state") != "open":
+            return
+        self._last_alerts.append(alert)
+        if action == "stop" and alert["severity"] == "critical":
+            self._stop = True
+        if action in ("warn", "stop"):
+            print(_alert_text(alert), file=sys.stderr, flush=True)
+
+    def _say_begin(self) -> None:
+        if not self._settings.verbose:
+            return
+        where = self.run_url or f"offline, {self._settings.spool_dir}"
+        print(f"trainsanity: watching this run: {where}", file=sys.stderr, flush=True)
+
+    def _say_end(self, report: Any) -> None:
+        if not self._settings.verbose:
+            return
+        open_alerts = [a for a in self.alerts if a.get("state") in ("open", "acknowledged")]
+        counts = ", ".join(
+            f"{n} {severity}"
+            for severity in ("critical", "warning", "advice")
+            if (n := sum(a["severity"] == severity for a in open_alerts))
+        )
+        if report.settled:
+            text = f"{counts or 'no alerts'}: {self.run_url}"
+        else:
+            text = f"{counts + ' so far. ' if counts else ''}{report.hint}"
+        print(f"trainsanity: {text}", file=sys.stderr, flush=True)
+
+
+def _why_step_must_stay(model: Any) -> str | None:
+    """Why the compiled step of an earlier `fit` must not be made anew; None where it may.
+
+    A step that Keras traced before keeps what was true then: trainable flags, values of Python callables.
+    Making it anew would change how this model trains, so it is left alone and the taps stay out.
+    """
+    if model.train_function is None:
+        return None
+    compiled = getattr(model, "_compiled_trainable_state", None) or {}
+    if any(layer.trainable != flag for layer, flag in compiled.items()):
+        return "`trainable` was changed since compile, and the compiled step is that of an earlier fit"
+    if callable(getattr(getattr(model, "optimizer", None), "_learning_rate", None)):
+        return "the compiled step of an earlier fit holds the value of a Python learning rate"
+    return None
+
+
+def _width(model: Any) -> int:
+    """Columns the tape may need: about ten for each metric and output, four for each embedding."""
+    compiled = getattr(model, "_compile_metrics", None)
+    named = keras.tree.flatten([compiled._user_metrics, compiled._user_weighted_metrics]) if compiled else []
+    outputs = len(keras.tree.flatten(getattr(model, "outputs", None) or [0]))
+    embeddings = sum(isinstance(x, keras.layers.Embedding) for x in model._flatten_layers())
+    return 40 + outputs * (16 + 12 * len(named)) + 4 * embeddings
+
+
+def _alert_text(alert: Mapping[str, Any]) -> str:
+    lines = [f"trainsanity [{alert['severity'].upper()}] {alert['title']}", f"  {alert['message']}"]
+    if alert.get("suggestion"):
+        lines.append(f"  What to do: {alert['suggestion']}")
+    return "\n".join(lines)
+
+

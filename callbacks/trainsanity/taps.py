@@ -1,0 +1,175 @@
+"""Taps: wrappers around one model's own methods that let probes write into the compiled step.
+
+Keras calls `set_model` before it makes the train function. Whatever wraps `train_step`, `compute_loss`,
+`compute_metrics` and the optimizer's `apply` at that moment is compiled into the step. Only attributes of the
+instances are set, and all of them are taken away again at the end.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from trainsanity.outputs import outputs_of
+from trainsanity.probes.probe import LayerCall, Probe, Step, Update
+from trainsanity.tape import Tape
+
+if TYPE_CHECKING:
+    from trainsanity.boundary import Boundary
+    from trainsanity.run import Run
+
+
+class Taps:
+    """Installs the taps on the model of a run and removes them."""
+
+    def __init__(
+        self, run: Run, probes: list[Probe], boundary: Boundary, train_tape: Tape, test_tape: Tape
+    ) -> None:
+        self.run = run
+        self._probes = probes
+        self._boundary = boundary
+        self._tapes = {True: train_tape, False: test_tape}
+        self._replaced: list[tuple[Any, str, bool, Any]] = []
+        self._local = threading.local()
+        self.installed = False
+
+    # installing
+
+    def install(self) -> None:
+        """Wraps the methods; the next train and test function that Keras makes contain the taps."""
+        model = self.run.model
+        model._metrics.extend(self._tapes.values())
+        self._replace(model, "train_step", self._around_step(model.train_step, training=True))
+        self._replace(model, "test_step", self._around_step(model.test_step, training=False))
+        self._replace(model, "compute_loss", self._after_loss(model.compute_loss))
+        self._replace(model, "compute_metrics", self._after_metrics(model.compute_metrics))
+        if self.run.optimizer is not None:
+            optimizer = self.run.optimizer
+            self._replace(optimizer, "apply", self._around_update(optimizer, optimizer.apply))
+        for layer in model._flatten_layers():
+            if isinstance(layer, (keras.layers.Embedding, keras.layers.Masking)):
+                self._replace(layer, "call", self._before_call(layer, layer.call))
+        model.train_function = None
+        model.test_function = None
+        self.installed = True
+
+    def remove(self) -> None:
+        """Puts everything back; safe to call twice."""
+        if not self.installed:
+            return
+        self.installed = False
+        for owner, name, had_own, original in reversed(self._replaced):
+            if had_own:
+                owner.__dict__[name] = original
+            else:
+                owner.__dict__.pop(name, None)
+        self._replaced.clear()
+        model = self.run.model
+        tapes = list(self._tapes.values())
+        model._metrics[:] = [m for m in model._metrics if not any(m is t for t in tapes)]
+        # They hold compiled taps; Keras makes new ones when they are needed again.
+        model.train_function = None
+        model.test_function = None
+
+    def _replace(self, owner: Any, name: str, replacement: Callable[..., Any]) -> None:
+        own = owner.__dict__
+        self._replaced.append((owner, name, name in own, own.get(name)))
+        # Past Keras' __setattr__, which would track or refuse what it is given.
+        own[name] = replacement
+
+    # while Keras traces a step
+
+    @property
+    def _step(self) -> Step | None:
+        return getattr(self._local, "step", None)
+
+    def _around_step(self, original: Callable[..., Any], *, training: bool) -> Callable[..., Any]:
+        def step(*args: Any) -> Any:
+            self._local.step = current = Step(training=training)
+            try:
+                result = original(*args)
+            finally:
+                self._local.step = None
+            self._finish(current)
+            return result
+
+        return step
+
+    def _finish(self, step: Step) -> None:
+        self._collect(step, "trace_end", step)
+        self._boundary.call("tape", self._tapes[step.training].write, step.columns)
+
+    def _before_call(self, layer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._step is not None:
+                self._step.calls.append(LayerCall(layer, inputs))
+            return original(inputs, *args, **kwargs)
+
+        return call
+
+    def _after_loss(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def compute_loss(
+            x: Any = None,
+            y: Any = None,
+            y_pred: Any = None,
+            sample_weight: Any = None,
+            *args: Any,
+            **kwargs: Any,
+        ) -> Any:
+            loss = original(x, y, y_pred, sample_weight, *args, **kwargs)
+            step = self._step
+            if step is not None:
+                step.x, step.y, step.y_pred, step.sample_weight = x, y, y_pred, sample_weight
+                step.loss = loss
+                self._boundary.call("outputs", self._find_outputs, step)
+                self._collect(step, "trace_loss", step)
+            return loss
+
+        return compute_loss
+
+    def _after_metrics(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def compute_metrics(
+            x: Any, y: Any, y_pred: Any, sample_weight: Any = None, *args: Any, **kwargs: Any
+        ) -> Any:
+            results = original(x, y, y_pred, sample_weight, *args, **kwargs)
+            step = self._step
+            if step is not None:
+                step.x, step.y, step.y_pred, step.sample_weight = x, y, y_pred, sample_weight
+                step.results = results if isinstance(results, dict) else {}
+                self._boundary.call("outputs", self._find_outputs, step)
+                self._collect(step, "trace_metrics", step)
+            return results
+
+        return compute_metrics
+
+    def _find_outputs(self, step: Step) -> None:
+        step.outputs = outputs_of(self.run.model, step.y, step.y_pred, step.sample_weight)
+
+    def _around_update(self, optimizer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+        def apply(grads: Any, trainable_variables: Any = None) -> Any:
+            step = self._step
+            if step is None:
+                return original(grads, trainable_variables)
+            grads = list(grads)
+            variables = trainable_variables
+            if variables is None:
+                variables = optimizer._trainable_variables
+            variables = list(variables)
+            update = Update(optimizer, grads, variables, step.shared)
+            for probe in self._probes:
+                self._boundary.call(probe.name, probe.trace_before_update, update)
+            result = original(grads, trainable_variables)
+            self._collect(step, "trace_after_update", update)
+            return result
+
+        return apply
+
+    def _collect(self, step: Step, hook: str, evidence: Any) -> None:
+        for probe in self._probes:
+            columns = self._boundary.call(
+                probe.name, getattr(probe, hook), evidence, default={}
+            )
+            step.columns.update(columns)
