@@ -1,10 +1,8 @@
-"""What can go wrong in the client, and the one place where it is kept from the user's training."""
+"""What can go wrong in the client."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
 
 log = logging.getLogger("trainsanity")
 
@@ -62,20 +60,3 @@ class WrongPacket(DeliveryError):  # noqa: N818 - as SpoolBusy
     def __init__(self, text: str, expected_seq: int) -> None:
         super().__init__(text, status=409)
         self.expected_seq = expected_seq
-
-
-def shielded(call: Callable[..., Any], *args: Any, doing: str) -> BaseException | None:
-    """Calls and keeps every exception from the caller: the boundary to the user's training.
-
-    Args:
-        doing: what was tried, for the log ("telling about an alert").
-
-    Returns:
-        The exception, already logged with its traceback; None where all went well.
-    """
-    try:
-        call(*args)
-    except Exception as error:  # the boundary: monitoring never ends a run
-        log.warning("%s failed: %s. Training goes on.", doing, error, exc_info=True)
-        return error
-    return None

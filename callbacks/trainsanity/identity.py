@@ -39,7 +39,7 @@ GIT_SECONDS = 2.0  # a repository on a sleeping network disk must not hold up tr
 
 
 def new_run_id() -> str:
-    """A UUIDv7 (RFC 9562, section 5.7): sorts by the time it was made, millisecond by millisecond."""
+    """A UUIDv7 (RFC 9562, section 5.7): sorts by the millisecond it was made in."""
     milliseconds = time.time_ns() // 1_000_000
     value = (milliseconds & (2**48 - 1)) << 80 | secrets.randbits(80)
     value = value & ~(0xF << 76) | 0x7 << 76  # version
@@ -75,7 +75,7 @@ def process_started(pid: int) -> float | None:
 
 
 def git_commit(folder: Path | None = None) -> str | None:
-    """The commit checked out in the folder (default: the working directory); None where there is none."""
+    """The commit checked out in the folder (default: the working directory), if there is one."""
     try:
         answer = subprocess.run(
             ["git", "rev-parse", "HEAD"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -117,6 +118,11 @@ class Settings:
     def is_offline(self) -> bool:
         return self.url == OFFLINE
 
+    @property
+    def spare_spool_dir(self) -> Path:
+        """Where to spool when `spool_dir` cannot be written, as in containers without a home."""
+        return Path(tempfile.gettempdir()) / f"trainsanity-spool-{_user()}"
+
     @classmethod
     def resolve(
         cls,
@@ -164,6 +170,11 @@ class Settings:
             audit_budget=_share("audit_budget", audit_budget),
             verbose=bool(verbose),
         )
+
+
+def _user() -> str:
+    # Folders for temporary files are shared; names of users may be unknown in a container.
+    return str(os.getuid()) if hasattr(os, "getuid") else "own"
 
 
 def _url(value: str | None, environ: Mapping[str, str]) -> str:
