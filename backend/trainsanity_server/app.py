@@ -9,9 +9,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 from trainsanity import __version__
+from trainsanity_server.api import channels as channels_api
 from trainsanity_server.api import health, problems, runs
+from trainsanity_server.channels import configured
 from trainsanity_server.live import LiveHub
 from trainsanity_server.parts import Clock, Parts
+from trainsanity_server.services.channels import Channels
+from trainsanity_server.services.outbox import Outbox
 from trainsanity_server.services.runs import Runs
 from trainsanity_server.settings import Settings
 from trainsanity_server.storage.database import Database
@@ -38,6 +42,7 @@ def create_app(settings: Settings, *, clock: Clock = time.time) -> FastAPI:
 def _api() -> APIRouter:
     api = APIRouter(prefix="/api/v1")
     api.include_router(runs.router)
+    api.include_router(channels_api.router)
     return api
 
 
@@ -64,9 +69,20 @@ def _lifespan(settings: Settings, clock: Clock) -> Lifespan:
 
 def _wire(settings: Settings, clock: Clock, database: Database) -> Parts:
     hub = LiveHub()
-    return Parts(settings=settings, clock=clock, database=database, hub=hub, runs=Runs(database))
+    base_url = settings.base_url
+    channels = Channels(database, configured(settings), base_url=base_url, clock=clock)
+    outbox = Outbox(database, channels, base_url=base_url, clock=clock)
+    return Parts(
+        settings=settings,
+        clock=clock,
+        database=database,
+        hub=hub,
+        runs=Runs(database),
+        channels=channels,
+        outbox=outbox,
+    )
 
 
 def _workers(parts: Parts) -> list[Worker]:
     """Threads, in the order in which they start."""
-    return []
+    return [parts.outbox]

@@ -9,6 +9,8 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from trainsanity_server.live import LiveHub
+from trainsanity_server.services.channels import Channels
+from trainsanity_server.services.outbox import Outbox
 from trainsanity_server.services.runs import Runs
 from trainsanity_server.settings import Settings
 from trainsanity_server.storage.database import Database
@@ -29,6 +31,8 @@ class Parts:
     database: Database
     hub: LiveHub
     runs: Runs
+    channels: Channels
+    outbox: Outbox
 
 
 def _parts(request: Request) -> Parts:

@@ -14,6 +14,7 @@ from trainsanity_server.channels.channel import (
     MessageRejectedError,
 )
 from trainsanity_server.channels.message import Message, News
+from trainsanity_server.settings import Settings
 
 __all__ = [
     "Answer",
@@ -23,6 +24,7 @@ __all__ = [
     "MessageRejectedError",
     "News",
     "channel_types",
+    "configured",
 ]
 
 
@@ -41,3 +43,9 @@ def channel_types() -> tuple[type[Channel], ...]:
             and value.__module__ == module.__name__
         )
     return tuple(sorted(found, key=lambda channel: channel.name))
+
+
+def configured(settings: Settings) -> list[Channel]:
+    """The channels that the operator has set up."""
+    made = (channel.from_settings(settings) for channel in channel_types())
+    return [channel for channel in made if channel is not None]

@@ -58,6 +58,7 @@ class Channel(ABC):
 
     name: ClassVar[str]  # as in the address of its page, and the file's name
     title: ClassVar[str]  # for people
+    setting: ClassVar[str]  # which setting of the operator sets it up
     rate: ClassVar[float]  # messages a second that the other side takes
     burst: ClassVar[int] = 1  # messages it takes at once
 

@@ -58,6 +58,7 @@ class SlackChannel(Channel):
 
     name: ClassVar[str] = "slack"
     title: ClassVar[str] = "Slack"
+    setting: ClassVar[str] = URL_SETTING
     # Slack takes one message a second per webhook; more, for long, gets an app switched off.
     rate: ClassVar[float] = 1.0
 

@@ -7,18 +7,15 @@ that it is.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from sqlalchemy.orm import Session
 
 from trainsanity.rules import Witness
 from trainsanity_server.channels import (
-    Answer,
     Channel,
     DeliveryError,
     Message,
@@ -26,9 +23,10 @@ from trainsanity_server.channels import (
     News,
 )
 from trainsanity_server.channels.message import Event
+from trainsanity_server.services.channels import Channels
 from trainsanity_server.storage import outbox as rows
 from trainsanity_server.storage.database import Database
-from trainsanity_server.storage.models import ChannelRow, OutboxRow
+from trainsanity_server.storage.models import OutboxRow
 from trainsanity_server.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -43,7 +41,7 @@ IDLE_SECONDS = 30.0  # between two looks when nothing waits; news of this proces
 
 @dataclass(frozen=True)
 class _Batch:
-    """Rows in hand, all of one kind."""
+    """Rows in hand, all of one kind, and those that were left out because their alert is muted."""
 
     rows: Sequence[OutboxRow]
     muted: Sequence[OutboxRow]
@@ -71,7 +69,7 @@ class Outbox(Worker):
     def __init__(
         self,
         database: Database,
-        channels: Sequence[Channel],
+        channels: Channels,
         *,
         base_url: str,
         clock: Callable[[], float],
@@ -79,35 +77,24 @@ class Outbox(Worker):
     ) -> None:
         super().__init__()
         self._database = database
-        self._channels = {channel.name: channel for channel in channels}
+        self._channels = channels
         self._base_url = base_url
         self._clock = clock
         self._jitter = jitter
 
-    @property
-    def channel_names(self) -> tuple[str, ...]:
-        """Those whose outbox news is put into."""
-        return tuple(self._channels)
-
     def start(self) -> None:
-        self.prepare()
+        self._channels.prepare()
         super().start()
 
     def stop(self, timeout_seconds: float = 10.0) -> None:
         super().stop(timeout_seconds)
         if not self.is_alive:
-            for channel in self._channels.values():
-                channel.close()
-
-    def prepare(self) -> None:
-        """Notes how the channels are configured; a new address is switched on again."""
-        for channel in self._channels.values():
-            self._database.write(partial(_configure, channel=channel, trouble=_trouble(channel)))
+            self._channels.close()
 
     def step(self) -> float:
         """Sends what is due, one message a channel."""
         waits = []
-        for channel in self._channels.values():
+        for channel in self._channels:
             waits.append(self._serve(channel))
             if self.is_stopping:
                 break
@@ -119,7 +106,7 @@ class Outbox(Worker):
         if wait > 0:
             return wait
         batch = self._database.write(lambda s: _claim(s, channel, now))
-        if batch is not None and batch.rows:
+        if batch.rows:
             self._deliver(channel, batch)
         return 0.0
 
@@ -139,7 +126,7 @@ class Outbox(Worker):
         before = now - GIVE_UP_SECONDS
         count = self._database.write(lambda s: rows.bury(s, channel.name, before, reason))
         if count:
-            log.error("gave up %d messages for %s, which is off: %s", count, channel.name, reason)
+            log.error("gave up news for %s, which is off (%s): %d", channel.name, reason, count)
 
     def _deliver(self, channel: Channel, batch: _Batch) -> None:
         try:
@@ -151,26 +138,26 @@ class Outbox(Worker):
             reason = f"sending failed inside the server: {type(error).__name__}: {error}"
             self._failed(channel, batch, DeliveryError(reason))
         else:
-            self._database.write(lambda s: self._arrived(s, channel, batch, answer))
+            self._database.write(lambda s: self._arrived(s, channel, batch, str(answer)))
 
     def _message(self, batch: _Batch) -> Message:
         news = tuple(self._news(row) for row in batch.rows)
         runs = {row.run_id for row in batch.rows}
-        url = self._run_url(batch.rows[0].run_id) if len(runs) == 1 else f"{self._base_url}/"
+        url = self._run_url(batch.rows[0]) if len(runs) == 1 else f"{self._base_url}/"
         return Message(Event(batch.rows[0].kind), url, news, hidden=len(batch.muted))
 
     def _news(self, row: OutboxRow) -> News:
         facts = dict(row.news)
-        witnesses = tuple(Witness(**witness) for witness in facts.pop("witnesses"))
-        url = f"{self._run_url(row.run_id)}#alert-{row.alert_id}"
-        return News(alert_id=row.alert_id, run_id=row.run_id, url=url, witnesses=witnesses, **facts)
+        facts["witnesses"] = tuple(Witness(**witness) for witness in facts["witnesses"])
+        url = f"{self._run_url(row)}#alert-{row.alert_id}"
+        return News(alert_id=row.alert_id, run_id=row.run_id, url=url, **facts)
 
-    def _run_url(self, run_id: str) -> str:
-        return f"{self._base_url}/runs/{run_id}"
+    def _run_url(self, row: OutboxRow) -> str:
+        return f"{self._base_url}/runs/{row.run_id}"
 
-    def _arrived(self, session: Session, channel: Channel, batch: _Batch, answer: Answer) -> None:
-        rows.close(session, batch.ids, "sent", str(answer))
-        self._note(session, channel, str(answer))
+    def _arrived(self, session: Session, channel: Channel, batch: _Batch, answer: str) -> None:
+        rows.close(session, batch.ids, "sent", answer)
+        self._channels.note(session, channel, answer)
 
     def _failed(self, channel: Channel, batch: _Batch, error: DeliveryError) -> None:
         log.warning("%d alerts did not reach %s: %s", len(batch.rows), channel.name, error)
@@ -180,7 +167,7 @@ class Outbox(Worker):
         self, session: Session, channel: Channel, batch: _Batch, error: DeliveryError
     ) -> None:
         now, reason = self._clock(), str(error)
-        self._note(session, channel, reason)
+        self._channels.note(session, channel, reason)
         if isinstance(error, MessageRejectedError):
             rows.close(session, batch.ids, "dead", reason)
             return
@@ -188,92 +175,24 @@ class Outbox(Worker):
         give_up = now - GIVE_UP_SECONDS
         rows.postpone(session, batch.ids, until, reason, dead_before=give_up)
         if error.permanent:
-            _switch_off(session, channel, error)
+            self._channels.switch_off(session, channel, error)
         else:
             rows.hold(session, channel.name, until)
 
     def _delay(self, attempts: int, asked: float | None) -> float:
         """Seconds until the next attempt: as asked, else ever more, spread so as not to march."""
-        grown = FIRST_RETRY_SECONDS * 2.0 ** min(attempts - 1, 30)
-        own = min(grown, LONGEST_RETRY_SECONDS) * (0.5 + 0.5 * self._jitter())
-        return own if asked is None else min(asked, GIVE_UP_SECONDS)
-
-    def _note(self, session: Session, channel: Channel, answer: str) -> None:
-        row = rows.channel(session, channel.name)
-        if row is not None:
-            row.last_answer, row.last_answer_at = answer, self._clock()
-
-    # for people
-
-    def test(self, name: str) -> Answer:
-        """Sends a test message now; if it arrives, the channel is on again.
-
-        Raises:
-            KeyError: no channel of this name is configured.
-            DeliveryError: it did not arrive.
-        """
-        channel = self._channels[name]
-        try:
-            answer = channel.send(Message(Event.TEST, f"{self._base_url}/"))
-        except DeliveryError as error:
-            self._database.write(partial(self._test_failed, channel=channel, error=error))
-            raise
-        self._database.write(lambda s: self._test_arrived(s, channel, answer))
-        self.wake()
-        return answer
-
-    def _test_failed(self, session: Session, channel: Channel, error: DeliveryError) -> None:
-        self._note(session, channel, str(error))
-        if error.permanent:
-            _switch_off(session, channel, error)
-
-    def _test_arrived(self, session: Session, channel: Channel, answer: Answer) -> None:
-        _configure(session, channel, None)
-        row = rows.channel(session, channel.name)
-        assert row is not None
-        row.state, row.off_reason = "on", ""
-        row.next_send_at = self._clock() + 1.0 / channel.rate
-        self._note(session, channel, str(answer))
+        if asked is not None:
+            return min(asked, GIVE_UP_SECONDS)
+        grown = min(FIRST_RETRY_SECONDS * 2.0 ** min(attempts - 1, 30), LONGEST_RETRY_SECONDS)
+        return grown * (0.5 + 0.5 * self._jitter())
 
 
-def _claim(session: Session, channel: Channel, now: float) -> _Batch | None:
-    """The channel's turn and the rows for it; None where another process was faster."""
+def _claim(session: Session, channel: Channel, now: float) -> _Batch:
+    """The channel's turn and the rows for it; no rows where another process was faster."""
     if not rows.take_turn(session, channel.name, now, now + 1.0 / channel.rate):
-        return None
+        return _Batch((), ())
     claimed = rows.claim(session, channel.name, now, now + LEASE_SECONDS)
     muted = rows.muted_alerts(session, [row.alert_id for row in claimed])
     silent = [row for row in claimed if row.alert_id in muted]
     rows.close(session, [row.id for row in silent], "muted", "the alert was muted")
     return _Batch([row for row in claimed if row.alert_id not in muted], silent)
-
-
-def _trouble(channel: Channel) -> DeliveryError | None:
-    try:
-        channel.check()
-    except DeliveryError as error:
-        return error
-    return None
-
-
-def _configure(session: Session, channel: Channel, trouble: DeliveryError | None) -> None:
-    digest = hashlib.sha256(channel.address.encode()).hexdigest()
-    row = rows.channel(session, channel.name)
-    if row is None:
-        row = ChannelRow(name=channel.name)
-        session.add(row)
-        session.flush()
-    if row.address_digest != digest:
-        row.address_digest, row.state, row.off_reason, row.next_send_at = digest, "on", "", 0.0
-        row.last_answer, row.last_answer_at = "", None
-    if trouble is not None:
-        _switch_off(session, channel, trouble)
-
-
-def _switch_off(session: Session, channel: Channel, error: DeliveryError) -> None:
-    log.error("channel %s is off: %s", channel.name, error)
-    row = rows.channel(session, channel.name)
-    assert row is not None
-    row.state, row.off_reason = "off", str(error)
-    if error.answer is None:
-        # Our own configuration is at fault: look at it anew at the next start.
-        row.address_digest = ""
