@@ -39,7 +39,7 @@ format: $(STAMPS)/tools ## rewrite the code as `make lint` wants it
 zoo: $(STAMPS)/tools ## every silent bug of the study and its healthy twin, as one table
 	@$(BIN)/python -m tests.zoo $(ARGS)
 
-bench: $(STAMPS)/tools $(FRONTEND) ## all benchmarks, shortened; ARGS="" runs them in full
+bench: $(STAMPS)/peers $(FRONTEND) ## all benchmarks, shortened; ARGS="" runs them in full
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
 
 screenshots: $(STAMPS)/tools $(FRONTEND) ## pictures of every page of the running demo, into docs/images
@@ -68,6 +68,10 @@ $(STAMPS)/base: $(STAMPS)/venv pyproject.toml constraints.txt
 $(STAMPS)/tools: $(STAMPS)/base
 	@echo "Installing the tools for tests and checks into .venv ..."
 	@$(PIP) --editable ".[server,test]"
+	@touch $@
+
+$(STAMPS)/peers: $(STAMPS)/tools
+	@$(PIP) --editable ".[bench]"
 	@touch $@
 
 # Tests only: they run every backend, on the CPU.

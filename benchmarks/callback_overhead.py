@@ -1,0 +1,217 @@
+"""What a callback adds to a training step, ours beside its peers', alternating in one run.
+
+Every subject has a process of its own, in which fits with and without its callback take turns; the
+processes take turns too, so that all see the same machine. The figure is the second epoch's time
+per batch, with the callback less without: the median over the rounds.
+
+    python benchmarks/callback_overhead.py --quick
+    python benchmarks/callback_overhead.py --backend jax --peer mlflow=/venvs/mlflow/bin/python
+    python benchmarks/callback_overhead.py --server slow --json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+from overhead.servers import SERVERS
+
+HERE = Path(__file__).parent / "overhead"
+MODELS = ("dense", "cnn", "lstm", "transformer")
+PEERS = ("tensorboard", "mlflow", "wandb", "aim")
+MODULES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb", "aim": "aim"}
+Row = dict[str, Any]
+
+
+@dataclass
+class Times:
+    """Of one subject on one model: microseconds per batch, one value a round."""
+
+    plain: list[float] = field(default_factory=list)
+    watched: list[float] = field(default_factory=list)
+    plain_steps: list[float] = field(default_factory=list)
+    watched_steps: list[float] = field(default_factory=list)
+    hook_p99: list[float] = field(default_factory=list)
+
+    @property
+    def added(self) -> float:
+        """Median over the rounds of the difference within a round: drift of the machine cancels."""
+        return statistics.median(w - p for w, p in zip(self.watched, self.plain, strict=True))
+
+
+class Worker:
+    """The process of one subject."""
+
+    def __init__(self, python: str, model: str, subject: str, batches: int, env: dict[str, str]):
+        self.subject = subject
+        self.times = Times()
+        # A pipe that nobody reads would fill up.
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in close()
+        self._process = subprocess.Popen(
+            [python, str(HERE / "worker.py"), model, subject, str(batches)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=env,
+        )
+
+    def hello(self) -> Row:
+        return self._answer()
+
+    def round(self) -> None:
+        """One fit without and one with the callback."""
+        plain, watched = self._fit("none"), self._fit("subject")
+        self.times.plain.append(plain["mean"])
+        self.times.watched.append(watched["mean"])
+        self.times.plain_steps.append(plain["median"])
+        self.times.watched_steps.append(watched["median"])
+        self.times.hook_p99.append(watched["hook_p99"])
+
+    def _fit(self, what: str) -> Row:
+        assert self._process.stdin is not None
+        self._process.stdin.write(what + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Row:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._errors.seek(0)
+            raise click.ClickException(f"{self.subject} failed:\n{self._errors.read()[-3000:]}")
+        answer: Row = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="The smallest model and few rounds: under a minute.")
+@click.option("--json", "as_json", is_flag=True, help="Print rows of JSON instead of a table.")
+@click.option("--backend", default="tensorflow", show_default=True)
+@click.option("--model", "models", multiple=True, type=click.Choice(MODELS), help="All by default.")
+@click.option("--rounds", default=7, show_default=True, help="Times that the subjects take turns.")
+@click.option("--batches", default=500, show_default=True, help="Batches of the timed epoch.")
+@click.option("--server", type=click.Choice(sorted(SERVERS)), default="up", show_default=True)
+@click.option(
+    "--peer", "peers", multiple=True, metavar="NAME=PYTHON", help="Interpreter of a peer."
+)
+def main(
+    quick: bool,
+    as_json: bool,
+    backend: str,
+    models: tuple[str, ...],
+    rounds: int,
+    batches: int,
+    server: str,
+    peers: tuple[str, ...],
+) -> None:
+    """Microseconds that a callback adds to a training step, beside its peers'."""
+    if quick:
+        models, rounds, batches = models or ("dense",), min(rounds, 3), min(batches, 300)
+    rows: list[Row] = []
+    with SERVERS[server]() as url:
+        env = {
+            **os.environ,
+            "KERAS_BACKEND": backend,
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "TRAINSANITY_URL": url,
+        }
+        subjects = _subjects(peers)
+        for model in models or MODELS:
+            print(
+                f"{model} on {backend}: {rounds} rounds of {', '.join(subjects)}", file=sys.stderr
+            )
+            measured = measure(model, subjects, rounds, batches, env)
+            rows += _rows(f"{model}, {backend}", f"server {server}", measured)
+    print(json.dumps(rows, indent=1) if as_json else table(rows))
+
+
+def _subjects(peers: tuple[str, ...]) -> dict[str, str]:
+    """Interpreter of every subject: the given ones, and what is installed beside us."""
+    given = dict(peer.split("=", 1) for peer in peers)
+    unknown = sorted(set(given) - set(PEERS))
+    if unknown:
+        raise click.BadParameter(f"peers are {', '.join(PEERS)}. Received: {', '.join(unknown)}")
+    found = {"trainsanity": sys.executable}
+    for name in PEERS:
+        python = given.get(name, sys.executable)
+        if _has(python, MODULES[name]):
+            found[name] = python
+        else:
+            print(f"left out: {name} is not installed for {python}", file=sys.stderr)
+    return found
+
+
+def _has(python: str, module: str) -> bool:
+    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
+    return subprocess.run([python, "-c", code]).returncode == 0
+
+
+def measure(
+    model: str, subjects: dict[str, str], rounds: int, batches: int, env: dict[str, str]
+) -> dict[str, Times]:
+    """Times of every subject; the first round warms up and does not count."""
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for subject, python in subjects.items():
+            worker = Worker(python, model, subject, batches, env)
+            stack.callback(worker.close)
+            workers.append(worker)
+        for worker in workers:
+            worker.hello()
+        for number in range(rounds + 1):
+            for worker in workers:
+                worker.round()
+            if number == 0:
+                for worker in workers:
+                    worker.times = Times()
+        return {worker.subject: worker.times for worker in workers}
+
+
+def _rows(case: str, server: str, measured: dict[str, Times]) -> Iterator[Row]:
+    ours = measured["trainsanity"]
+
+    def row(what: str, subject: str, value: float, unit: str = "µs") -> Row:
+        return {
+            "case": f"{case}: {what}",
+            "subject": subject,
+            "value": round(value, 2),
+            "unit": unit,
+        }
+
+    yield row("step without callback", "keras", statistics.median(ours.plain))
+    for subject, times in measured.items():
+        here = f", {server}" if subject == "trainsanity" else ""
+        yield row(f"added per batch{here}", subject, times.added)
+        share = 100 * times.added / statistics.median(times.plain)
+        yield row(f"added per batch{here}", subject, share, "% of the step")
+        steps = statistics.median(times.watched_steps) - statistics.median(times.plain_steps)
+        yield row(f"added to the median step{here}", subject, steps)
+        yield row(f"batch hook p99{here}", subject, statistics.median(times.hook_p99))
+
+
+def table(rows: list[Row]) -> str:
+    case, subject = (max(len(row[key]) for row in rows) for key in ("case", "subject"))
+    return "\n".join(
+        f"{row['case']:<{case}}  {row['subject']:<{subject}}  {row['value']:>12,.1f} {row['unit']}"
+        for row in rows
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The models whose steps are timed: small, so that what a callback adds is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+BATCH = 32
+TOKENS = 32  # positions of a sequence
+VOCABULARY = 500
+
+Made = tuple[keras.Model, Any, Any]
+
+
+def dense(batches: int) -> Made:
+    """A classifier with a step below a millisecond."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(batches * BATCH, 16)).astype("float32")
+    y = random.integers(0, 4, batches * BATCH)
+    model = keras.Sequential(
+        [
+            keras.Input((16,)),
+            layers.Dense(32, activation="relu"),
+            layers.Dense(4, activation="softmax"),
+        ]
+    )
+    return _compiled(model), x, y
+
+
+def cnn(batches: int) -> Made:
+    """A small convolutional classifier with batch normalization and dropout."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(batches * BATCH, 28, 28, 1)).astype("float32")
+    y = random.integers(0, 10, batches * BATCH)
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.Conv2D(16, 3, activation="relu"),
+            layers.BatchNormalization(),
+            layers.MaxPooling2D(),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dropout(0.2),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+    return _compiled(model), x, y
+
+
+def lstm(batches: int) -> Made:
+    """A tagger of padded sequences, with a mask."""
+    ids, tags = _sequences(batches)
+    tokens = keras.Input((TOKENS,), dtype="int32")
+    x = layers.Embedding(VOCABULARY, 32, mask_zero=True)(tokens)
+    x = layers.LSTM(32, return_sequences=True)(x)
+    return _compiled(keras.Model(tokens, layers.Dense(8, activation="softmax")(x))), ids, tags
+
+
+def transformer(batches: int) -> Made:
+    """A block of self-attention over padded sequences, with masks and residuals."""
+    ids, tags = _sequences(batches)
+    tokens = keras.Input((TOKENS,), dtype="int32")
+    x = layers.Embedding(VOCABULARY, 64, mask_zero=True)(tokens)
+    attended = layers.MultiHeadAttention(4, 16, dropout=0.1)(x, x)
+    x = layers.LayerNormalization()(layers.Add()([x, attended]))
+    deep = layers.Dense(64)(layers.Dense(128, activation="gelu")(x))
+    x = layers.LayerNormalization()(layers.Add()([x, deep]))
+    return _compiled(keras.Model(tokens, layers.Dense(8, activation="softmax")(x))), ids, tags
+
+
+def _sequences(batches: int) -> tuple[Any, Any]:
+    random = np.random.default_rng(0)
+    ids = random.integers(1, VOCABULARY, (batches * BATCH, TOKENS)).astype("int32")
+    lengths = random.integers(5, TOKENS + 1, batches * BATCH)
+    ids[np.arange(TOKENS) >= lengths[:, None]] = 0
+    return ids, ids % 8
+
+
+def _compiled(model: keras.Model) -> keras.Model:
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+MODELS: dict[str, Callable[[int], Made]] = {
+    "dense": dense,
+    "cnn": cnn,
+    "lstm": lstm,
+    "transformer": transformer,
+}

@@ -1,0 +1,100 @@
+"""One process that trains on request and times its steps; `callback_overhead.py` talks to it.
+
+Reads one word a line, "none" or "subject": a fit without or with the callback. Answers each with
+one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import keras
+import numpy as np
+from models import MODELS
+from subjects import SUBJECTS, none
+
+
+class Timer(keras.callbacks.Callback):
+    """Times the second epoch: the first one compiles.
+
+    Its own batch hook must not make Keras wait for the device, so it may run asynchronously.
+    """
+
+    async_safe = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epoch_seconds = 0.0
+        self.ends: list[float] = []
+        self._began = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.ends = []
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.ends.append(time.perf_counter())
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        # Keras has read the logs from the device, so every step of the epoch has ended.
+        self.epoch_seconds = time.perf_counter() - self._began
+
+
+class HookTimer:
+    """Times the host's time in a callback's batch hooks, in seconds."""
+
+    def __init__(self, callback: keras.callbacks.Callback) -> None:
+        self.seconds: list[float] = []
+        for name in ("on_train_batch_begin", "on_train_batch_end"):
+            setattr(callback, name, self._timed(getattr(callback, name)))
+
+    def _timed(self, hook: Any) -> Any:
+        def timed(batch: int, logs: Any = None) -> None:
+            began = time.perf_counter()
+            hook(batch, logs)
+            self.seconds.append(time.perf_counter() - began)
+
+        return timed
+
+
+def fit(model: keras.Model, x: Any, y: Any, callbacks: list[Any]) -> dict[str, float]:
+    """Trains for two epochs and gives times in microseconds."""
+    timer = Timer()
+    hooks = [HookTimer(callback) for callback in callbacks]
+    model.fit(
+        x, y, batch_size=32, epochs=2, verbose=0, shuffle=False, callbacks=[timer, *callbacks]
+    )
+    batches = len(timer.ends)
+    times = {
+        "mean": timer.epoch_seconds / batches * 1e6,
+        "median": float(np.median(np.diff(np.sort(timer.ends)))) * 1e6,
+    }
+    if hooks:
+        # Two hooks a batch; the first epoch compiles, so only the second counts.
+        second = np.sort([s for hook in hooks for s in hook.seconds[len(hook.seconds) // 2 :]])
+        times["hook_p99"] = float(np.quantile(second, 0.99)) * 1e6
+    return times
+
+
+def main() -> None:
+    model_name, subject, batches = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    # Libraries print what they like; the answers have a channel of their own.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    keras.utils.set_random_seed(0)
+    model, x, y = MODELS[model_name](batches)
+    print(
+        json.dumps({"keras": keras.__version__, "backend": keras.backend.backend()}), file=answers
+    )
+    for line in sys.stdin:
+        with (none if line.strip() == "none" else SUBJECTS[subject])() as callbacks:
+            times = fit(model, x, y, callbacks)
+        print(json.dumps(times), file=answers)
+
+
+if __name__ == "__main__":
+    main()
