@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainsanity.rules.comparison import maps, measured, merged, text
+from trainsanity.rules.history import RunHistory, RunView, history
+from trainsanity.rules.rule import Finding, Rule, Severity, Witness
+from trainsanity.wire import Audit
+
+
+@dataclass(frozen=True)
+class DtypePolicyMismatch(Rule):
+    """A layer computes in another dtype than it declares.
+
+    Compares: the dtype of a layer's symbolic output and of its policy with the dtype of the
+    real tensor. Layers that were given a dtype of their own are left out, as a float32 head
+    under mixed precision is good practice.
+
+    Why: half precision that is not there costs twice the memory; half precision where float32
+    was declared costs digits.
+
+    Try: cast to the layer's compute_dtype instead of floatx().
+
+    Source: TensorFlow issue 40687: relu with a threshold ignored the float16 policy.
+    """
+
+    id = "dtype-policy-mismatch"
+    severity = Severity.WARNING
+    needs = ("audit:dtypes",)
+
+    @staticmethod
+    def fires_on() -> RunHistory:
+        """An activation that casts to floatx under mixed_float16."""
+        return history(audits=[("dtypes", 1, {"layers": [_LAYER | {"actual": "float32"}]})])
+
+    @staticmethod
+    def quiet_on() -> RunHistory:
+        """A float32 head on purpose."""
+        head = _LAYER | {"own_policy": True, "symbolic": "float32", "actual": "float32"}
+        return history(audits=[("dtypes", 1, {"layers": [_LAYER, head]})])
+
+    def check(self, run: RunView) -> list[Finding]:
+        found = (
+            _check(audit, row)
+            for audit in measured(run, "dtypes")
+            for row in maps(audit.facts, "layers")
+        )
+        return merged(f for f in found if f is not None)
+
+
+def _check(audit: Audit, row: Mapping[str, Any]) -> Finding | None:
+    symbolic, compute, actual = (text(row, key) for key in ("symbolic", "compute", "actual"))
+    if actual is None or row.get("own_policy"):
+        return None
+    if symbolic is not None and symbolic != actual:
+        return _finding(audit, row, "symbolic output", symbolic, actual, None)
+    if compute is not None and compute != actual:
+        return _finding(audit, row, "policy", compute, actual, Severity.ADVICE)
+    return None
+
+
+def _finding(
+    audit: Audit,
+    row: Mapping[str, Any],
+    declared_by: str,
+    declared: str,
+    actual: str,
+    severity: Severity | None,
+) -> Finding:
+    name = text(row, "name") or "?"
+    site = f" at {text(row, 'site')}" if text(row, "site") else ""
+    return Finding(
+        subject=name,
+        title=f"{name} declares {declared} and returns {actual}",
+        message=(
+            f"{name} ({text(row, 'class') or 'layer'}{site}) has policy "
+            f"{text(row, 'policy') or '?'}; its {declared_by} says {declared}, the real output is "
+            f"{actual}. A cast inside the layer, or a constant of another dtype, decides "
+            "instead of the policy."
+        ),
+        witnesses=(
+            Witness(declared_by, declared, "dtype"),
+            Witness("real output", actual, "dtype"),
+        ),
+        suggestion=(
+            "Cast to self.compute_dtype inside the layer, or give the layer dtype="
+            f"{actual!r} if that is what you want."
+        ),
+        first_step=audit.step,
+        last_step=audit.step,
+        severity=severity,
+        certainty="dtypes are compared exactly.",
+    )
+
+
+_LAYER = {
+    "name": "activation",
+    "class": "Activation",
+    "policy": "mixed_float16",
+    "own_policy": False,
+    "compute": "float16",
+    "symbolic": "float16",
+    "actual": "float16",
+}

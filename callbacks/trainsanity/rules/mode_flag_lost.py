@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainsanity.rules.comparison import maps, measured, merged, number, real, text
+from trainsanity.rules.difference import Difference
+from trainsanity.rules.history import RunHistory, RunView, history
+from trainsanity.rules.rule import Finding, NotTestable, Rule, Severity, Witness
+from trainsanity.wire import Audit
+
+
+@dataclass(frozen=True)
+class ModeFlagLost(Rule):
+    """A layer does not learn whether the model trains or predicts.
+
+    Compares: the `training` flag that dropout, noise and normalization layers receive in the
+    model's training pass, and what they then do, with what the same layer does when called
+    alone; and weights before and after an inference pass, which must not change them.
+
+    Why: dropout that is silently off overfits; statistics that move during evaluation make
+    every evaluation change the model.
+
+    Try: pass `training=training` on in every call() and every cell.
+
+    Source: TensorFlow issues 27275, 26319, 32586 (stacked RNN cells).
+    """
+
+    id = "mode-flag-lost"
+    severity = Severity.WARNING
+    needs = ("audit:mode",)
+
+    @staticmethod
+    def fires_on() -> RunHistory:
+        """A model that calls its dropout with training=False."""
+        return history(audits=[("mode", 1, {"layers": [_OFF]})])
+
+    @staticmethod
+    def quiet_on() -> RunHistory:
+        """The fine-tuning idiom: a backbone called with training=False in a functional graph."""
+        return history(audits=[("mode", 1, {"layers": [_OFF | {"declared": True}]})])
+
+    def check(self, run: RunView) -> list[Finding]:
+        found: list[Finding] = []
+        testable = False
+        for audit in measured(run, "mode"):
+            layers = [r for r in maps(audit.facts, "layers") if _has_effect(r)]
+            moved = maps(audit.facts, "inference_state")
+            testable |= bool(layers or moved)
+            found += [f for row in layers for f in _lost(audit, row)]
+            found += [_changed(audit, row) for row in moved if (real(row, "moved") or 0.0) > 0.0]
+        if run.new_audits("mode") and not testable:
+            raise NotTestable("no layer of the model acts differently in training and inference")
+        return merged(found)
+
+
+def _has_effect(row: Mapping[str, Any]) -> bool:
+    """Whether the layer, called alone, differs between training and inference at all."""
+    alone = Difference.of(row, "alone")
+    return alone is not None and alone.disagrees
+
+
+def _lost(audit: Audit, row: Mapping[str, Any]) -> Iterator[Finding]:
+    received = row.get("received") or []
+    acted = Difference.of(row, "acted")
+    # Augmentation may do nothing by chance: what the layer was told has to agree with what it did.
+    if not received or True in received or acted is None or acted.disagrees:
+        return
+    frozen = row.get("effect") == "statistics" and row.get("trainable") is False
+    if frozen or row.get("declared"):
+        return
+    whole_model = bool(row.get("switched_model"))
+    if whole_model and row.get("effect") == "statistics":
+        return  # fine-tuning with the statistics of the backbone
+    yield _finding(audit, row, acted, whole_model=whole_model)
+
+
+def _finding(
+    audit: Audit, row: Mapping[str, Any], acted: Difference, *, whole_model: bool
+) -> Finding:
+    name, alone = text(row, "name") or "?", Difference.of(row, "alone")
+    site = f" at {text(row, 'site')}" if text(row, "site") else ""
+    rate = real(row, "rate")
+    what = f"{text(row, 'class') or 'layer'}{f' with rate {number(rate)}' if rate else ''}{site}"
+    where = text(row, "switched_at")
+    lost_at = f" The flag was lost at {where}." if where else ""
+    return Finding(
+        subject=name,
+        title=f"{name} stays in inference mode while the model trains",
+        message=(
+            f"{name} ({what}) was told training={_told(row)} in the model's training pass and "
+            f"acted as in inference: its output differs by {number(acted.largest)}. Called alone, "
+            f"training changes its output by {number(alone.largest if alone else 0.0)}.{lost_at}"
+        ),
+        witnesses=(
+            Witness("effect of training, layer alone", alone.largest if alone else 0.0),
+            Witness("effect of training, in the model", acted.largest),
+        ),
+        suggestion=f"Give call() of {where or 'the caller'} a training argument and pass it on.",
+        first_step=audit.step,
+        last_step=audit.step,
+        severity=Severity.ADVICE if whole_model else None,
+        certainty=(
+            f"Up to {number(acted.tolerance)} would be rounding; what the layer was told and what "
+            "it did agree."
+        ),
+    )
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    return " and ".join(sorted({str(flag) for flag in row.get("received") or []}))
+
+
+def _changed(audit: Audit, row: Mapping[str, Any]) -> Finding:
+    path, moved = text(row, "path") or "?", real(row, "moved") or 0.0
+    return Finding(
+        subject=path,
+        title=f"{path} changes during inference",
+        message=(
+            f"One inference pass moved {path} ({text(row, 'class') or 'layer'}) by "
+            f"{number(moved)}. Evaluating or predicting then changes the model: results depend on "
+            "how often and on what it was evaluated before."
+        ),
+        witnesses=(
+            Witness("expected movement in inference", 0.0),
+            Witness("movement in inference", moved),
+        ),
+        suggestion="Update statistics only where training is true.",
+        first_step=audit.step,
+        last_step=audit.step,
+        certainty="Inference writes no weights, so any movement counts.",
+    )
+
+
+_OFF: dict[str, Any] = {
+    "name": "dropout",
+    "class": "Dropout",
+    "effect": "random",
+    "rate": 0.5,
+    "trainable": True,
+    "received": [False],
+    "alone": {"largest": 2.0, "scale": 2.0, "elements": 64, "dtype": "float32", "noise": 0.0},
+    "acted": {"largest": 0.0, "scale": 1.0, "elements": 64, "dtype": "float32", "noise": 0.0},
+    "declared": False,
+    "switched_at": "my_model",
+    "switched_model": False,
+}
