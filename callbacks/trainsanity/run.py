@@ -51,6 +51,10 @@ class Run:
     _declared: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def compiled_by_xla(self) -> bool:
+        return bool(self.model.jit_compile) and not self.model.run_eagerly
+
     def keep(self, variable: Any) -> Any:
         """Registers a variable that `trace_end` writes to; returns it."""
         self.kept.append(variable)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +22,8 @@ from trainsanity.settings import Settings
 from trainsanity.stream import RunStream
 from trainsanity.tape import DEPTH, READ_EVERY, Tape, TapeReader, TapeRows
 from trainsanity.taps import Taps
+
+log = logging.getLogger("trainsanity")
 
 SAMPLE_ROWS = 8  # of the training data, kept in the process for audits
 READ_SECONDS = 0.4  # the tape is read after this time even if few batches have run
@@ -159,21 +163,45 @@ class Session:
     def _wrap_train_function(self) -> None:
         """Puts clocks, and the reading of what is in force on the host, right around the step."""
         original = self.model.train_function
-        if original is None:
+        if original is None or self._run is None:
             return
+        data_ends = self._run.backend.end_of_data_errors()
 
         def train_function(*args: Any, **kwargs: Any) -> Any:
             self._before_step()
             try:
                 return original(*args, **kwargs)
-            except StopIteration:
-                raise  # how Keras learns that the data has ended
-            except BaseException:
+            except data_ends:
+                raise
+            except BaseException as error:
+                if self._is_ours(error):
+                    return self._without_taps(error)(*args, **kwargs)
                 self.abandon()
                 raise
 
         self._train_function = original
         self.model.train_function = train_function
+
+    def _is_ours(self, error: BaseException) -> bool:
+        """Whether the compiled step failed in an operation that one of our taps has put there."""
+        text = str(error)
+        ours = ("trainsanity/probes/", "trainsanity/backends/", "trainsanity/tape.py")
+        return self._taps is not None and self._taps.installed and any(p in text for p in ours)
+
+    def _without_taps(self, error: BaseException) -> Callable[..., Any]:
+        """The last resort: the plain step, so that training goes on. One batch of data is lost to it."""
+        log.warning(
+            "trainsanity: an operation of a tap failed in the compiled step; the taps are removed and "
+            "training goes on without them from the next batch.",
+            exc_info=error,
+        )
+        self._report_failure("taps", error, "".join(traceback.format_exception(error)))
+        assert self._taps is not None
+        self._train = self._test = None
+        self._taps.remove()
+        self.model.make_train_function()
+        self._train_function = self.model.train_function
+        return self._train_function  # type: ignore[no-any-return]
 
     def _before_step(self) -> None:
         if self._run is not None:

@@ -25,10 +25,12 @@ def read(variable: Any) -> np.ndarray[Any, Any]:
     return np.asarray(variable._value.numpy())
 
 
-def pick(variable: Any, coordinates: np.ndarray[Any, Any]) -> Any:
+def pick(variable: Any, coordinates: np.ndarray[Any, Any], *, xla: bool) -> Any:
     """Elements of a Keras variable; coordinates have shape (k, rank). Does not touch the rest of it."""
     if variable.shape == ():
         return tf.reshape(variable._value.read_value(), [1])
+    if xla:  # knows no gather from a resource, and needs none: it fuses the read
+        return tf.gather_nd(variable._value.read_value(), coordinates)
     # Reading the whole tensor would hold its buffer and force a copy at the next update.
     return tf.raw_ops.ResourceGatherNd(
         resource=variable._value.handle, indices=coordinates, dtype=variable._value.dtype
@@ -53,21 +55,9 @@ def square_sum(tensor: Any) -> Any:
     return 2.0 * tf.nn.l2_loss(tf.cast(values, tf.float32))
 
 
-def seconds(after: Any) -> Any:
-    """Wall clock inside the step, float64 seconds, read once `after` is there; None where compiled by XLA."""
-    graph = tf.compat.v1.get_default_graph()
-    if tf.executing_eagerly() or _under_xla(graph):
-        return None
-    with tf.control_dependencies([after]):
-        return tf.timestamp()
-
-
-def _under_xla(graph: Any) -> bool:
-    while graph is not None:
-        if getattr(graph, "_xla_compile", False):
-            return True
-        graph = getattr(graph, "outer_graph", None)
-    return False
+def end_of_data_errors() -> tuple[type[BaseException], ...]:
+    """What the train function raises to say that the data has ended."""
+    return (StopIteration, tf.errors.OutOfRangeError)
 
 
 def device_memory() -> float | None:

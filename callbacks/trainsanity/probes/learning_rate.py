@@ -165,7 +165,9 @@ class LearningRate(Probe):
         return {}
 
     def _pick(self) -> Any:
-        parts = [self.run.backend.pick(s.variable, s.coordinates) for s in self._sampled]
+        xla = self.run.compiled_by_xla
+        pick = self.run.backend.pick
+        parts = [pick(s.variable, s.coordinates, xla=xla) for s in self._sampled]
         return ops.concatenate([ops.cast(part, "float32") for part in parts])
 
     def _pick_gradients(self, update: Update) -> Any | None:

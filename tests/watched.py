@@ -1,0 +1,35 @@
+"""Real fits under a real callback, offline, and what the callback measured."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from trainsanity import SanityCallback
+from trainsanity.spooled import SpooledRun
+
+
+def watched_fit(
+    model: keras.Model, *args: Any, options: dict[str, Any] | None = None, **kwargs: Any
+) -> SpooledRun:
+    """`model.fit(...)` with the callback; `options` are the callback's."""
+    with tempfile.TemporaryDirectory() as folder:
+        callback = offline_callback(folder, **(options or {}))
+        callbacks = [*kwargs.pop("callbacks", []), callback]
+        kwargs.setdefault("verbose", 0)
+        model.fit(*args, callbacks=callbacks, **kwargs)
+        return run_of(callback)
+
+
+def offline_callback(folder: str | Path, **options: Any) -> SanityCallback:
+    return SanityCallback(
+        "offline", spool_dir=folder, keep_spool=True, verbose=False, **options
+    )
+
+
+def run_of(callback: SanityCallback) -> SpooledRun:
+    """What the callback's latest run has spooled."""
+    return SpooledRun.read(callback.settings.spool_dir / f"{callback.run_id}.spool")
