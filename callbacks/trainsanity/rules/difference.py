@@ -89,18 +89,29 @@ class Difference:
         return self.largest > self.tolerance or (self.nonfinite[0] > 0) != (self.nonfinite[1] > 0)
 
     @property
+    def is_restless(self) -> bool:
+        """Whether the first way does not even agree with itself, or may not for all we know."""
+        return self.noise is None or self.noise > RESTLESS * self.scale
+
+    @property
     def not_testable(self) -> str | None:
         """Why the two say nothing about each other; None where they do."""
         if not self.is_float:
             return f"outputs of dtype {self.dtype} may flip by a rounding"
         if self.noise is None:
             return "the first way was not run twice, so its own noise is unknown"
-        if self.noise > RESTLESS * self.scale:
+        if self.is_restless:
             return (
                 "the first way does not agree with itself: two runs differ by "
                 f"{number(self.noise)} at a scale of {number(self.scale)}"
             )
         return None
+
+    def in_words(self) -> str:
+        """`up to 0.4 apart`, or what is finite in one alone."""
+        if self.largest > self.tolerance or self.nonfinite == (0, 0):
+            return f"up to {number(self.largest)} apart"
+        return f"{self.nonfinite[0]:,} NaN or infinite elements against {self.nonfinite[1]:,}"
 
     def certainty(self) -> str:
         """The tolerance and by how much it was exceeded, in words."""

@@ -120,8 +120,8 @@ def _against_declared(audit: Audit, batches: int, subject: str) -> Iterator[Find
         subject=subject,
         title=f"{subject.capitalize()} of {batches:,} steps where {declared:,} were declared",
         message=(
-            f"{_which(audit, subject).capitalize()} had {batches:,} batches, counted inside the step; "
-            f"{declared:,} were declared. {cause}"
+            f"{_which(audit, subject).capitalize()} had {batches:,} batches, counted inside the "
+            f"step; {declared:,} were declared. {cause}"
         ),
         witnesses=(
             Witness("declared steps", declared, "steps"),
@@ -181,8 +181,8 @@ def _against_counter(audit: Audit, batches: int) -> Iterator[Finding]:
         subject="optimizer.iterations",
         title=f"{batches:,} batches, but {updates:,} optimizer updates",
         message=(
-            f"{_which(audit, 'epoch').capitalize()} had {batches:,} batches, which makes {expected} updates; "
-            f"optimizer.iterations went from {before:,} to {after:,}. {cause}"
+            f"{_which(audit, 'epoch').capitalize()} had {batches:,} batches, which makes "
+            f"{expected} updates; optimizer.iterations went from {before:,} to {after:,}. {cause}"
         ),
         witnesses=(
             Witness("updates by the batches counted", highest, "updates"),
