@@ -1,0 +1,199 @@
+"""The server's part of the command line: serve, db upgrade, judge --again."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import click
+import uvicorn
+from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError
+
+from trainsanity_server.app import create_app
+from trainsanity_server.errors import ServerError, StartupError
+from trainsanity_server.settings import PREFIX, Settings, check_bind
+from trainsanity_server.storage import schema
+from trainsanity_server.storage.database import Database
+
+# Streams that pages hold open end by then, and what is being stored is stored.
+STOP_SECONDS = 5
+BACKLOG = 2048
+ANY_ADDRESS = {"0.0.0.0", "::"}
+
+database_option = click.option(
+    "--db",
+    metavar="URL",
+    help="Database, e.g. sqlite:///runs.db or postgresql://user@host/name; "
+    "default: $TRAINSANITY_DATABASE_URL, then a file in the user's data folder.",
+)
+
+
+class Refusal(click.ClickException):
+    """The command cannot do what it was asked for; the text says what to change."""
+
+    exit_code = 2
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8321,
+    show_default=True,
+    help="Port to listen on; 0 takes a free one.",
+)
+@database_option
+@click.option("--verbose", is_flag=True, help="Log every request.")
+def serve(host: str, port: int, db: str | None, verbose: bool) -> None:
+    """Start the server and its dashboard; Ctrl-C stops it."""
+    _log_to_terminal(verbose=verbose)
+    with _plain_refusals():
+        settings = _settings(db)
+        check_bind(settings, host)
+        _prepare(settings)
+    with _listening(host, port) as listener:
+        address = _address(host, listener)
+        if "base_url" not in settings.model_fields_set:
+            settings = settings.model_copy(update={"base_url": address})
+        config = uvicorn.Config(
+            create_app(settings),
+            log_config=None,
+            access_log=verbose,
+            server_header=False,
+            ws="none",
+            timeout_graceful_shutdown=STOP_SECONDS,
+        )
+        _run(Server(config, address), listener)
+
+
+class Server(uvicorn.Server):
+    """Says where it is as soon as it answers there."""
+
+    def __init__(self, config: uvicorn.Config, address: str) -> None:
+        super().__init__(config)
+        self._address = address
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started:
+            click.echo(f"trainsanity is at {self._address}  (Ctrl-C stops it)")
+
+
+def _run(server: Server, listener: socket.socket) -> None:
+    # uvicorn stops in order and then passes the signal on: to be stopped is no failure.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        click.echo("Stopped.")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """Takes the port before anything is started, so that its loss is told in one sentence."""
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise Refusal(
+            f"--host must be an address or name of this machine. Received: {host!r} ({error})"
+        ) from error
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(place)
+            listener.listen(BACKLOG)
+        except OSError as error:
+            raise Refusal(_why_not(host, port, error)) from error
+        yield listener
+
+
+def _why_not(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port {port} on {host} is in use. Stop what listens there, or choose another port: "
+            f"trainsanity serve --port {port + 1}"
+        )
+    return f"port {port} on {host} cannot be listened on: {error.strerror}"
+
+
+def _address(host: str, listener: socket.socket) -> str:
+    """The address for a browser on this machine."""
+    port = listener.getsockname()[1]
+    shown = "127.0.0.1" if host in ANY_ADDRESS else host
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+
+def _settings(db: str | None) -> Settings:
+    try:
+        return Settings(database_url=db) if db else Settings()
+    except ValidationError as error:
+        raise Refusal("\n".join(_explained(e) for e in error.errors())) from error
+
+
+def _explained(error: Any) -> str:
+    name = PREFIX + "_".join(str(part) for part in error["loc"][:1]).upper()
+    return f"{name}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _prepare(settings: Settings) -> None:
+    """Opens the database once before the server starts, for an error in one sentence."""
+    with _database(settings) as database:
+        schema.prepare(database)
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[Database]:
+    database = Database(settings.database_url, sqlite_synchronous=settings.sqlite_synchronous)
+    try:
+        yield database
+    except OperationalError as error:
+        where = database.url.render_as_string(hide_password=True)
+        raise Refusal(f"the database at {where} cannot be used: {error.orig}") from error
+    finally:
+        database.close()
+
+
+@contextmanager
+def _plain_refusals() -> Iterator[None]:
+    try:
+        yield
+    except (StartupError, ServerError) as error:
+        raise Refusal(str(error)) from error
+
+
+def _log_to_terminal(*, verbose: bool = False) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+
+
+@click.group()
+def db() -> None:
+    """Look after the database."""
+
+
+@db.command()
+@database_option
+def upgrade(db: str | None) -> None:
+    """Bring the database to the tables of this version."""
+    _log_to_terminal()
+    with _plain_refusals(), _database(_settings(db)) as database:
+        where = database.url.render_as_string(hide_password=True)
+        if schema.is_current(database):
+            click.echo(f"{where} is up to date.")
+            return
+        schema.upgrade(database)
+        click.echo(f"{where} has been brought up to date.")

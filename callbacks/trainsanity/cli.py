@@ -1,0 +1,337 @@
+"""The command line: what can be asked of a server, of the rules and of this machine.
+
+Commands that need the server's packages are plugged in by the entry points of the group
+`trainsanity.commands`, so that the client stands alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+import trainsanity
+from trainsanity import doctor as checkup
+from trainsanity.columns import table
+from trainsanity.errors import TrainsanityError
+from trainsanity.export import document, lines
+from trainsanity.remote import Remote, RemoteError, run_path
+from trainsanity.rules import Rule, Severity, all_rules
+from trainsanity.rules import rule as rule_called
+from trainsanity.settings import Settings
+
+PLUGINS = "trainsanity.commands"
+POLL_SECONDS = 0.5  # between two looks at a run that is not settled yet
+# Alerts that somebody has called no trouble do not fail a build.
+EXCUSED = ("muted", "resolved")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Failure(click.ClickException):
+    """Exit status 2: not 1, which says that there is an alert."""
+
+    exit_code = 2
+
+
+class Commands(click.Group):
+    """Our commands and those that are plugged in."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_plugins()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        plugin = _plugins().get(cmd_name)
+        return _loaded(plugin) if plugin else super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TrainsanityError as error:
+            raise Failure(str(error)) from error
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=PLUGINS)}
+
+
+def _loaded(entry: EntryPoint) -> click.Command:
+    try:
+        command = entry.load()
+    except ModuleNotFoundError as error:
+        return _missing(entry.name, str(error.name))
+    assert isinstance(command, click.Command), entry.value
+    return command
+
+
+def _missing(name: str, module: str) -> click.Command:
+    """Stands in for a command whose packages are not installed."""
+
+    @click.command(
+        name,
+        help="Needs the server: pip install 'trainsanity[server]'",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+    def command() -> None:
+        raise Failure(
+            f"`trainsanity {name}` needs the server, and the module {module!r} is not installed. "
+            "Install it with: pip install 'trainsanity[server]'"
+        )
+
+    return command
+
+
+@dataclass(frozen=True)
+class Target:
+    """The server a command talks to."""
+
+    settings: Settings
+
+    def remote(self) -> Remote:
+        if self.settings.is_offline:
+            raise Failure("this command asks a server, and the address is 'offline': give --url.")
+        return Remote(self.settings.url, self.settings.api_key)
+
+
+def asks_server(command: Command) -> Command:
+    """Adds --url and --api-key."""
+    command = click.option(
+        "--api-key", help="Key of the server; default: $TRAINSANITY_API_KEY.", metavar="KEY"
+    )(command)
+    return click.option(
+        "--url",
+        help="Address of the server; default: $TRAINSANITY_URL, then http://127.0.0.1:8321.",
+        metavar="URL",
+    )(command)
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="JSON for programs.")
+
+
+def _target(url: str | None, api_key: str | None) -> Target:
+    return Target(Settings.resolve(url, api_key=api_key))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(trainsanity.__version__, prog_name="trainsanity")
+def main() -> None:
+    """Checks whether what Keras training shows is true."""
+
+
+@main.command()
+@asks_server
+@as_json
+@click.option("--project", help="Only runs of this project.")
+@click.option(
+    "--state",
+    type=click.Choice(["running", "finished", "failed", "silent"]),
+    help="Only runs in this state.",
+)
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
+def runs(
+    url: str | None,
+    api_key: str | None,
+    as_json: bool,
+    project: str | None,
+    state: str | None,
+    limit: int,
+) -> None:
+    """List the newest runs with their alerts."""
+    found = list(_target(url, api_key).remote().runs(limit, project=project, state=state))
+    if as_json:
+        return _print_json(found)
+    if not found:
+        return click.echo("no runs")
+    heading = ("id", "name", "project", "state", "steps", *Severity)
+    _print(table(heading, ([*_run_cells(run)] for run in found)))
+
+
+def _run_cells(run: Mapping[str, Any]) -> Iterable[object]:
+    yield from (run["id"], run["name"] or "", run["project"], run["state"], run["steps"])
+    yield from (run["alert_counts"].get(severity, 0) or "-" for severity in Severity)
+
+
+@main.command()
+@click.argument("run")
+@asks_server
+@as_json
+@click.option(
+    "--fail-on",
+    type=click.Choice(list(Severity)),
+    help="Exit with status 1 where there is an alert as bad as this or worse that is neither "
+    "muted nor resolved. Waits until every rule has spoken.",
+)
+@click.option(
+    "--wait",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    help="Seconds that --fail-on waits for that; then exit status 2.",
+)
+def alerts(
+    run: str,
+    url: str | None,
+    api_key: str | None,
+    as_json: bool,
+    fail_on: str | None,
+    wait: float,
+) -> None:
+    """Show the alerts of RUN: its id, the beginning of its id, or its name."""
+    remote = _target(url, api_key).remote()
+    found = remote.run(run)
+    if fail_on is not None:
+        _wait_until_settled(remote, found["id"], wait)
+    listed = remote.get(run_path(found, "alerts"))["alerts"]
+    listed.sort(key=lambda alert: Severity(alert["severity"]).rank)
+    if as_json:
+        _print_json(listed)
+    elif not listed:
+        click.echo("no alerts")
+    for alert in () if as_json else listed:
+        _print(_alert_lines(alert))
+    if fail_on is not None and any(_fails(alert, Severity(fail_on)) for alert in listed):
+        sys.exit(1)
+
+
+def _wait_until_settled(remote: Remote, run_id: str, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not (run := remote.run(run_id))["settled"]:
+        if time.monotonic() >= end:
+            raise Failure(
+                f"run {run_id} is {run['state']}, and after {seconds:g} s not every rule has "
+                "spoken, so nothing can be said yet. Wait longer with --wait."
+            )
+        time.sleep(min(POLL_SECONDS, max(0.0, end - time.monotonic())))
+
+
+def _fails(alert: Mapping[str, Any], limit: Severity) -> bool:
+    return alert["state"] not in EXCUSED and Severity(alert["severity"]).rank <= limit.rank
+
+
+def _alert_lines(alert: Mapping[str, Any]) -> list[str]:
+    since = f"steps {alert['first_step']} to {alert['last_step']}, seen {alert['count']} times"
+    witnesses = ((w["name"], _value(w)) for w in alert["witnesses"])
+    aligned = table(("", ""), witnesses)[1:]
+    return [
+        f"{alert['severity'].upper()} ({alert['state']}): {alert['title']}",
+        f"    {alert['message']}",
+        *(f"    {line}" for line in aligned),
+        f"    {since}; rule {alert['rule']}",
+        f"    Try: {alert['suggestion']}",
+        "",
+    ]
+
+
+def _value(witness: Mapping[str, Any]) -> str:
+    unit = witness.get("unit", "1")
+    return str(witness["value"]) + ("" if unit in ("", "1") else f" {unit}")
+
+
+@main.command()
+@click.argument("run")
+@asks_server
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["json", "ndjson"]),
+    default="json",
+    show_default=True,
+    help="One document, or one object a line with its kind.",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path, allow_dash=True),
+    default=Path("-"),
+    help="File to write; default: standard output.",
+)
+def export(run: str, url: str | None, api_key: str | None, kind: str, output: Path) -> None:
+    """Write everything the server knows of RUN: samples, audits, alerts and verdicts."""
+    remote = _target(url, api_key).remote()
+    found = remote.run(run)
+    with click.open_file(str(output), "w", encoding="utf-8", atomic=str(output) != "-") as file:
+        for text in document(remote, found) if kind == "json" else lines(remote, found):
+            file.write(text)
+
+
+@main.command()
+@click.argument("slug", required=False)
+@as_json
+def rules(slug: str | None, as_json: bool) -> None:
+    """List the rules, or explain the one called SLUG."""
+    if slug is None:
+        return _list_rules(all_rules(), as_json)
+    try:
+        chosen = rule_called(slug)
+    except KeyError as error:
+        raise Failure(str(error.args[0])) from error
+    if as_json:
+        return _print_json(_facts(chosen))
+    _print(_explanation(chosen))
+
+
+def _list_rules(found: Sequence[Rule], as_json: bool) -> None:
+    if as_json:
+        return _print_json([_facts(rule) for rule in found])
+    rows = ((r.id, r.severity, r.explanation()["summary"]) for r in found)
+    _print(table(("rule", "severity", "what is wrong"), rows))
+
+
+def _facts(rule: Rule) -> dict[str, Any]:
+    return {
+        "id": rule.id,
+        "severity": rule.severity,
+        "heuristic": rule.heuristic,
+        "needs": list(rule.needs),
+        **rule.explanation(),
+        "thresholds": vars(rule),
+    }
+
+
+def _explanation(rule: Rule) -> list[str]:
+    parts = rule.explanation()
+    text = [f"{rule.id} ({rule.severity})", "", *_wrapped(parts.pop("summary")), ""]
+    for heading, words in parts.items():
+        text += [*_wrapped(f"{heading.capitalize()}: {words}"), ""]
+    text += [*_wrapped(f"Needs: {', '.join(rule.needs)}")]
+    if vars(rule):
+        text += ["", "Thresholds:", *(f"  {name} = {value}" for name, value in vars(rule).items())]
+    return text
+
+
+def _wrapped(text: str) -> list[str]:
+    return click.wrap_text(text, width=88).splitlines()
+
+
+@main.command()
+@asks_server
+@as_json
+def doctor(url: str | None, api_key: str | None, as_json: bool) -> None:
+    """Check this machine: versions, server, key, clock, spool. Exit status 1 where one fails."""
+    results = list(checkup.run(_target(url, api_key).settings))
+    if as_json:
+        _print_json([vars(result) for result in results])
+    else:
+        rows = ((r.state, r.name, " ".join(filter(None, (r.found, r.advice)))) for r in results)
+        _print(table(("", "check", "found"), rows))
+    if any(result.state == "fail" for result in results):
+        sys.exit(1)
+
+
+def _print(text: Iterable[str]) -> None:
+    for line in text:
+        click.echo(line)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+__all__ = ["Failure", "RemoteError", "main"]
