@@ -26,7 +26,7 @@ from trainsanity.boundary import Boundary
 from trainsanity.connection import Alert, Connection
 from trainsanity.errors import SpoolError, log
 from trainsanity.packing import Load, Pending
-from trainsanity.sender import Delivery, Sender
+from trainsanity.sender import Delivery, Patience, Sender
 from trainsanity.settings import Settings
 from trainsanity.spool import SUFFIX, Spool
 from trainsanity.wire import Audit, Block, Packet, Signal
@@ -90,6 +90,7 @@ class RunStream:
         on_alert: Callable[[Alert], None] | None = None,
         *,
         pace: Pace = Pace(),
+        patience: Patience = Patience(),
     ) -> None:
         """Opens the spool and starts to send.
 
@@ -105,6 +106,7 @@ class RunStream:
         self.step = 0  # the last training step that the callback has seen
         self._settings = settings
         self._pace = pace
+        self._patience = patience
         self._header: Mapping[str, Any] | None = _checked(Packet(run_id, 0, 0.0, run=header)).run
         self._pid = os.getpid()
         self._declared: set[str] = set()
@@ -403,7 +405,7 @@ class RunStream:
             if on_alert is not None:
                 boundary.call("on_alert", on_alert, alert)
 
-        sender = Sender(delivery, tell)
+        sender = Sender(delivery, tell, self._patience)
         sender.start()
         return sender
 
