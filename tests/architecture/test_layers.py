@@ -17,7 +17,7 @@ LAYERS = (
     {"parts"},
     {"services"},
     {"storage", "channels", "live"},
-    {"worker"},
+    {"worker", "access"},
     {"settings"},
     {"errors"},
 )
@@ -112,5 +112,5 @@ def _is_broad(handler: ast.ExceptHandler) -> bool:
         return True
     names = {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)}
     # What is raised again, such as after cleaning up, is not swallowed.
-    raises = any(isinstance(node, ast.Raise) and node.exc is None for node in handler.body)
+    raises = any(isinstance(node, ast.Raise) and node.exc is None for node in ast.walk(handler))
     return bool(names & {"Exception", "BaseException"}) and not raises
