@@ -12,7 +12,7 @@ STAMPS := .venv/.made
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 FRONTEND := frontend/static/vendor/manifest.json
 
-.PHONY: help setup demo test lint format zoo bench screenshots lock clean
+.PHONY: help setup demo test lint format zoo bench screenshots docs lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench: $(STAMPS)/peers $(FRONTEND) ## all benchmarks, shortened; ARGS="" runs th
 screenshots: $(STAMPS)/tools $(FRONTEND) ## pictures of every page of the running demo, into docs/images
 	@.ci/system-packages
 	@$(BIN)/python -m tests.browser.screenshots --url http://127.0.0.1:8321 --out docs/images $(ARGS)
+
+docs: $(STAMPS)/tools ## write docs/rules.md from the rules
+	@$(BIN)/python docs/write_rules.py
 
 lock: $(STAMPS)/tools $(STAMPS)/backends ## write constraints.txt from what is installed in .venv
 	@.ci/write-constraints $(BIN)/python

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -56,6 +57,12 @@ def test_every_argument_of_the_callback_is_documented(name: str):
 @pytest.mark.parametrize("name", Expect.__dataclass_fields__)
 def test_every_expectation_is_documented(name: str):
     _row(_page("configuration.md"), name)
+
+
+def test_page_of_rules_is_what_the_rules_say():
+    """`make docs` writes it."""
+    written = runpy.run_path(str(DOCS / "write_rules.py"))["page"]() + "\n"
+    assert _page("rules.md") == written
 
 
 def _commands() -> set[str]:
