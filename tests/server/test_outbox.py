@@ -13,6 +13,7 @@ import httpx2
 import pytest
 from slack_receiver import Reply, SlackReceiver
 from sqlalchemy import select, update
+
 from trainsanity_server.channels.slack import SlackChannel
 from trainsanity_server.services.channels import Channels
 from trainsanity_server.services.outbox import GIVE_UP_SECONDS, IDLE_SECONDS, LEASE_SECONDS, Outbox

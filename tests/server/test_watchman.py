@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
+
 from trainsanity_server.live import LiveHub
 from trainsanity_server.services.alerts import Alerts
 from trainsanity_server.services.watchman import LONGEST_SLEEP_SECONDS, Watchman
