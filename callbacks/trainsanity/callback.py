@@ -56,9 +56,6 @@ class SanityCallback(keras.callbacks.Callback):  # type: ignore[misc]
         alerts: What is known so far, a list of dicts as the HTTP API gives them.
     """
 
-    # Batch hooks only read clocks and never touch the model, so Keras may keep dispatching asynchronously.
-    async_safe = True
-
     def __init__(
         self,
         url: str | None = None,
@@ -164,17 +161,9 @@ class SanityCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if self._session:
             self._session.epoch_end(epoch, logs or {})
 
-    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        if self._session:
-            self._session.batch_end(batch)
-
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         if self._session:
             self._session.test_begin()
-
-    def on_test_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        if self._session:
-            self._session.test_batch_end(batch)
 
     def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
         if self._session:

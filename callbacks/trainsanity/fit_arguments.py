@@ -82,3 +82,20 @@ def sample_of_arrays(arguments: FitArguments, rows: int) -> tuple[Any, Any, Any]
         else keras.tree.map_structure(lambda leaf: np.array(np.asarray(leaf[:rows])), part)
         for part in parts
     )
+
+
+def sample_of_batch(batch: Any, rows: int) -> tuple[Any, Any, Any] | None:
+    """The first rows of a batch `(x,)`, `(x, y)` or `(x, y, sample_weight)`, as arrays of their own."""
+    import keras
+
+    if isinstance(batch, tuple) and len(batch) == 1 and isinstance(batch[0], (tuple, list)):
+        batch = batch[0]  # torch's and JAX's trainers wrap the batch once more
+    x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+    return tuple(  # type: ignore[return-value]
+        None
+        if part is None
+        else keras.tree.map_structure(
+            lambda leaf: np.array(keras.ops.convert_to_numpy(leaf)[:rows]), part
+        )
+        for part in (x, y, weight)
+    )

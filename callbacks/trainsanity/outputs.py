@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from trainsanity.masking import mask_of
 from trainsanity.probes.probe import OutputEvidence
 
 
@@ -21,7 +22,7 @@ def outputs_of(model: Any, y: Any, y_pred: Any, sample_weight: Any) -> list[Outp
         if label is None or not hasattr(prediction, "shape"):
             continue
         loss, loss_weight = losses.get(name, (None, None))
-        mask = getattr(prediction, "_keras_mask", None)
+        mask = mask_of(prediction)
         found.append(OutputEvidence(name, label, prediction, weight, mask, loss, loss_weight))
     return found
 

@@ -42,6 +42,8 @@ class Run:
     fit: FitArguments | None = None
     sample: tuple[Any, Any, Any] | None = None
     step: int = 0
+    # JAX's state right before a step, while `before_step` runs: variables are empty then.
+    state: Any = None
     epoch: int = 0
     epoch_first_step: int = 1
     not_testable: dict[str, str] = field(default_factory=dict)
@@ -50,6 +52,10 @@ class Run:
     kept: list[Any] = field(default_factory=list)
     _declared: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def read(self, variable: Any) -> np.ndarray[Any, Any]:
+        """The value of a variable on the host, also in `before_step`."""
+        return self.backend.read_in_step(variable, self.model, self.state)  # type: ignore[no-any-return]
 
     @property
     def compiled_by_xla(self) -> bool:

@@ -60,7 +60,10 @@ class Session:
         self._taps: Taps | None = None
         self._train: TapeReader | None = None
         self._test: TapeReader | None = None
-        self._train_function: Callable[..., Any] | None = None
+        self._wrapped: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
+        self._test_executions = 0
+        self._looked_for_sample = False
+        self._sample_shown = False
         self._begun = False
         self._ended = False
         self._in_test = False
@@ -98,6 +101,8 @@ class Session:
             if (probe := self._boundary.call(make.name, make, run)) is not None
         ]
         self._tell("on_begin")
+        if self.model.built:
+            self._show_sample()
         self._boundary.call("taps", self._install_taps)
         self._watch_frame()
 
@@ -122,7 +127,6 @@ class Session:
         train.carry(run.kept)
         self._train, self._test = TapeReader(train, run.backend), TapeReader(test, run.backend)
         self._taps = Taps(run, self._probes, self._boundary, train, test)
-        run.shared["taped"] = True
         self._taps.install()
 
     def _watch_frame(self) -> None:
@@ -158,29 +162,82 @@ class Session:
         self._run.shared["declared_steps"] = self._params().get("steps")
         self._say_begin()
         if kind == "fit":
-            self._boundary.call("callback", self._wrap_train_function)
+            self._boundary.call("callback", self._wrap, "train_function", self._around_training)
 
-    def _wrap_train_function(self) -> None:
-        """Puts clocks, and the reading of what is in force on the host, right around the step."""
-        original = self.model.train_function
-        if original is None or self._run is None:
+    def _wrap(self, name: str, around: Callable[..., Any]) -> None:
+        """Puts `around(function, ...)` around one of the functions that Keras has made."""
+        original = getattr(self.model, name)
+        if original is None or getattr(original, "is_trainsanity", False):
             return
-        data_ends = self._run.backend.end_of_data_errors()
 
-        def train_function(*args: Any, **kwargs: Any) -> Any:
-            self._before_step()
-            try:
-                return original(*args, **kwargs)
-            except data_ends:
-                raise
-            except BaseException as error:
-                if self._is_ours(error):
-                    return self._without_taps(error)(*args, **kwargs)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            return around(original, *args, **kwargs)
+
+        function.is_trainsanity = True  # type: ignore[attr-defined]
+        self._wrapped[name] = (function, original)
+        setattr(self.model, name, function)
+
+    def _around_training(self, original: Callable[..., Any], *args: Any) -> Any:
+        """One execution of the train function; hooks for batches would make Keras dispatch callbacks in step."""
+        run = self._run
+        assert run is not None
+        args = self._boundary.call("sample", self._catch_sample, args, default=args)
+        run.state = args[0] if len(args) > 1 else None
+        self._tell("before_step", run.step + 1)
+        run.state = None
+        try:
+            result = original(*args)
+        except run.backend.end_of_data_errors():
+            raise
+        except BaseException as error:
+            if not self._is_ours(error):
                 self.abandon()
                 raise
+            result = self._without_taps(error)(*args)
+        run.step += self._batches_of_one_execution()
+        self._tell("after_step", run.step)
+        if self._train is not None:
+            self._boundary.call("tape", self._train.note, self.model, result)
+        if self._is_time_to_read():
+            self._read_train()
+        if self._stop:
+            self.model.stop_training = True
+        return result
 
-        self._train_function = original
-        self.model.train_function = train_function
+    def _catch_sample(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Keeps the first rows of the first batch where the data comes from a Python iterator."""
+        run = self._run
+        assert run is not None
+        if run.sample is not None or self._looked_for_sample:
+            return args
+        self._looked_for_sample = True
+        caught = run.backend.peek(args[-1])
+        if caught is None:
+            return args
+        batch, iterator = caught
+        run.sample = fit_arguments.sample_of_batch(batch, SAMPLE_ROWS)
+        return (*args[:-1], iterator)
+
+    def _batches_of_one_execution(self) -> int:
+        """With `steps_per_execution` the last execution of an epoch may be shorter; corrected at its end."""
+        run = self._run
+        assert run is not None
+        steps = int(self.model.steps_per_execution or 1)
+        declared = run.shared.get("declared_steps")
+        if steps == 1 or not declared:
+            return steps
+        left = run.epoch_first_step + int(declared) - 1 - run.step
+        return min(steps, left) if left > 0 else steps
+
+    def _around_testing(self, original: Callable[..., Any], *args: Any) -> Any:
+        result = original(*args)
+        self._test_executions += 1
+        if self._test is not None:
+            self._boundary.call("tape", self._test.note, self.model, result)
+        steps = int(self.model.steps_per_execution or 1)
+        if self._test_executions % max(1, READ_EVERY // steps) == 0:
+            self._read_test()
+        return result
 
     def _is_ours(self, error: BaseException) -> bool:
         """Whether the compiled step failed in an operation that one of our taps has put there."""
@@ -200,12 +257,9 @@ class Session:
         self._train = self._test = None
         self._taps.remove()
         self.model.make_train_function()
-        self._train_function = self.model.train_function
-        return self._train_function  # type: ignore[no-any-return]
-
-    def _before_step(self) -> None:
-        if self._run is not None:
-            self._tell("before_step", self._run.step + 1)
+        plain: Callable[..., Any] = self.model.train_function
+        self._boundary.call("callback", self._wrap, "train_function", self._around_training)
+        return plain
 
     def epoch_begin(self, epoch: int) -> None:
         if self._run is None:
@@ -213,18 +267,6 @@ class Session:
         self._run.epoch = epoch
         self._run.epoch_first_step = self._run.step + 1
         self._tell("on_epoch_begin", epoch)
-
-    def batch_end(self, batch: int) -> None:
-        run = self._run
-        if run is None or self._ended:
-            return
-        # The batch index restarts each epoch; with steps_per_execution it is that of the last batch.
-        run.step = run.epoch_first_step + batch
-        self._tell("after_step", run.step)
-        if self._is_time_to_read():
-            self._read_train()
-        if self._stop:
-            self.model.stop_training = True
 
     def _is_time_to_read(self) -> bool:
         if self._train is None or self._run is None:
@@ -240,9 +282,31 @@ class Session:
     def epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
         if self._run is None:
             return
-        self._read_train()
+        self._read_train(whole=True)
+        if self._is_taped:
+            self._run.step = self._train.seen
+        self._run.shared["taped"] = self._is_taped
         self._slow_readings(force=True)
+        self._show_sample()
         self._tell("on_epoch_end", epoch, dict(logs))
+
+    @property
+    def _is_taped(self) -> bool:
+        """Whether the tape runs: its count is then the one of the batches."""
+        return self._train is not None and "tape" not in self._boundary.off
+
+    def _show_sample(self) -> None:
+        """Lets probes run audits on the captured rows, once, at a moment when the model is whole."""
+        run = self._run
+        if run is None or self._sample_shown or not self.model.built:
+            return
+        if run.sample is None:
+            caught = self._boundary.call("sample", run.backend.caught_sample, run)
+            if caught is not None:
+                run.sample = fit_arguments.sample_of_batch(caught, SAMPLE_ROWS)
+        if run.sample is not None:
+            self._sample_shown = True
+            self._tell("on_sample")
 
     def test_begin(self) -> None:
         if self._run is None or self._ended:
@@ -250,23 +314,17 @@ class Session:
         self._in_test = True
         if not self._begun:
             self.begin("evaluate")
+        self._boundary.call("callback", self._wrap, "test_function", self._around_testing)
         if self._test is not None:
-            self._boundary.call("tape", self._test.read)  # leftovers of passes that were not ours
+            # Rows of passes that were not ours, such as `evaluate` inside another callback.
+            self._boundary.call("tape", self._test.read, True)
         self._tell("on_test_begin")
-
-    def test_batch_end(self, batch: int) -> None:
-        if self._run is None or self._test is None:
-            return
-        if self._run.kind == "evaluate":
-            self._run.step = batch + 1
-        if (batch + 1) % READ_EVERY == 0:
-            self._read_test()
 
     def test_end(self, logs: Mapping[str, Any]) -> None:
         if self._run is None or not self._in_test:
             return
         self._in_test = False
-        self._read_test()
+        self._read_test(whole=True)
         self._tell("on_test_end", dict(logs))
         if self._run.kind == "evaluate":
             self.end("finished")
@@ -275,7 +333,7 @@ class Session:
         """The run is over; idempotent."""
         if self._ended:
             return
-        self._read_train()
+        self._read_train(whole=True)
         self._slow_readings(force=True)
         self._tell("on_end")
         self._close(state)
@@ -296,26 +354,28 @@ class Session:
             self._say_end(report)
 
     def _remove_taps(self) -> None:
-        if self._train_function is not None and self.model.train_function is not None:
-            self.model.train_function = self._train_function
+        for name, (ours, original) in self._wrapped.items():
+            if getattr(self.model, name) is ours:
+                setattr(self.model, name, original)
         if self._taps is not None:
             self._taps.remove()
 
     # reading
 
-    def _read_train(self) -> None:
+    def _read_train(self, *, whole: bool = False) -> None:
+        """`whole` where the model's variables are in place, as at the end of an epoch."""
         if self._train is None or self._run is None:
             return
         self._last_read = time.monotonic()
-        rows = self._boundary.call("tape", self._train.read)
+        rows = self._boundary.call("tape", self._train.read, whole)
         if rows is not None and len(rows):
             self._pass_on(rows, "on_rows", "latest")
         self._slow_readings()
 
-    def _read_test(self) -> None:
+    def _read_test(self, *, whole: bool = False) -> None:
         if self._test is None or self._run is None:
             return
-        rows = self._boundary.call("tape", self._test.read)
+        rows = self._boundary.call("tape", self._test.read, whole)
         if rows is not None and len(rows):
             self._pass_on(rows, "on_test_rows", "test_latest")
 
@@ -328,6 +388,8 @@ class Session:
         shown = {k: v for k, v in rows.columns.items() if not k.startswith("_")}
         columns = {**shown, **made}
         run.shared[latest] = {name: float(values[-1]) for name, values in columns.items()}
+        if run.kind == "evaluate":
+            run.step = int(rows.steps[-1])
         if hook == "on_rows" or run.kind == "evaluate":
             self._boundary.call("stream", run.emit, rows.steps, columns)
         if rows.lost:

@@ -17,6 +17,7 @@ from keras import ops
 
 DEPTH = 256  # rows; the host reads every READ_EVERY
 READ_EVERY = 64  # batches
+NOTE_EVERY = 32  # executions between copies of the ring, where it cannot be read in an epoch
 
 
 class Tape(keras.metrics.Metric):  # type: ignore[misc]
@@ -37,23 +38,37 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc]
         self.overflow: list[str] = []  # columns that found no place
         self.ring = self.add_variable((depth, width), "zeros", dtype="float32", name="ring")
         self.count = self.add_variable((), "zeros", dtype="int32", name="count")
+        self.pending: Any = None
+        if backend.HAS_GRADIENT_BOUNDARY:
+            self.pending = self.add_variable((width,), "zeros", dtype="float32", name="pending")
 
     def carry(self, variables: list[Any]) -> None:
         """Takes further variables along, so that Keras threads them through JAX's stateless step too."""
         self._variables.extend(variables)
 
-    def write(self, columns: Mapping[str, Any]) -> None:
-        """Writes one row; `columns` are scalar tensors. Called while the step is traced."""
+    def flush(self, columns: Mapping[str, Any]) -> None:
+        """Keeps columns for the row to come. On JAX values made inside the gradient can leave it only so."""
+        self.pending.assign(self._row(columns))
+
+    def _row(self, columns: Mapping[str, Any]) -> Any:
         cells: dict[int, Any] = {}
         for name, value in columns.items():
             index = self._index(name)
             if index is not None:
                 cells[index] = ops.reshape(ops.cast(value, "float32"), ())
-        absent = ops.zeros((), "float32")
         used = max(cells, default=-1) + 1
-        row = [cells.get(i, absent) for i in range(used)]
-        padded = ops.concatenate([ops.stack(row), ops.zeros((self.width - used,), "float32")])
-        self._backend.write_row(self.ring, self.count, padded)
+        absent = ops.zeros((), "float32")
+        filler = ops.zeros((self.width - used,), "float32")
+        if not used:
+            return filler
+        return ops.concatenate([ops.stack([cells.get(i, absent) for i in range(used)]), filler])
+
+    def write(self, columns: Mapping[str, Any]) -> None:
+        """Writes one row; `columns` are scalar tensors. Called while the step is traced."""
+        row = self._row(columns)
+        if self.pending is not None:
+            row = row + self.pending
+        self._backend.write_row(self.ring, self.count, row)
 
     def _index(self, name: str) -> int | None:
         if name in self.names:
@@ -93,11 +108,27 @@ class TapeReader:
         self.tape = tape
         self._backend = backend
         self.seen = 0  # rows read or given up so far
+        self._steps_noted = 0
+        self._copies: list[Any] = []
 
-    def read(self) -> TapeRows:
-        count = int(self._backend.read(self.tape.count))
-        ring = self._backend.read(self.tape.ring) if count > self.seen else None
-        return self.decode(count, ring)
+    def note(self, model: Any, result: Any) -> None:
+        """After a step: where variables cannot be read in between, keeps a copy of the ring, made on the device."""
+        self._steps_noted += 1
+        if self._steps_noted % NOTE_EVERY == 0:
+            self._copies = [*self._copies[-1:], self._backend.copy_tape(self.tape, model, result)]
+
+    def read(self, whole: bool) -> TapeRows:
+        """New rows; all of them where `whole` says that the variables are in place."""
+        if whole or self._backend.READABLE_IN_EPOCH:
+            self._copies = []
+            count = int(self._backend.read(self.tape.count))
+            ring = self._backend.read(self.tape.ring) if count > self.seen else None
+            return self.decode(count, ring)
+        if not self._copies or self._copies[0] is None:
+            return self.decode(0, None)
+        # The older copy: its step has long run, so this does not wait.
+        count, ring = self._copies[0]
+        return self.decode(int(np.asarray(count)), np.asarray(ring))
 
     def decode(self, count: int, ring: np.ndarray[Any, Any] | None) -> TapeRows:
         """Rows numbered above `seen` out of a copy of the ring taken when `count` rows had been written."""

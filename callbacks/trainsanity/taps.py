@@ -93,14 +93,30 @@ class Taps:
                 result = original(*args)
             finally:
                 self._local.step = None
-            self._finish(current)
+            if not self._finishes_with_metrics:
+                if training:
+                    self._boundary.call("sample", self.run.backend.catch_sample, self.run, args)
+                self._finish(current)
             return result
 
         return step
 
+    @property
+    def _finishes_with_metrics(self) -> bool:
+        """On JAX a step is a pure function: only inside `compute_metrics` may variables be written."""
+        return bool(self.run.backend.HAS_GRADIENT_BOUNDARY)
+
     def _finish(self, step: Step) -> None:
-        self._collect(step, "trace_end", step)
-        self._boundary.call("tape", self._tapes[step.training].write, step.columns)
+        with self.run.backend.no_gradient():
+            self._collect(step, "trace_end", step)
+            self._boundary.call("tape", self._tapes[step.training].write, step.columns)
+
+    def _leave_gradient(self, step: Step) -> None:
+        """What was measured inside the gradient goes out with the tape; its tensors must not."""
+        self._boundary.call("tape", self._tapes[step.training].flush, step.columns)
+        step.columns.clear()
+        step.shared.clear()
+        step.loss = None
 
     def _before_call(self, layer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -124,8 +140,11 @@ class Taps:
             if step is not None:
                 step.x, step.y, step.y_pred, step.sample_weight = x, y, y_pred, sample_weight
                 step.loss = loss
-                self._boundary.call("outputs", self._find_outputs, step)
-                self._collect(step, "trace_loss", step)
+                with self.run.backend.no_gradient():
+                    self._boundary.call("outputs", self._find_outputs, step)
+                    self._collect(step, "trace_loss", step)
+                if self._finishes_with_metrics:
+                    self._leave_gradient(step)
             return loss
 
         return compute_loss
@@ -139,8 +158,11 @@ class Taps:
             if step is not None:
                 step.x, step.y, step.y_pred, step.sample_weight = x, y, y_pred, sample_weight
                 step.results = results if isinstance(results, dict) else {}
-                self._boundary.call("outputs", self._find_outputs, step)
-                self._collect(step, "trace_metrics", step)
+                with self.run.backend.no_gradient():
+                    self._boundary.call("outputs", self._find_outputs, step)
+                    self._collect(step, "trace_metrics", step)
+                if self._finishes_with_metrics:
+                    self._finish(step)
             return results
 
         return compute_metrics
@@ -159,10 +181,12 @@ class Taps:
                 variables = optimizer._trainable_variables
             variables = list(variables)
             update = Update(optimizer, grads, variables, step.shared)
-            for probe in self._probes:
-                self._boundary.call(probe.name, probe.trace_before_update, update)
+            with self.run.backend.no_gradient():
+                for probe in self._probes:
+                    self._boundary.call(probe.name, probe.trace_before_update, update)
             result = original(grads, trainable_variables)
-            self._collect(step, "trace_after_update", update)
+            with self.run.backend.no_gradient():
+                self._collect(step, "trace_after_update", update)
             return result
 
         return apply

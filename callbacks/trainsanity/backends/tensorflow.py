@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+
+READABLE_IN_EPOCH = True  # variables hold their values between steps
+HAS_GRADIENT_BOUNDARY = False  # a value made inside the gradient may be used outside
 
 
 def write_row(ring: Any, count: Any, row: Any) -> None:
@@ -23,6 +30,74 @@ def write_row(ring: Any, count: Any, row: Any) -> None:
 def read(variable: Any) -> np.ndarray[Any, Any]:
     """The value of a Keras variable on the host."""
     return np.asarray(variable._value.numpy())
+
+
+def read_in_step(variable: Any, model: Any, state: Any) -> np.ndarray[Any, Any]:
+    """The same as `read`: variables hold their values at any time."""
+    return read(variable)
+
+
+def copy_tape(tape: Any, model: Any, result: Any) -> None:
+    """Nothing: the tape can be read at any time."""
+
+
+@contextlib.contextmanager
+def no_gradient() -> Iterator[None]:
+    """Nothing: what is measured is never differentiated."""
+    yield
+
+
+def peek(iterator: Any) -> tuple[Any, Iterator[Any]] | None:
+    """The next batch and an iterator that still gives it; None where it is fetched inside the graph."""
+    if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
+        return None
+    batch = next(iterator)
+    return batch, itertools.chain([batch], iterator)
+
+
+ROWS_CAUGHT = 8  # of the first batch, for audits
+
+
+def catch_sample(run: Any, args: tuple[Any, ...]) -> None:
+    """Inside the step: keeps the first rows of the first batch, for data that only the graph sees."""
+    if run.sample is not None or "caught" in run.shared:
+        return
+    leaves = tf.nest.flatten(args[0])
+    if not all(_can_be_caught(leaf, run.compiled_by_xla) for leaf in leaves):
+        run.not_testable["sample"] = "the data has parts that are no dense tensors of known shape"
+        return
+    with tf.init_scope():
+        kept = [_room_for(leaf) for leaf in leaves]
+        done = tf.Variable(False, trainable=False)
+
+    def keep() -> tf.Tensor:
+        for variable, leaf in zip(kept, leaves, strict=True):
+            variable.assign(leaf[:ROWS_CAUGHT])
+        done.assign(True)
+        return tf.constant(True)
+
+    tf.cond(done, lambda: tf.constant(False), keep)
+    run.shared["caught"] = (done, kept, args[0])
+
+
+def _can_be_caught(leaf: Any, xla: bool) -> bool:
+    # XLA fixes the shape of a variable at its first use.
+    return isinstance(leaf, tf.Tensor) and leaf.shape.rank is not None and leaf.shape.rank > 0 and not xla
+
+
+def _room_for(leaf: Any) -> tf.Variable:
+    shape = tf.TensorShape([None] * leaf.shape.rank)
+    empty = tf.zeros([0] * leaf.shape.rank, leaf.dtype)
+    return tf.Variable(empty, shape=shape, trainable=False)
+
+
+def caught_sample(run: Any) -> Any | None:
+    """The rows that `catch_sample` has kept, as arrays, in the structure of the data."""
+    caught = run.shared.get("caught")
+    if caught is None or not bool(caught[0].numpy()):
+        return None
+    _, kept, structure = caught
+    return tf.nest.pack_sequence_as(structure, [variable.numpy() for variable in kept])
 
 
 def pick(variable: Any, coordinates: np.ndarray[Any, Any], *, xla: bool) -> Any:

@@ -94,8 +94,18 @@ class LearningRate(Probe):
     def before_step(self, step: int) -> None:
         if step >= self._next_declared and self.run.optimizer is not None:
             self._next_declared = step + 64
-            rate = float(keras.ops.convert_to_numpy(self.run.optimizer.learning_rate))
-            self.run.point(step, learning_rate__declared=rate)
+            self.run.point(step, learning_rate__declared=self._declared(self.run.optimizer))
+
+    def _declared(self, optimizer: Any) -> float:
+        """The learning rate as the host reads it for the next step."""
+        source = optimizer._learning_rate
+        if isinstance(source, keras.optimizers.schedules.LearningRateSchedule):
+            source = source(self.run.read(optimizer._iterations))
+        elif callable(source) and not isinstance(source, keras.Variable):
+            source = source()
+        if isinstance(source, keras.Variable):
+            return float(self.run.read(source))
+        return float(keras.ops.convert_to_numpy(source))
 
     def on_epoch_begin(self, epoch: int) -> None:
         self._next_declared = 0
@@ -112,7 +122,7 @@ class LearningRate(Probe):
         rate = update.shared["learning_rate"]
         columns: dict[str, Any] = {
             "learning_rate/applied": rate,
-            "optimizer/iterations": update.optimizer.iterations,
+            "optimizer/iterations": ops.convert_to_tensor(update.optimizer.iterations),
         }
         if self._last_weights is not None:
             update.shared["sampled_after"] = self._pick()
@@ -152,7 +162,8 @@ class LearningRate(Probe):
         self._shadow._learning_rate.assign(rate)
         self._shadow.apply([gradient], [self._shadow_weights])
         expected = ops.convert_to_tensor(self._shadow_weights) - before
-        expected, moved = expected * self._mask, moved * self._mask
+        mask = ops.convert_to_tensor(self._mask)
+        expected, moved = expected * mask, moved * mask
         size = ops.sum(expected * expected)
         ratio = ops.divide_no_nan(ops.sum(expected * moved), size)
         # Where the shadow does not move, nothing can be said: the host makes NaN of it.

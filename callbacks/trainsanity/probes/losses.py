@@ -7,6 +7,7 @@ from typing import Any
 from keras import backend, ops
 
 from trainsanity.epoch_mean import EpochMean
+from trainsanity.masking import mask_of
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
 from trainsanity.probes.weighting import product, real_positions, spread_if_any
 from trainsanity.tape import TapeRows
@@ -65,7 +66,7 @@ class Losses(Probe):
         y_true = ops.convert_to_tensor(output.y_true, dtype=loss.dtype)
         y_pred = ops.convert_to_tensor(output.y_pred, dtype=loss.dtype)
         values = loss.call(y_true, y_pred)
-        own_mask = getattr(values, "_keras_mask", None)
+        own_mask = mask_of(values)
         if len(values.shape) == 0 or loss.reduction in (None, "none"):
             self.run.not_testable["loss/recomputed"] = (
                 f"the loss {loss.name!r} is reduced by itself, so its positions cannot be counted again"

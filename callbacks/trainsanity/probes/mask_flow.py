@@ -13,6 +13,7 @@ import numpy as np
 
 from trainsanity import call_sites
 from trainsanity.forward import quiet_forward
+from trainsanity.masking import mask_of
 from trainsanity.probes.probe import Probe
 
 
@@ -33,22 +34,30 @@ class MaskFlow(Probe):
 
     name = "mask_flow"
 
+    def __init__(self, run: Any) -> None:
+        super().__init__(run)
+        self._said = False
+
     def on_begin(self) -> None:
+        if not any(_makes_mask(layer) for layer in self.run.model._flatten_layers()):
+            reason = "no layer of the model makes a mask"
+            self.run.audit("mask_flow", {"not_testable": reason}, 0)
+            self._said = True
+
+    def on_sample(self) -> None:
         run = self.run
         if not any(_makes_mask(layer) for layer in run.model._flatten_layers()):
-            run.audit("mask_flow", {"not_testable": "no layer of the model makes a mask"}, 0)
-            return
-        if run.sample is None:
-            reason = "no sample of the data could be taken; pass probe_data=(x, y)"
-            run.audit("mask_flow", {"not_testable": reason}, 0)
-            return
-        if not run.model.built:
-            run.audit("mask_flow", {"not_testable": "the model was not built before fit"}, 0)
             return
         calls: list[_Call] = []
         with recorded(run.model, calls):
             prediction = quiet_forward(run.model, run.sample[0])
-        run.audit("mask_flow", _flow(run.model, calls, prediction), 0)
+        run.audit("mask_flow", _flow(run.model, calls, prediction))
+        self._said = True
+
+    def on_end(self) -> None:
+        if not self._said:
+            reason = "no sample of the data could be taken; pass probe_data=(x, y)"
+            self.run.audit("mask_flow", {"not_testable": reason})
 
 
 def _makes_mask(layer: Any) -> bool:
@@ -87,7 +96,7 @@ def _operations(model: Any) -> list[Any]:
 def _noting(operation: Any, original: Callable[..., Any], calls: list[_Call]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         inputs = [t for t in keras.tree.flatten((args, kwargs)) if hasattr(t, "shape")]
-        masks = [getattr(t, "_keras_mask", None) for t in inputs]
+        masks = [mask_of(t) for t in inputs]
         frame = call_sites.user_frame(sys._getframe(1))
         outputs = original(*args, **kwargs)
         calls.append(
@@ -126,7 +135,7 @@ def _flow(model: Any, calls: list[_Call], prediction: Any) -> dict[str, Any]:
     leaves = [t for t in keras.tree.flatten(prediction) if hasattr(t, "shape")]
     for index, tensor in enumerate(leaves):
         name = names[index] if index < len(names) and len(leaves) > 1 else "output"
-        coverage = _coverage(getattr(tensor, "_keras_mask", None))
+        coverage = _coverage(mask_of(tensor))
         outputs[name] = {
             "mask": coverage,
             "aligned": _is_aligned(tensor, calls),
@@ -138,7 +147,7 @@ def _flow(model: Any, calls: list[_Call], prediction: Any) -> dict[str, Any]:
 def _facts(call: _Call, makers: dict[int, _Call]) -> dict[str, Any]:
     mask_in = next((m for m in call.masks_in if m is not None), None)
     out = call.outputs[0] if call.outputs else None
-    mask_out = getattr(out, "_keras_mask", None)
+    mask_out = mask_of(out)
     ended = mask_in is not None and mask_out is None
     legal = _has_lost_time(mask_in, out) if ended else None
     operation = call.operation
@@ -192,7 +201,7 @@ def _lost_before(
 
 
 def _mask_of(call: _Call) -> Any:
-    return getattr(call.outputs[0], "_keras_mask", None) if call.outputs else None
+    return mask_of(call.outputs[0]) if call.outputs else None
 
 
 def _same_time(tensor: Any, masked: _Call) -> bool:

@@ -121,6 +121,9 @@ class Probe:
     def on_begin(self) -> None:
         """Before Keras makes its functions: the place to create variables and to hand in audits."""
 
+    def on_sample(self) -> None:
+        """Once, when `run.sample` holds rows of the data and the model is whole: the time for audits."""
+
     def on_rows(self, rows: TapeRows) -> Columns:
         """New rows of training batches; returns further columns (n,) made of them, by signal name."""
         return {}
