@@ -269,7 +269,41 @@ def merged(findings: Iterable[Finding]) -> list[Finding]:
     return list(by_subject.values())
 
 
-# Facts of audits, which come from outside and may lack anything
+# What a run carries; facts of audits come from outside and may lack anything
+
+
+def quantities_of(run: RunView, kind: str, *witnesses: str) -> list[str]:
+    """Quantities `kind` and `kind:<name>` that carry all these witnesses, sorted.
+
+    Raises:
+        NotTestable: there is none; the text gives the probe's reason where it left one.
+    """
+    found = [
+        q
+        for q in run.quantities(*witnesses)
+        if q == kind or q.startswith(f"{kind}:") or kind == "*"
+    ]
+    if not found:
+        every = "<metric>" if kind == "*" else kind
+        raise not_measured(run, *(f"{every}/{witness}" for witness in witnesses))
+    return found
+
+
+def not_measured(run: RunView, *signals: str) -> NotTestable:
+    """Why a rule cannot speak: these were not measured, with the probe's reason if it left one."""
+    reasons: Mapping[str, Any] = {}
+    if run.has_audit("columns"):
+        given = run.audit("columns").facts.get("not_testable")
+        reasons = given if isinstance(given, Mapping) else {}
+    for signal in signals:
+        if signal in reasons:
+            return NotTestable(f"{signal}: {reasons[signal]}")
+    return NotTestable(f"the run carries no {' with '.join(signals)}")
+
+
+def name_of(quantity: str) -> str:
+    """The part behind the colon of `mask:out1` or `embedding:words`; empty where there is none."""
+    return quantity.partition(":")[2]
 
 
 def measured(run: RunView, name: str) -> list[Audit]:
@@ -322,7 +356,7 @@ def number(value: float, digits: int = 3) -> str:
         return f"{int(value):,}"
     if abs(value) >= 1e15:
         return f"{value:.{digits - 1}e}"
-    if abs(value) >= 10**digits:
+    if abs(value) >= 10 ** (digits - 1):
         return f"{value:,.0f}"
     return f"{value:.{digits}g}"
 
