@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,19 +19,22 @@ from typing import Any, TypeVar
 import click
 
 import trainsanity
+from trainsanity import alert_text, rule_text
 from trainsanity import doctor as checkup
-from trainsanity.columns import table
+from trainsanity.columns import printable, table
 from trainsanity.errors import TrainsanityError
 from trainsanity.export import document, lines
 from trainsanity.remote import Remote, RemoteError, run_path
 from trainsanity.rules import Rule, Severity, all_rules
-from trainsanity.rules import rule as rule_called
 from trainsanity.settings import Settings
+from trainsanity.sync import SyncResult, sync_directory
 
 PLUGINS = "trainsanity.commands"
 POLL_SECONDS = 0.5  # between two looks at a run that is not settled yet
 # Alerts that somebody has called no trouble do not fail a build.
 EXCUSED = ("muted", "resolved")
+
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -94,10 +98,14 @@ class Target:
 
     settings: Settings
 
-    def remote(self) -> Remote:
+    def online(self) -> Settings:
         if self.settings.is_offline:
             raise Failure("this command asks a server, and the address is 'offline': give --url.")
-        return Remote(self.settings.url, self.settings.api_key)
+        return self.settings
+
+    def remote(self) -> Remote:
+        settings = self.online()
+        return Remote(settings.url, settings.api_key)
 
 
 def asks_server(command: Command) -> Command:
@@ -195,7 +203,7 @@ def alerts(
     elif not listed:
         click.echo("no alerts")
     for alert in () if as_json else listed:
-        _print(_alert_lines(alert))
+        _print(alert_text.lines(alert))
     if fail_on is not None and any(_fails(alert, Severity(fail_on)) for alert in listed):
         sys.exit(1)
 
@@ -213,25 +221,6 @@ def _wait_until_settled(remote: Remote, run_id: str, seconds: float) -> None:
 
 def _fails(alert: Mapping[str, Any], limit: Severity) -> bool:
     return alert["state"] not in EXCUSED and Severity(alert["severity"]).rank <= limit.rank
-
-
-def _alert_lines(alert: Mapping[str, Any]) -> list[str]:
-    since = f"steps {alert['first_step']} to {alert['last_step']}, seen {alert['count']} times"
-    witnesses = ((w["name"], _value(w)) for w in alert["witnesses"])
-    aligned = table(("", ""), witnesses)[1:]
-    return [
-        f"{alert['severity'].upper()} ({alert['state']}): {alert['title']}",
-        f"    {alert['message']}",
-        *(f"    {line}" for line in aligned),
-        f"    {since}; rule {alert['rule']}",
-        f"    Try: {alert['suggestion']}",
-        "",
-    ]
-
-
-def _value(witness: Mapping[str, Any]) -> str:
-    unit = witness.get("unit", "1")
-    return str(witness["value"]) + ("" if unit in ("", "1") else f" {unit}")
 
 
 @main.command()
@@ -268,46 +257,75 @@ def rules(slug: str | None, as_json: bool) -> None:
     """List the rules, or explain the one called SLUG."""
     if slug is None:
         return _list_rules(all_rules(), as_json)
-    try:
-        chosen = rule_called(slug)
-    except KeyError as error:
-        raise Failure(str(error.args[0])) from error
+    chosen = _rule_called(slug)
     if as_json:
-        return _print_json(_facts(chosen))
-    _print(_explanation(chosen))
+        return _print_json(rule_text.facts(chosen))
+    _print(rule_text.explanation(chosen))
+
+
+def _rule_called(slug: str) -> Rule:
+    by_slug = {rule.id: rule for rule in all_rules()}
+    if slug in by_slug:
+        return by_slug[slug]
+    near = ", ".join(get_close_matches(slug, by_slug, cutoff=0.4))
+    hint = f"Near ones: {near}" if near else "`trainsanity rules` lists all"
+    raise Failure(f"no rule is called {slug!r}. {hint}")
 
 
 def _list_rules(found: Sequence[Rule], as_json: bool) -> None:
     if as_json:
-        return _print_json([_facts(rule) for rule in found])
+        return _print_json([rule_text.facts(rule) for rule in found])
     rows = ((r.id, r.severity, r.explanation()["summary"]) for r in found)
     _print(table(("rule", "severity", "what is wrong"), rows))
 
 
-def _facts(rule: Rule) -> dict[str, Any]:
-    return {
-        "id": rule.id,
-        "severity": rule.severity,
-        "heuristic": rule.heuristic,
-        "needs": list(rule.needs),
-        **rule.explanation(),
-        "thresholds": vars(rule),
-    }
+@main.command()
+@click.argument("folder", metavar="[DIR]", required=False, type=_FOLDER)
+@asks_server
+@as_json
+@click.option("--keep", is_flag=True, help="Keep the spools of runs that were sent completely.")
+def sync(
+    folder: Path | None, url: str | None, api_key: str | None, as_json: bool, keep: bool
+) -> None:
+    """Send the runs spooled in DIR; default: where the callback spools. Exit status 2 where
+    something could not be sent."""
+    settings = _target(url, api_key).online()
+    results = [
+        result
+        for each in _spool_folders(folder, settings)
+        for result in sync_directory(
+            each, settings.url, settings.api_key, keep=keep, on_progress=_show_progress
+        )
+    ]
+    if as_json:
+        _print_json([vars(result) for result in results])
+    elif not results:
+        click.echo("nothing to send")
+    else:
+        _print(table(("run", "outcome", "sent", "waiting", ""), map(_sync_cells, results)))
+    if any(result.outcome in ("waiting", "unusable") for result in results):
+        sys.exit(Failure.exit_code)
 
 
-def _explanation(rule: Rule) -> list[str]:
-    parts = rule.explanation()
-    text = [f"{rule.id} ({rule.severity})", "", *_wrapped(parts.pop("summary")), ""]
-    for heading, words in parts.items():
-        text += [*_wrapped(f"{heading.capitalize()}: {words}"), ""]
-    text += [*_wrapped(f"Needs: {', '.join(rule.needs)}")]
-    if vars(rule):
-        text += ["", "Thresholds:", *(f"  {name} = {value}" for name, value in vars(rule).items())]
-    return text
+def _spool_folders(folder: Path | None, settings: Settings) -> list[Path]:
+    if folder is not None:
+        return [folder]
+    return [each for each in (settings.spool_dir, settings.spare_spool_dir) if each.is_dir()]
 
 
-def _wrapped(text: str) -> list[str]:
-    return click.wrap_text(text, width=88).splitlines()
+def _show_progress(path: Path, sent: int, total: int) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r{path.stem}: {sent} of {total} packets", nl=sent == total, err=True)
+
+
+def _sync_cells(result: SyncResult) -> Sequence[object]:
+    return (
+        result.run_id,
+        result.outcome,
+        result.sent,
+        result.pending,
+        result.run_url or result.message,
+    )
 
 
 @main.command()
@@ -327,7 +345,7 @@ def doctor(url: str | None, api_key: str | None, as_json: bool) -> None:
 
 def _print(text: Iterable[str]) -> None:
     for line in text:
-        click.echo(line)
+        click.echo(printable(line))
 
 
 def _print_json(value: Any) -> None:

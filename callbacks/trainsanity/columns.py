@@ -13,13 +13,13 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]
     ['run  state', 'a    finished']
     """
     cells = [[cell.upper() for cell in heading]]
-    cells += [[_cell(value) for value in row] for row in rows]
+    cells += [[printable(value) for value in row] for row in rows]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(_padded, line, widths)).rstrip() for line in cells]
 
 
-def _cell(value: object) -> str:
-    """One line of printable text: nothing that a run's name may do to a terminal."""
+def printable(value: object) -> str:
+    """One line of text: nothing in a run's name may do anything to a terminal."""
     return "".join(c if c.isprintable() else "�" for c in str(value))
 
 
