@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import socket
 import sys
@@ -26,6 +27,8 @@ READY_SECONDS = 60.0  # for the server to answer
 SETTLED_SECONDS = 120.0  # for every rule to have spoken about a run that has ended
 POLL_SECONDS = 0.1
 PROJECT = "demo"
+# What TensorFlow tells of the machine at every start, whatever its log level.
+TENSORFLOW_LOG = re.compile(r"WARNING: All log messages before absl|[IWE]0000 ")
 
 
 @click.command()
@@ -139,7 +142,11 @@ def _training_environment(url: str) -> dict[str, str]:
 
 
 def _printer(console: Console) -> Callable[[str], None]:
-    return lambda line: console.print(f"  {line}", markup=False)
+    def show(line: str) -> None:
+        if not TENSORFLOW_LOG.match(line):
+            console.print(f"  {line}", markup=False)
+
+    return show
 
 
 def _settled(story: Story, before: set[str], url: str) -> dict[str, Any]:
