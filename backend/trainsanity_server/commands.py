@@ -14,7 +14,7 @@ from typing import Any
 import click
 import uvicorn
 from pydantic import ValidationError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from trainsanity_server.app import create_app
 from trainsanity_server.errors import ServerError, StartupError
@@ -158,7 +158,7 @@ def _database(settings: Settings) -> Iterator[Database]:
     database = Database(settings.database_url, sqlite_synchronous=settings.sqlite_synchronous)
     try:
         yield database
-    except OperationalError as error:
+    except DBAPIError as error:
         where = database.url.render_as_string(hide_password=True)
         raise Refusal(f"the database at {where} cannot be used: {error.orig}") from error
     finally:

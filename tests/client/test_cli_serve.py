@@ -1,0 +1,103 @@
+"""`trainsanity serve` and `db upgrade`: a clear word for everything that can go wrong at the start."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import urllib3
+from command_line import served, trainsanity
+
+
+@pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "kill"])
+def test_server_tells_its_address_answers_there_and_stops_in_order(tmp_path: Path, with_signal):
+    with served(tmp_path / "runs.db") as server:
+        assert urllib3.request("GET", f"{server.url}/livez").status == 200
+        assert server.stop(with_signal) == 0
+        assert "Stopped." in server.process.stdout.read()
+
+
+def test_a_port_in_use_is_named(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = trainsanity("serve", "--port", str(port), "--db", f"sqlite:///{tmp_path}/runs.db")
+    assert done.status == 2
+    assert f"port {port} on 127.0.0.1 is in use" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_other_machines_are_not_served_without_a_key(tmp_path: Path):
+    done = trainsanity("serve", "--host", "0.0.0.0", "--db", f"sqlite:///{tmp_path}/runs.db")
+    assert done.status == 2
+    assert "TRAINSANITY_API_KEYS" in done.err
+
+
+def test_other_machines_are_served_with_a_key(tmp_path: Path):
+    with served(tmp_path / "runs.db", "--host", "0.0.0.0", TRAINSANITY_API_KEYS="k3y") as server:
+        done = trainsanity("runs", "--url", server.url)
+        assert (done.status, "TRAINSANITY_API_KEY" in done.err) == (2, True)
+        assert trainsanity("runs", "--url", server.url, "--api-key", "k3y").status == 0
+        assert trainsanity("runs", "--url", server.url, TRAINSANITY_API_KEY="k3y").status == 0
+        assert trainsanity("runs", "--url", server.url, "--api-key", "wrong").status == 2
+
+
+def test_a_host_that_is_none_is_told(tmp_path: Path):
+    done = trainsanity(
+        "serve",
+        "--host",
+        "256.1.1.1",
+        "--db",
+        f"sqlite:///{tmp_path}/r.db",
+        TRAINSANITY_API_KEYS="k",
+    )
+    assert done.status == 2
+    assert "256.1.1.1" in done.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "expected"),
+    [
+        ("TRAINSANITY_BASE_URL", "ftp://here", "TRAINSANITY_BASE_URL: must begin with http://"),
+        ("TRAINSANITY_MUTE_HOURS", "soon", "TRAINSANITY_MUTE_HOURS: "),
+        ("TRAINSANITY_DATABASE_URL", "mysql://x", "TRAINSANITY_DATABASE_URL: must begin with"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_was_received(setting, value, expected):
+    done = trainsanity("serve", "--port", "0", **{setting: value})
+    assert done.status == 2
+    assert expected in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_database_out_of_reach_is_told_without_its_password():
+    done = trainsanity("serve", "--port", "0", "--db", "postgresql://me:s3cr3t@127.0.0.1:1/runs")
+    assert done.status == 2
+    assert "postgresql+psycopg://me:***@127.0.0.1:1/runs cannot be used" in done.err
+    assert "s3cr3t" not in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_file_that_is_no_database_is_told(tmp_path: Path):
+    wrong = tmp_path / "notes.txt"
+    wrong.write_text("no database " * 100)
+    done = trainsanity("serve", "--port", "0", "--db", f"sqlite:///{wrong}")
+    assert done.status == 2
+    assert f"{wrong} cannot be used" in done.err
+    assert wrong.read_text() == "no database " * 100
+
+
+def test_upgrade_brings_a_new_database_up_to_date_and_says_so(tmp_path: Path):
+    url = f"sqlite:///{tmp_path}/runs.db"
+    assert trainsanity("db", "upgrade", "--db", url).out == f"{url} has been brought up to date.\n"
+    assert trainsanity("db", "upgrade", "--db", url).out == f"{url} is up to date.\n"
+
+
+def test_links_lead_to_where_the_server_listens(tmp_path: Path):
+    with served(
+        tmp_path / "runs.db", TRAINSANITY_SLACK_WEBHOOK_URL="https://evil.example/x"
+    ) as server:
+        channel = urllib3.request("GET", f"{server.url}/api/v1/channels").json()["channels"][0]
+        assert channel["state"] == "off"
+        assert "hooks.slack.com" in channel["off_reason"]
