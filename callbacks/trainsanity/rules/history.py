@@ -81,7 +81,8 @@ class Totals:
 class Overview:
     """The whole run of one signal in at most OVERVIEW_BUCKETS buckets.
 
-    All arrays have shape (buckets,). `min`, `max` and `mean` are over finite values; NaN where a bucket has none.
+    All arrays have shape (buckets,). `min`, `max` and `mean` are over finite values; NaN where a
+    bucket has none.
     """
 
     first_step: Steps
