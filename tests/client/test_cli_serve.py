@@ -1,4 +1,4 @@
-"""`trainsanity serve` and `db upgrade`: a clear word for everything that can go wrong at the start."""
+"""`trainsanity serve` and `db upgrade`: a clear word for all that can go wrong."""
 
 from __future__ import annotations
 
@@ -44,14 +44,8 @@ def test_other_machines_are_served_with_a_key(tmp_path: Path):
 
 
 def test_a_host_that_is_none_is_told(tmp_path: Path):
-    done = trainsanity(
-        "serve",
-        "--host",
-        "256.1.1.1",
-        "--db",
-        f"sqlite:///{tmp_path}/r.db",
-        TRAINSANITY_API_KEYS="k",
-    )
+    database = f"sqlite:///{tmp_path}/runs.db"
+    done = trainsanity("serve", "--host", "256.1.1.1", "--db", database, TRAINSANITY_API_KEYS="k")
     assert done.status == 2
     assert "256.1.1.1" in done.err
 
@@ -94,10 +88,9 @@ def test_upgrade_brings_a_new_database_up_to_date_and_says_so(tmp_path: Path):
     assert trainsanity("db", "upgrade", "--db", url).out == f"{url} is up to date.\n"
 
 
-def test_links_lead_to_where_the_server_listens(tmp_path: Path):
-    with served(
-        tmp_path / "runs.db", TRAINSANITY_SLACK_WEBHOOK_URL="https://evil.example/x"
-    ) as server:
+def test_a_webhook_that_leads_elsewhere_is_off_from_the_start(tmp_path: Path):
+    webhook = "https://evil.example/x"
+    with served(tmp_path / "runs.db", TRAINSANITY_SLACK_WEBHOOK_URL=webhook) as server:
         channel = urllib3.request("GET", f"{server.url}/api/v1/channels").json()["channels"][0]
         assert channel["state"] == "off"
         assert "hooks.slack.com" in channel["off_reason"]
