@@ -150,7 +150,7 @@ class Parting:
             reason: what the tolerance allows for, e.g. "float32 rounding over 120 batches".
         """
         if self.tolerance <= 0:
-            return f"The gap is {number(self.gap)}; both are counts, so none is allowed ({reason})."
+            return f"The gap is {number(self.gap)}; none is allowed: {reason}."
         return (
             f"The gap is {number(self.gap)}, {number(self.times, digits=2)} times the "
             f"{number(self.tolerance, digits=2)} allowed for {reason}."
@@ -228,7 +228,8 @@ def finding(
     message: str,
     suggestion: str,
     names: tuple[str, str],
-    because: str,
+    because: str = "",
+    certainty: str = "",
     unit: str = "1",
     also: tuple[Witness, ...] = (),
     severity: Severity | None = None,
@@ -238,6 +239,7 @@ def finding(
     Args:
         names: of the two witnesses, the one shown first.
         because: what the tolerance allows for; goes into the certainty.
+        certainty: instead of the sentence made from `because`, e.g. for a threshold.
         also: further witnesses.
     """
     return Finding(
@@ -250,7 +252,7 @@ def finding(
         last_step=part.last_step,
         count=part.count,
         severity=severity,
-        certainty=part.certainty(because),
+        certainty=certainty or part.certainty(because),
     )
 
 
