@@ -1,4 +1,4 @@
-"""All rules, found by walking this folder: one file is one rule."""
+"""All rules, found by walking this folder: one file is one rule, or arithmetic that rules share."""
 
 from __future__ import annotations
 
@@ -23,17 +23,12 @@ __all__ = [
     "rule",
 ]
 
-# Files of this folder that hold shared arithmetic or the frame instead of a rule.
-NO_RULES = {"rule", "history", "comparison"}
-
 
 @functools.cache
 def all_rules() -> tuple[Rule, ...]:
     """One instance of every rule with its default thresholds, sorted by slug."""
     found: list[Rule] = []
     for module_info in pkgutil.iter_modules(__path__):
-        if module_info.name in NO_RULES:
-            continue
         module = importlib.import_module(f"{__name__}.{module_info.name}")
         found.extend(
             value()

@@ -61,8 +61,8 @@ class Retracing(Rule):
                 message=(
                     f"The training step was traced {number(too_many.true)} times up to step "
                     f"{too_many.last_step:,}, but its batches had only "
-                    f"{_signatures(too_many.shown)}. Something throws the compiled step away, or gives "
-                    "it a Python value that changes."
+                    f"{_signatures(too_many.shown)}. Something throws the compiled step "
+                    "away, or gives it a Python value that changes."
                 ),
                 suggestion="Do not compile or reset train_function in the loop; pass tensors.",
                 names=(SIGNATURES, TRACES),
