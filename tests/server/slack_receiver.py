@@ -79,11 +79,11 @@ class SlackReceiver:
             self._changed.notify_all()
         return reply
 
-    def wait_for_posts(self, count: int, *, seconds: float = 20) -> list[dict[str, Any]]:
+    def wait_until(self, happened: Callable[[], bool], *, seconds: float = 20) -> None:
+        """Waits for a post after which `happened` is true."""
         with self._changed:
-            arrived = self._changed.wait_for(lambda: len(self.posts) >= count, timeout=seconds)
-        assert arrived, f"expected {count} posts within {seconds} s. Received: {len(self.posts)}"
-        return self.posts
+            arrived = self._changed.wait_for(happened, timeout=seconds)
+        assert arrived, f"not within {seconds} s. Received: {len(self.posts)} posts"
 
     @property
     def port(self) -> int:

@@ -6,8 +6,10 @@ Slack is a real HTTP server here, the database is real, and time passes only whe
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import httpx2
 import pytest
@@ -37,6 +39,7 @@ class Scene:
     database: Database
     slack: SlackReceiver
     now: float = START
+    clock: Callable[[], float] | None = None  # a real one, where threads run
     run: RunRow = field(default_factory=lambda: RunRow(id=new_id(), name="tagger", project="nlp"))
 
     def __post_init__(self) -> None:
@@ -49,21 +52,24 @@ class Scene:
             url or self.slack.url,
             allowed_hosts=("127.0.0.1",),
             timeout=SOON,
-            clock=lambda: self.now,
+            clock=self.time,
         )
         self.channels = Channels(
-            self.database, [channel], base_url="http://ts.example", clock=lambda: self.now
+            self.database, [channel], base_url="http://ts.example", clock=self.time
         )
         self.channels.prepare()
         outbox = Outbox(
             self.database,
             self.channels,
             base_url="http://ts.example",
-            clock=lambda: self.now,
+            clock=self.time,
             jitter=lambda: 1.0,
         )
         self.started.append(outbox)
         return outbox
+
+    def time(self) -> float:
+        return self.clock() if self.clock else self.now
 
     def close(self) -> None:
         for outbox in self.started:
@@ -95,7 +101,7 @@ class Scene:
     def opens(self, number: int = 0) -> str:
         def work(session) -> str:
             alert = session.merge(self._alert(number))
-            rows.add(session, self.channels.names, "opened", alert, self.run, self.now)
+            rows.add(session, self.channels.names, "opened", alert, self.run, self.time())
             return alert.id
 
         return self.database.write(work)
@@ -104,7 +110,7 @@ class Scene:
         def work(session) -> None:
             alert = session.merge(self._alert(number))
             alert.state, alert.resolved_at = "resolved", self.now
-            rows.add(session, self.channels.names, "resolved", alert, self.run, self.now)
+            rows.add(session, self.channels.names, "resolved", alert, self.run, self.time())
 
         self.database.write(work)
 
@@ -214,7 +220,7 @@ def test_three_hundred_alerts_in_ten_seconds_are_a_few_posts_and_none_is_lost(sc
         scene.opens(number)
         scene.passes(1 / 30)
     scene.passes(5)
-    counts = [int(re.search(r"(\d+) alerts opened", text)[1]) for text in scene.told()]
+    counts = [alerts_in(text) for text in scene.told()]
     assert sum(counts) == 300
     assert len(counts) <= 8
     assert scene.states() == {"sent": 300}
@@ -227,7 +233,7 @@ def test_slack_gets_one_message_a_second_at_most(scene: Scene):
         scene.opens()
         scene.resolves()
     scene.passes(30)
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(times)]
     assert len(times) == 10
     assert min(gaps) >= 1.0
 
@@ -293,7 +299,7 @@ def test_retries_become_rarer(scene: Scene):
     scene.slack.always = Reply(503, "")
     scene.opens()
     scene.passes(3 * 3600)
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(times)]
     assert gaps[:3] == pytest.approx([3.5, 5.5, 9.5])  # 2, 4, 8 and the gathering
     assert gaps == sorted(gaps)
     assert max(gaps) < 3700
@@ -503,15 +509,36 @@ def test_a_message_in_another_servers_hands_is_not_sent_by_this_one(scene: Scene
     assert scene.told() == [opened()]
 
 
+def test_two_servers_at_work_at_once_tell_everything_once(scene: Scene, monkeypatch):
+    """The same with real threads, a real clock and every claim contested."""
+    monkeypatch.setattr("trainsanity_server.services.outbox.GATHER_SECONDS", 0.0)
+    scene.clock = time.time
+    servers = [scene.another_server() for _ in range(3)]
+    for outbox in servers:
+        outbox.start()
+    for number in range(60):
+        scene.opens(number)
+        servers[number % 3].wake()
+    scene.slack.wait_until(lambda: sum(map(alerts_in, scene.told())) >= 60)
+    for outbox in servers:
+        outbox.stop()
+    assert sum(map(alerts_in, scene.told())) == 60
+    assert scene.states() == {"sent": 60}
+
+
+def alerts_in(headline: str) -> int:
+    many = re.search(r"(\d+) alerts opened", headline)
+    return int(many[1]) if many else 1
+
+
 def test_the_running_thread_tells_an_alert(database: Database, slack: SlackReceiver, monkeypatch):
     """The same with the real clock and the real thread."""
     monkeypatch.setattr("trainsanity_server.services.outbox.GATHER_SECONDS", 0.0)
-    scene = Scene(database, slack)
-    scene.now = 0.0
+    scene = Scene(database, slack, clock=time.time)
     scene.outbox.start()
     scene.opens()
     scene.outbox.wake()
-    slack.wait_for_posts(1)
+    slack.wait_until(lambda: len(slack.posts) == 1)
     scene.outbox.stop()
     assert scene.told() == [opened()]
     assert scene.states() == {"sent": 1}
