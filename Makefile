@@ -9,7 +9,11 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(she
 
 BIN := .venv/bin
 STAMPS := .venv/.made
-PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+PIP := set -o pipefail; PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
+	$(BIN)/python -m pip install --progress-bar off
+# One line for each package that is fetched, none for those that are there.
+PROGRESS := | awk '/^ *Downloading/ && !/\.metadata/ {print "  " $$2, $$3, $$4; fflush()} \
+	/^Installing collected/ {print "  installing", NF - 3, "packages"; fflush()}'
 FRONTEND := frontend/static/vendor/manifest.json
 
 .PHONY: help setup demo test lint format zoo bench screenshots docs lock clean
@@ -65,22 +69,22 @@ $(STAMPS)/venv:
 
 $(STAMPS)/base: $(STAMPS)/venv pyproject.toml constraints.txt
 	@echo "Installing trainsanity, its server, Keras and TensorFlow into .venv (once, about 2 minutes) ..."
-	@$(PIP) --editable ".[server]" keras tensorflow
+	@$(PIP) --editable ".[server]" keras tensorflow $(PROGRESS)
 	@touch $@
 
 $(STAMPS)/tools: $(STAMPS)/base
 	@echo "Installing the tools for tests and checks into .venv ..."
-	@$(PIP) --editable ".[server,test]"
+	@$(PIP) --editable ".[server,test]" $(PROGRESS)
 	@touch $@
 
 $(STAMPS)/peers: $(STAMPS)/tools
-	@$(PIP) --editable ".[bench]"
+	@$(PIP) --editable ".[bench]" $(PROGRESS)
 	@touch $@
 
 # Tests only: they run every backend, on the CPU.
 $(STAMPS)/backends: $(STAMPS)/base
 	@echo "Installing JAX and torch for the tests into .venv (once, some minutes) ..."
-	@$(PIP) jax torch
+	@$(PIP) jax torch $(PROGRESS)
 	@touch $@
 
 $(FRONTEND): frontend/package-lock.json frontend/build.mjs
