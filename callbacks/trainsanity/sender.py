@@ -15,9 +15,8 @@ from trainsanity.spool import Spool
 from trainsanity.wire import Audit, Packet
 
 TOO_BAD = (413, 422)  # a server's words for: this packet, never
-PACKETS_A_NOTE = (
-    100  # packets between two notes of what the server has; more are sent twice after a crash
-)
+MOST_DETOURS = 2  # without getting any farther; more would be running in circles
+PACKETS_A_NOTE = 100  # between two notes of what the server has; after a crash they are sent twice
 
 
 class Delivery:
@@ -30,10 +29,13 @@ class Delivery:
         self._connection = connection
         self._alerts: dict[str, Alert] = {}
         self._cursor = 0
-        self._detours = 0  # 409 in a row
-        self._set_aside: set[int] = set()
+        self._detours = 0  # 409 without getting any farther in between
+        self._farthest_detour = 0  # the packet at which the last ones came
+        # Packets in place of which the server has, or may have, another one from us.
+        self._replaced = {wire.decode(payload).seq for payload in spool.set_aside_before()}
         # The highest packet that the server can have from us: of an old spool perhaps everything.
         self._attempted = spool.next_seq - 1 if spool.is_reopened else -1
+        self.server_has = 0  # packets, by its last answer
 
     @property
     def alerts(self) -> list[Alert]:
@@ -55,13 +57,9 @@ class Delivery:
         except WrongPacket as error:
             self._follow(error, seq)
             return []
-        self._check_ours(answer.next_seq)
-        if answer.next_seq <= seq:
-            raise DeliveryError(f"the server took packet {seq} and wants {answer.next_seq} next")
-        self._detours = 0
-        self.spool.acknowledge(answer.next_seq)
-        if answer.next_seq % PACKETS_A_NOTE == 0 or not self.spool.pending:
-            self.spool.note_acknowledged()
+        self._acknowledge(seq, answer.next_seq)
+        if seq >= self._farthest_detour:
+            self._detours = 0
         self._cursor, self.settled, self.run_url = answer.cursor, answer.settled, answer.run_url
         return self._news(answer.alerts)
 
@@ -70,6 +68,7 @@ class Delivery:
             payload = self.spool.read(seq)
         except SpoolDamaged as error:
             log.warning("%s; the server is told so", error)
+            self._replaced.add(seq)
             return self._post(_instead_of(self.spool.run_id, seq, str(error)), seconds)
         try:
             return self._connection.send(self.spool.run_id, payload, self._cursor, seconds)
@@ -82,7 +81,7 @@ class Delivery:
         self, seq: int, payload: bytes, refusal: DeliveryError, seconds: float
     ) -> Answer:
         """One packet that the server will never take must not hold up those behind it."""
-        if seq not in self._set_aside:
+        if seq not in self._replaced:
             self._keep_aside(seq, payload, refusal)
         packet = wire.decode(payload)
         facts = {"seq": seq, "bytes": len(payload), "points": packet.points, "answer": str(refusal)}
@@ -99,32 +98,42 @@ class Delivery:
             path = self.spool.set_aside(payload)
         except OSError as error:
             raise DeliveryError(f"a refused packet cannot be kept: {error}") from error
-        self._set_aside.add(seq)
+        self._replaced.add(seq)
         log.warning("packet %d was refused and is kept in %s: %s", seq, path, refusal)
 
     def _post(self, packet: Packet, seconds: float) -> Answer:
         data = wire.encode(packet)
         return self._connection.send(self.spool.run_id, data, self._cursor, seconds)
 
-    def _follow(self, error: WrongPacket, seq: int) -> None:
-        """Goes to the packet that the server wants: back for another database, else forward."""
-        expected = error.expected_seq
-        self._check_ours(expected)
-        self._detours += 1
-        if expected == seq or self._detours > 2:
-            raise DeliveryError(f"the server contradicts itself: {error}", status=409)
-        if expected < seq:
-            self._cursor = 0  # it counts in a database that is no more
-        self.spool.acknowledge(expected)
+    def _acknowledge(self, seq: int, next_seq: int) -> None:
+        self.server_has = next_seq
+        # More than this spool holds: a power cut took the end of it, after it had been sent.
+        is_possible = self.spool.is_reopened or next_seq <= self._attempted + 1
+        if next_seq <= seq or not is_possible:
+            raise DeliveryError(f"the server took packet {seq} and wants packet {next_seq} next")
+        self.spool.acknowledge(min(next_seq, self.spool.next_seq))
+        if next_seq % PACKETS_A_NOTE == 0 or not self.spool.pending:
+            self.spool.note_acknowledged()
 
-    def _check_ours(self, next_seq: int) -> None:
-        if next_seq > self._attempted + 1:
+    def _follow(self, error: WrongPacket, seq: int) -> None:
+        """Goes to the packet that the server wants: mostly back, for another database."""
+        expected = error.expected_seq
+        is_stored_replaced = seq in self._replaced and expected <= self._attempted + 1
+        if expected > seq and not is_stored_replaced:
+            # Had it been ours, the server would have known it again.
             raise DeliveryError(
-                f"the server has {next_seq} packets of run {self.spool.run_id}, and some are not "
-                "from here: another process used the same run_id. Give each run its own",
+                f"{error}. Another process used the same run_id; give each run its own",
                 status=409,
                 permanent=True,
             )
+        if expected < seq:
+            self._cursor = 0  # it counts in a database that is no more
+        self.spool.acknowledge(expected)
+        self._detours += 1
+        self._farthest_detour = max(self._farthest_detour, seq)
+        if expected == seq or self._detours > MOST_DETOURS:
+            self._detours = 0
+            raise DeliveryError(f"the server contradicts itself: {error}", status=409)
 
     def look_if_settled(self, seconds: float) -> None:
         """Asks whether every rule has spoken."""
@@ -157,7 +166,7 @@ class Patience:
         first, most: seconds before the second attempt, and before any later one; doubling between.
         refused: seconds between attempts while the server says no (a key may be put right).
         tell_after: attempts in a row that may fail before the user hears of it.
-        last_attempt: seconds that closing waits for a server that did not answer before either.
+        last_attempt: seconds that closing spends on a server that has taken nothing lately.
         look: seconds between two looks whether the run is settled.
     """
 
@@ -186,7 +195,9 @@ class Sender(threading.Thread):
         self._woken = threading.Condition()
         self._has_work = True
         self._deadline: float | None = None  # monotonic time, once the run is closing
+        self._closing_since = 0.0  # monotonic time
         self._was_failing = False  # when closing began
+        self._has_delivered = False  # at least one packet
         self._failures = 0  # in a row
         self._has_told = False  # about this row of failures
         self._done = threading.Event()
@@ -201,14 +212,13 @@ class Sender(threading.Thread):
         """Waits until all is sent and settled, or `deadline` (monotonic time) comes."""
         with self._woken:
             self._was_failing = self._failures > 0
+            self._closing_since = time.monotonic()
             self._deadline = deadline
             self._has_work = True
             self._woken.notify_all()
-        left = deadline - time.monotonic()
+        left = max(0.0, deadline - time.monotonic())
         # A server that has been away for a while shall not hold up the end of training.
-        self._done.wait(
-            max(0.0, min(left, self._patience.last_attempt) if self._was_failing else left)
-        )
+        self._done.wait(min(left, self._patience.last_attempt) if self._was_failing else left)
 
     def run(self) -> None:
         try:
@@ -241,7 +251,7 @@ class Sender(threading.Thread):
         self._has_work = False
         while self.delivery.spool.pending:
             self._tell(self.delivery.send_next(self._seconds()))
-            self._failures, self._has_told = 0, False
+            self._failures, self._has_told, self._has_delivered = 0, False, True
 
     def _settle(self) -> None:
         """All is there: waits until it is judged. A fault costs nothing but this knowledge."""
@@ -282,8 +292,11 @@ class Sender(threading.Thread):
         return longest * random.uniform(0.5, 1.0)  # so that a hundred runs do not come back at once
 
     def _gives_up(self, error: DeliveryError, pause: float) -> bool:
-        too_late = self._deadline is not None and time.monotonic() + pause > self._deadline
-        return self._was_failing or error.permanent or too_late
+        again = time.monotonic() + pause
+        is_late = self._deadline is not None and again > self._deadline
+        is_unknown = not self._has_delivered
+        was_long = again - self._closing_since > self._patience.last_attempt
+        return self._was_failing or error.permanent or is_late or (is_unknown and was_long)
 
     def _wait_for_work(self) -> None:
         with self._woken:

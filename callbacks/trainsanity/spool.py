@@ -68,22 +68,27 @@ class Spool:
     One thread may append while another reads and acknowledges.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Opens the spool, or makes one.
+    def __init__(self, path: Path, *, must_exist: bool = False) -> None:
+        """Opens the spool, or makes one unless it must exist.
 
         Raises:
             SpoolBusy: somebody else has it open.
             SpoolError: the file is no spool.
+            FileNotFoundError: it must exist and does not, or was deleted at this moment.
             OSError: the file cannot be made or read.
         """
         self.path = path
         self.run_id = path.name.removesuffix(SUFFIX)
         self._lock = threading.RLock()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not must_exist:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             # Unbuffered: what `append` was given is with the operating system when it returns.
-            self._out: IO[bytes] = stack.enter_context(open(path, "ab", buffering=0))
+            opener = _open_existing if must_exist else None
+            self._out: IO[bytes] = stack.enter_context(open(path, "ab", buffering=0, opener=opener))
             _lock(self._out, path)
+            if not os.path.samestat(os.fstat(self._out.fileno()), os.stat(path)):
+                raise FileNotFoundError(f"{path} was deleted and made anew while it was opened")
             self._in: IO[bytes] = stack.enter_context(open(path, "rb"))
             self._find_end()
             stack.pop_all()
@@ -123,10 +128,21 @@ class Spool:
         path = self.path.with_suffix(".rejected")
         with self._open(), open(path, "ab", buffering=0) as out:
             if out.seek(0, os.SEEK_END) == 0:
-                out.write(MAGIC)
-                self._write(out, _pack(asdict(self.writer)))
+                self._write_header(out)
             self._write(out, payload)
         return path
+
+    def set_aside_before(self) -> list[bytes]:
+        """The packets that were ever set aside."""
+        path = self.path.with_suffix(".rejected")
+        if not path.exists():
+            return []
+        with open(path, "rb") as file:
+            return _records(file, len(MAGIC))[1:]
+
+    def _write_header(self, out: IO[bytes]) -> None:
+        out.write(MAGIC)
+        self._write(out, _pack(asdict(self.writer)))
 
     def flush_to_disk(self) -> None:
         """Returns when the packets would survive a power cut."""
@@ -223,8 +239,7 @@ class Spool:
         if not self.is_reopened:
             self._out.truncate(0)
             self.writer = Writer.here(self.run_id)
-            self._out.write(MAGIC)
-            self._write(self._out, _pack(asdict(self.writer)))
+            self._write_header(self._out)
             size = self._out.seek(0, os.SEEK_END)
             self._first = size
         self.next_seq, self._end = 0, self._first
@@ -284,11 +299,23 @@ def _record(file: IO[bytes], offset: int) -> bytes | None:
     return payload if len(payload) == length and zlib.crc32(payload) == checksum else None
 
 
+def _records(file: IO[bytes], offset: int) -> list[bytes]:
+    found = []
+    while (payload := _record(file, offset)) is not None:
+        found.append(payload)
+        offset += _HEAD.size + len(payload)
+    return found
+
+
 def _is_torn_record(head: bytes, size: int) -> bool:
     if len(head) < _HEAD.size:
         return True
     length, _ = _HEAD.unpack(head)
     return bool(0 < length <= _MOST and size < _HEAD.size + length)
+
+
+def _open_existing(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_CREAT)
 
 
 def _lock(file: IO[bytes], path: Path) -> None:

@@ -75,6 +75,9 @@ class CloseReport:
     hint: str = ""
 
 
+PACE, PATIENCE = Pace(), Patience()
+
+
 class RunStream:
     """Takes the evidence of one run and brings it to the server, by way of the spool.
 
@@ -89,8 +92,8 @@ class RunStream:
         header: Mapping[str, Any],
         on_alert: Callable[[Alert], None] | None = None,
         *,
-        pace: Pace = Pace(),
-        patience: Patience = Patience(),
+        pace: Pace = PACE,
+        patience: Patience = PATIENCE,
     ) -> None:
         """Opens the spool and starts to send.
 

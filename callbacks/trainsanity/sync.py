@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from trainsanity.wire import Audit, Packet
 
 RETRIES = 4  # in a row, for one packet
 FIRST_PAUSE_SECONDS = 0.5  # doubling
+LONGEST_PAUSE_SECONDS = 60.0  # a server that wants to be left alone for longer is asked another day
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,9 @@ class SyncResult:
     """What became of one spool.
 
     Attributes:
-        outcome: "delivered" (the server has all of it), "waiting" (the server did not take all of
-            it: try again), "busy" (its process lives and sends by itself), "unusable" (the file is
-            damaged).
+        outcome: "delivered" (the server has all of it), "waiting" (the server could not take all of
+            it: try again), "refused" (the server says no, and would again), "busy" (its process
+            lives and sends by itself), "unusable" (the file is damaged).
         sent: packets that the server took now.
         pending: packets that still wait.
         interrupted: the process had died, so the run was marked as failed.
@@ -66,12 +68,12 @@ def sync_directory(
     results: list[SyncResult] = []
     try:
         for path in spools(folder):
-            if path.stat().st_size == 0:
-                continue  # its process has just made it, or died at once
             # A server that did not answer for the last spool gets one try for the next.
             is_away = bool(results) and results[-1].outcome == "waiting"
             each = _Sync(path, connection, on_progress, sleep, 0 if is_away else RETRIES)
-            results.append(each.run(keep=keep))
+            with contextlib.suppress(FileNotFoundError):  # another process has delivered it by now
+                if path.stat().st_size > 0:  # else its process has just made it, or died at once
+                    results.append(each.run(keep=keep))
     finally:
         connection.close()
     return results
@@ -98,7 +100,9 @@ class _Sync:
 
     def run(self, *, keep: bool) -> SyncResult:
         try:
-            spool = Spool(self._path)
+            spool = Spool(self._path, must_exist=True)
+        except FileNotFoundError:
+            raise
         except SpoolBusy as error:
             return SyncResult(self._run_id, self._path, "busy", message=f"{error}")
         except (SpoolError, OSError) as error:
@@ -118,17 +122,23 @@ class _Sync:
             spool.close()
 
     def _deliver(self, spool: Spool, keep: bool) -> SyncResult:
-        interrupted = _mark_interrupted(spool)
         delivery = Delivery(spool, self._connection)
+        is_cut_short = _is_cut_short(spool)
+        if is_cut_short:
+            # Sent again, the last packet brings the answer how much the server has.
+            spool.acknowledge(max(0, min(spool.acknowledged, spool.next_seq - 1)))
         trouble = self._send_all(delivery)
+        if is_cut_short and not trouble and delivery.server_has <= spool.next_seq:
+            _append_notice(spool)
+            trouble = self._send_all(delivery)
         spool.note_acknowledged()
         result = SyncResult(
             self._run_id,
             self._path,
-            "waiting" if trouble else "delivered",
+            _outcome(trouble),
             self._sent,
             spool.pending,
-            interrupted,
+            is_cut_short,
             str(trouble or "everything is delivered"),
             "" if trouble else delivery.run_url,
         )
@@ -139,14 +149,15 @@ class _Sync:
     def _send_all(self, delivery: Delivery) -> DeliveryError | None:
         failures = 0
         while delivery.spool.pending:
+            before = delivery.spool.acknowledged
             try:
-                before = delivery.spool.acknowledged
                 delivery.send_next()
             except DeliveryError as error:
+                pause = error.retry_after or FIRST_PAUSE_SECONDS * 2**failures
                 failures += 1
-                if error.permanent or failures > self._retries:
+                if error.permanent or failures > self._retries or pause > LONGEST_PAUSE_SECONDS:
                     return error
-                self._sleep(error.retry_after or FIRST_PAUSE_SECONDS * 2 ** (failures - 1))
+                self._sleep(pause)
                 continue
             failures = 0
             self._count(delivery.spool, before)
@@ -159,13 +170,22 @@ class _Sync:
             self._on_progress(self._path, spool.acknowledged, spool.next_seq)
 
 
-def _mark_interrupted(spool: Spool) -> bool:
-    """Ends a run whose process died before it could say how the run ended."""
+def _outcome(trouble: DeliveryError | None) -> str:
+    if trouble is None:
+        return "delivered"
+    return "refused" if trouble.permanent else "waiting"
+
+
+def _is_cut_short(spool: Spool) -> bool:
+    """Whether the process died before it could say how the run ended."""
     last = spool.last_packet()
-    if (last is not None and last.state != "running") or not spool.writer.is_gone():
-        return False
-    if last is None:
-        return False
+    return last is not None and last.state == "running" and spool.writer.is_gone()
+
+
+def _append_notice(spool: Spool) -> None:
+    """Ends a run that was cut short."""
+    last = spool.last_packet()
+    assert last is not None, spool.path
     facts = {"pid": spool.writer.pid, "host": spool.writer.host, "noticed_at": time.time()}
     # Nothing is known of the time after the last packet, so the end is dated there.
     notice = Packet(
@@ -178,7 +198,6 @@ def _mark_interrupted(spool: Spool) -> bool:
         audits=(Audit("interrupted", last.step, facts),),
     )
     spool.append(wire.encode(notice))
-    return True
 
 
 def _has_ended(spool: Spool) -> bool:

@@ -24,22 +24,24 @@ class Ledger:
     def __init__(self) -> None:
         self.packets: dict[str, list[Packet]] = {}
         self.alerts: list[dict[str, Any]] = []
-        self.refusals = 0
+        self.repeated = 0  # packets that were known already
         self._lock = threading.Lock()
 
     def take(self, run_id: str, payload: bytes, cursor: int) -> tuple[int, dict[str, Any]]:
         packet = wire.decode(payload)
         with self._lock:
             kept = self.packets.setdefault(run_id, [])
-            if packet.seq != len(kept):
-                self.refusals += 1
+            if packet.seq < len(kept) and wire.encode(kept[packet.seq]) == payload:
+                self.repeated += 1
+            elif packet.seq == len(kept):
+                kept.append(packet)
+            else:
                 return 409, {"detail": f"packet {packet.seq}?", "expected_seq": len(kept)}
-            kept.append(packet)
             return 200, {
                 "next_seq": len(kept),
                 "cursor": len(self.alerts),
                 "alerts": self.alerts[cursor:],
-                "settled": packet.state != "running",
+                "settled": kept[-1].state != "running",
                 "run_url": f"http://team.example/runs/{run_id}",
             }
 
@@ -111,7 +113,7 @@ class Loopback:
         self.arrived = threading.Condition()
         self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._connections: list[socket.socket] = []
+        self.connections: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._listener.getsockname()[1]}"
         self._spawn(self._accept)
@@ -127,14 +129,14 @@ class Loopback:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            self._connections.append(connection)
+            self.connections.append(connection)
             self._spawn(self._converse, connection)
 
     def _converse(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError, ssl.SSLError):  # clients hang up as they like
             if self._tls:
                 connection = self._tls.wrap_socket(connection, server_side=True)
-                self._connections.append(connection)
+                self.connections.append(connection)
             while (exchange := self._receive(connection)) is not None:
                 with self.arrived:
                     self.requests.append((exchange.method, exchange.path, exchange.headers))
@@ -165,7 +167,7 @@ class Loopback:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for connection in self._connections:
+        for connection in self.connections:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
@@ -194,9 +196,11 @@ def half_closes(exchange: Exchange) -> None:
 
 
 def drips(exchange: Exchange) -> None:
-    """Sends a right answer, one byte at a time, so slowly that it never ends."""
+    """Begins a right answer and then sends one byte at a time, so slowly that it never ends."""
     status, body = exchange.proper()
-    for byte in exchange.written(status, json.dumps(body).encode()):
+    head, _, data = exchange.written(status, json.dumps(body).encode()).partition(b"\r\n\r\n")
+    exchange.socket.sendall(head + b"\r\n\r\n")
+    for byte in data:
         exchange.socket.sendall(bytes([byte]))
         if exchange.server.closing.wait(0.2):
             return

@@ -160,7 +160,7 @@ def test_is_opened_by_one_at_a_time(path: Path) -> None:
     with opened(path):
         with pytest.raises(SpoolBusy, match=r"another process"):
             Spool(path)
-        code = "import sys, pathlib; from trainsanity.spool import Spool; Spool(pathlib.Path(sys.argv[1]))"
+        code = "import sys; from trainsanity.spool import *; Spool(Path(sys.argv[1]))"
         other = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
         assert "SpoolBusy" in other.stderr
     with opened(path):

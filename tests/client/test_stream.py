@@ -338,7 +338,8 @@ class Watched(RunStream):
     def _drop(self, points, reason):
         super()._drop(points, reason)
         lost.set()
-stream = Watched(Settings.resolve("offline", spool_dir={str(spool_dir)!r}), identity.new_run_id(), {{}}, pace=QUICK)
+settings = Settings.resolve("offline", spool_dir={str(spool_dir)!r})
+stream = Watched(settings, identity.new_run_id(), {{}}, pace=QUICK)
 measure(stream, 1, 10)
 while stream.spool_path.stat().st_size < 300: pass
 soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,0 +1,193 @@
+"""The ways in which a network or a server can fail: none costs data or holds up the end."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+
+import pytest
+import trustme
+from loopback import (
+    LONG,
+    BlackHole,
+    Exchange,
+    Loopback,
+    answers_a_page,
+    closed_port,
+    drips,
+    fails,
+    half_closes,
+    is_too_busy,
+    refuses_evidence,
+    resets,
+    right,
+    says_nothing,
+    stores_and_resets,
+    talks_garbage,
+)
+from measuring import measure, spooled, steps_of
+
+from trainsanity.stream import RunStream
+from trainsanity.sync import sync_directory
+
+OpenStream = Callable[..., RunStream]
+STEPS = 200
+CLOSE_SECONDS = 1.0
+
+Server = Callable[[], AbstractContextManager[str]]
+
+
+def faulty(behaviour: Callable[[Exchange], None]) -> Server:
+    @contextmanager
+    def serve() -> Iterator[str]:
+        with closing(Loopback(behaviour)) as server:
+            yield server.url
+
+    return serve
+
+
+@contextmanager
+def refused() -> Iterator[str]:
+    yield closed_port()
+
+
+@contextmanager
+def black_hole() -> Iterator[str]:
+    with closing(BlackHole()) as hole:
+        yield hole.url
+
+
+@contextmanager
+def redirected() -> Iterator[str]:
+    with closing(Loopback()) as other:
+        send_away = faulty(lambda exchange: exchange.answer(302, {}, Location=other.url))
+        with send_away() as url:
+            yield url
+        assert other.requests == []
+
+
+@contextmanager
+def wrongly_certified() -> Iterator[str]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("another.example").configure_cert(context)
+    with closing(Loopback(tls=context)) as server:
+        yield server.url
+
+
+FAULTS: dict[str, Server] = {
+    "refused": refused,
+    "black hole": black_hole,
+    "says nothing": faulty(says_nothing),
+    "slow": faulty(drips),
+    "reset": faulty(resets),
+    "stored, then reset": faulty(stores_and_resets),
+    "half-closed": faulty(half_closes),
+    "500": faulty(fails),
+    "429": faulty(is_too_busy),
+    "garbage": faulty(talks_garbage),
+    "a page": faulty(answers_a_page),
+    "redirect": redirected,
+    "wrong certificate": wrongly_certified,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_server_that_fails_all_the_time_costs_nothing(
+    fault: Server, open_stream: OpenStream, server: Loopback, spool_dir: Path
+) -> None:
+    """Training and its end take no longer, all is in the spool, and `sync` completes the run."""
+    with fault() as url:
+        start = time.monotonic()
+        stream = open_stream(url, close_timeout=CLOSE_SECONDS)
+        measure(stream, 1, STEPS)
+        trained = time.monotonic() - start
+        report = stream.close("finished")
+        closed = time.monotonic() - start - trained
+
+    assert trained < 1.0
+    assert closed < CLOSE_SECONDS + 0.5
+    assert not report.delivered
+    assert report.hint.endswith(f"trainsanity sync {spool_dir}")
+    path = spool_dir / f"{stream.run_id}.spool"
+    assert steps_of(spooled(path)) == list(range(1, STEPS + 1))
+
+    (result,) = sync_directory(spool_dir, server.url)
+
+    assert result.outcome == "delivered"
+    assert server.ledger.steps(stream.run_id) == list(range(1, STEPS + 1))
+    assert server.ledger.packets[stream.run_id][-1].state == "finished"
+    assert list(spool_dir.iterdir()) == []
+
+
+PASSING = {
+    "reset": resets,
+    "stored, then reset": stores_and_resets,
+    "half-closed": half_closes,
+    "500": fails,
+    "garbage": talks_garbage,
+    "a page": answers_a_page,
+    "429": lambda exchange: exchange.answer(429, {}, Retry_After="0"),
+    "413 for what has samples": refuses_evidence,
+}
+
+
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+def test_a_fault_in_the_middle_of_training_is_overcome(
+    fault: Callable[[Exchange], None], open_stream: OpenStream, server: Loopback, spool_dir: Path
+) -> None:
+    stream = open_stream(server.url)
+    measure(stream, 1, 50)
+    server.wait_for_requests(2)
+    server.behaviour = fault
+    measure(stream, 51, 100)
+    server.wait_for_requests(len(server.requests) + 2)
+    server.behaviour = right
+    measure(stream, 101, 150)
+
+    assert stream.close("finished", timeout=LONG).delivered
+
+    packets = server.ledger.packets[stream.run_id]
+    assert [p.seq for p in packets] == list(range(len(packets)))
+    refused = sum(
+        a.facts["points"] for p in packets for a in p.audits if a.name == "packet_refused"
+    )
+    steps = server.ledger.steps(stream.run_id)
+    assert steps == sorted(set(steps))
+    assert 2 * len(steps) + refused == 2 * 150
+    assert (refused > 0) == (fault is refuses_evidence)
+
+
+def test_a_server_with_another_database_gets_the_run_from_its_start(
+    open_stream: OpenStream, server: Loopback
+) -> None:
+    stream = open_stream(server.url)
+    measure(stream, 1, 50)
+    server.wait_for_requests(2)
+    server.ledger.forget()
+    measure(stream, 51, 100)
+
+    assert stream.close("finished").delivered
+
+    assert server.ledger.steps(stream.run_id) == list(range(1, 101))
+
+
+def test_a_server_that_fails_only_at_the_end_is_asked_until_the_time_is_up(
+    open_stream: OpenStream, server: Loopback
+) -> None:
+    stream = open_stream(server.url, close_timeout=LONG)
+    measure(stream, 1, 50)
+    server.wait_for_requests(2)
+    fails_left = 3
+
+    def restarts(exchange: Exchange) -> None:
+        nonlocal fails_left
+        fails_left -= 1
+        fails(exchange) if fails_left >= 0 else right(exchange)
+
+    server.behaviour = restarts
+
+    assert stream.close("finished").delivered
+    assert fails_left < 0
