@@ -183,6 +183,11 @@ def test_every_message_keeps_the_limits_of_slack(news: News, copies: int, event:
         assert all(len(e["text"]) <= 3000 for e in block.get("elements", []))
 
 
+def test_lines_of_a_suggestion_stay_lines():
+    said = texts(payload(opened(replace(MASK_LOST, suggestion="Write\n\tAdd()([x, y])\x07\nhere"))))
+    assert "*What to do:* Write\nAdd()([x, y])\nhere" in said
+
+
 def test_a_cut_never_leaves_half_an_entity():
     assert escaped("a&b&c", 11) == "a&amp;b…"
     assert escaped("a&b", 7) == "a&amp;b"

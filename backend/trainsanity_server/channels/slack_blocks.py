@@ -41,11 +41,24 @@ def payload(message: Message) -> dict[str, object]:
 
 
 def escaped(text: str, limit: int) -> str:
-    """Text in which Slack finds no link, mention or markup of its own, at most `limit` characters.
+    """One line in which Slack finds no link, mention or markup of its own.
 
-    A run called `<!channel>` must not call everybody. A cut never falls within `&amp;`.
+    A run called `<!channel>` must not call everybody. At most `limit` characters; a cut never falls
+    within `&amp;`.
     """
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return _fitted(_plain(text), limit)
+
+
+def escaped_lines(text: str, limit: int) -> str:
+    """As `escaped`, but lines stay lines."""
+    return _fitted("\n".join(map(_plain, text.strip().splitlines())), limit)
+
+
+def _plain(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _fitted(text: str, limit: int) -> str:
     pieces = [_ENTITIES.get(c, c) for c in text]
     if sum(map(len, pieces)) <= limit:
         return "".join(pieces)
@@ -68,10 +81,12 @@ def _single(news: News, event: Event) -> tuple[str, list[Block]]:
     blocks = [
         _header(f"{_label(news, event)} {escaped(news.title, 130)}"),
         _section(f"Run {_link(news.url, news.run_name)} in project {_bold(news.project, 80)}"),
-        _section(escaped(news.message, 1500)) if news.message.strip() else None,
+        _section(escaped_lines(news.message, 1500)) if news.message.strip() else None,
         _section(_witness_lines(news)),
         _section(_since(news)),
-        _section(f"*What to do:* {escaped(news.suggestion, 900)}") if news.suggestion else None,
+        _section(f"*What to do:* {escaped_lines(news.suggestion, 900)}")
+        if news.suggestion
+        else None,
         _context(
             f"rule {escaped(news.rule, 60)} · about {escaped(news.subject, 100)} · "
             f"first seen {_time(news.opened_at)} · alert {escaped(news.alert_id, 40)}"
@@ -154,7 +169,7 @@ def _since(news: News) -> str:
     since = (
         f"*Since* step {news.first_step}, seen {_times(news.count)} up to step {news.last_step}."
     )
-    return f"{since}\n*How sure:* {escaped(news.certainty, 500)}" if news.certainty else since
+    return f"{since}\n*How sure:* {escaped_lines(news.certainty, 500)}" if news.certainty else since
 
 
 def _times(count: int) -> str:
