@@ -1,0 +1,38 @@
+"""What callbacks print and what they did."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from trainsanity.rules import history
+from trainsanity.rules.announced_action_mismatch import AnnouncedActionMismatch
+
+
+def found(*actions):
+    base = {"by": "ReduceLROnPlateau", "text": "reducing", "kind": "learning_rate", "change": True}
+    run = history(audits=[("announced", 9, {"actions": [base | a for a in actions]})])
+    return list(AnnouncedActionMismatch().check(run.view()))
+
+
+@given(st.floats(1e-8, 1.0), st.floats(0.1, 0.9))
+def test_a_reduction_that_happened_is_quiet_at_any_rate(rate, factor):
+    after = float(np.float32(rate * factor))
+    assert not found({"announced": rate * factor, "before": rate, "after": after})
+
+
+def test_a_reduction_at_the_lowest_rate_is_told_once_for_all_epochs():
+    stuck = {"announced": 1e-5, "before": 1e-5, "after": 1e-5}
+    (alert,) = found(stuck, stuck)
+    assert alert.count == 2
+    assert "stayed" in alert.title
+
+
+def test_a_scheduler_that_prints_the_same_rate_each_epoch_promises_no_change():
+    same = {"announced": 0.1, "before": 0.1, "after": 0.1, "change": False}
+    assert not found({"by": "LearningRateScheduler", **same})
+
+
+def test_weights_said_to_be_restored_are_compared_by_hash():
+    kind = {"by": "EarlyStopping", "kind": "weights", "before": "aa", "change": False}
+    assert not found(kind | {"announced": "bb", "after": "bb"})
+    (alert,) = found(kind | {"announced": "bb", "after": "aa"})
+    assert alert.witnesses[0].value == "bb"

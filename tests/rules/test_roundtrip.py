@@ -1,0 +1,110 @@
+"""Before saving and after loading."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from trainsanity.rules import NotTestable, Severity, history
+from trainsanity.rules.roundtrip_behaviour import RoundtripBehaviour
+from trainsanity.rules.roundtrip_structure import RoundtripStructure
+
+
+def judge(rule, **facts):
+    return list(rule.check(history(audits=[("roundtrip", 90, facts)]).view()))
+
+
+def output(largest, noise=0.0):
+    facts = {"largest": largest, "scale": 1.0, "elements": 64, "dtype": "float32", "noise": noise}
+    return {"name": "output", "difference": facts}
+
+
+def metric(before, after, samples=64, key="accuracy"):
+    return {"key": key, "before": before, "after": after, "samples": samples}
+
+
+def behaviour(largest, *metrics, noise=0.0):
+    return judge(RoundtripBehaviour(), outputs=[output(largest, noise)], metrics=list(metrics))
+
+
+def test_a_name_that_now_means_another_metric_is_told_apart_from_lost_weights():
+    (alert,) = behaviour(0.0, metric(0.91, 0.1))
+    assert "another function" in alert.message
+    alerts = behaviour(0.7, metric(0.91, 0.1))
+    assert {a.subject for a in alerts} == {"output output", "accuracy"}
+    assert not any("another function" in a.message for a in alerts)
+
+
+@given(st.integers(0, 64), st.integers(-2, 2), st.floats(1e-9, 9e-4))
+def test_two_samples_may_flip_where_outputs_are_rounded(correct, flipped, largest):
+    after = min(64, max(0, correct + flipped))
+    assert not behaviour(largest, metric(correct / 64, after / 64))
+
+
+def test_nothing_flips_where_outputs_are_bit_equal():
+    assert behaviour(0.0, metric(63 / 64, 62 / 64))
+
+
+@given(st.floats(0, 1e6), st.floats(-1e-6, 1e-6))
+def test_a_loss_summed_twice_is_the_same_loss(loss, error):
+    assert not behaviour(0.0, metric(loss, loss * (1 + error), key="loss"))
+
+
+def test_a_model_that_is_random_in_inference_is_not_testable():
+    with pytest.raises(NotTestable, match="agree with itself"):
+        behaviour(0.5, metric(0.9, 0.1), noise=0.5)
+
+
+SAME = {
+    "trainable_before": ["a/kernel"],
+    "trainable_after": ["a/kernel"],
+    "weights": {"before": 2, "after": 2},
+    "layers": [{"name": "a", "class_before": "m.A", "class_after": "m.A"}],
+    "optimizer_slots": {"before": 4, "after": 4},
+    "output_names": {"before": ["a"], "after": ["a"]},
+    "strict_json": None,
+}
+
+
+def change(path, before, after):
+    return {"config_changed": [{"path": path, "before": before, "after": after}]}
+
+
+@pytest.mark.parametrize(
+    ("facts", "subject", "severity"),
+    [
+        ({"trainable_after": ["a/kernel", "e/table"]}, "trainable weights", None),
+        ({"weights": {"before": 3, "after": 2}}, "weights", None),
+        ({"optimizer_slots": {"before": 4, "after": 0}}, "optimizer slots", None),
+        (
+            {"layers": [{"name": "a", "class_before": "m.A", "class_after": "m.B"}]},
+            "a",
+            None,
+        ),
+        (
+            {"weights_changed": [{"path": "a/kernel", "difference": output(1e-9)["difference"]}]},
+            "a/kernel",
+            None,
+        ),
+        (change("a/activation", "relu", "linear"), "config: a/activation", Severity.WARNING),
+        ({"strict_json": "Infinity at line 3"}, "saved configuration", Severity.WARNING),
+        ({"output_names": {"before": ["a"], "after": ["b"]}}, "output names", Severity.WARNING),
+    ],
+    ids=str,
+)
+def test_each_part_that_comes_back_different_is_named(facts, subject, severity):
+    (alert,) = judge(RoundtripStructure(), **(SAME | facts))
+    assert (alert.subject, alert.severity) == (subject, severity)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        {"optimizer_slots": None},  # saved without its optimizer
+        change("a/rate", 0.1, 0.10000000149),  # stored as float32
+        {"weights_changed": [{"path": "a/kernel", "difference": output(0.0)["difference"]}]},
+        {"trainable_after": None},
+    ],
+    ids=str,
+)
+def test_near_misses_stay_quiet(facts):
+    assert not judge(RoundtripStructure(), **(SAME | facts))
