@@ -198,6 +198,7 @@ class Sender(threading.Thread):
         self._closing_since = 0.0  # monotonic time
         self._was_failing = False  # when closing began
         self._has_delivered = False  # at least one packet
+        self.trouble = ""  # the last fault, until something is delivered again
         self._failures = 0  # in a row
         self._has_told = False  # about this row of failures
         self._done = threading.Event()
@@ -251,7 +252,8 @@ class Sender(threading.Thread):
         self._has_work = False
         while self.delivery.spool.pending:
             self._tell(self.delivery.send_next(self._seconds()))
-            self._failures, self._has_told, self._has_delivered = 0, False, True
+            self.trouble, self._failures, self._has_told = "", 0, False
+            self._has_delivered = True
 
     def _settle(self) -> None:
         """All is there: waits until it is judged. A fault costs nothing but this knowledge."""
@@ -274,6 +276,7 @@ class Sender(threading.Thread):
         return max(0.05, min(ANSWER_SECONDS, self._deadline - time.monotonic()))
 
     def _pause_after(self, error: DeliveryError) -> float:
+        self.trouble = str(error)
         self._failures += 1
         if not self._has_told and (error.permanent or self._failures >= self._patience.tell_after):
             self._has_told = True

@@ -217,6 +217,8 @@ class Spool:
     def delete(self) -> None:
         """Removes the run's files, except packets set aside."""
         with self._open():
+            if sys.platform == "win32":
+                self.close()  # open files cannot be removed there
             for suffix in (SUFFIX, ".ack", ".ack.new"):
                 self.path.with_suffix(suffix).unlink(missing_ok=True)
             self.close()

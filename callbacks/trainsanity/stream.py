@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import functools
 import os
+import shlex
 import threading
 import time
 import weakref
@@ -278,9 +279,11 @@ class RunStream:
             return f"Nothing was kept: {self._complaint}."
         if not self._ended:
             return f"Not everything could be written to {self._spool.path}: {self._complaint}."
+        reason = f" ({self._sender.trouble})" if self._sender and self._sender.trouble else ""
+        folder = shlex.quote(str(self._spool.path.parent))
         return (
-            f"{pending} packets wait in {self._spool.path}. "
-            f"Send them with: trainsanity sync {self._spool.path.parent}"
+            f"{pending} packets wait in {self._spool.path}{reason}. "
+            f"Send them with: trainsanity sync {folder}"
         )
 
     def _at_exit(self) -> None:

@@ -94,12 +94,12 @@ FAULTS: dict[str, Server] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("name", FAULTS)
 def test_a_server_that_fails_all_the_time_costs_nothing(
-    fault: Server, open_stream: OpenStream, server: Loopback, spool_dir: Path
+    name: str, open_stream: OpenStream, server: Loopback, spool_dir: Path
 ) -> None:
     """Training and its end take no longer, all is in the spool, and `sync` completes the run."""
-    with fault() as url:
+    with FAULTS[name]() as url:
         start = time.monotonic()
         stream = open_stream(url, close_timeout=CLOSE_SECONDS)
         measure(stream, 1, STEPS)
@@ -110,6 +110,7 @@ def test_a_server_that_fails_all_the_time_costs_nothing(
     assert trained < 1.0
     assert closed < CLOSE_SECONDS + 0.5
     assert not report.delivered
+    assert url in report.hint or name in ("black hole", "says nothing", "slow")
     assert report.hint.endswith(f"trainsanity sync {spool_dir}")
     path = spool_dir / f"{stream.run_id}.spool"
     assert steps_of(spooled(path)) == list(range(1, STEPS + 1))
