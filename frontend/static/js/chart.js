@@ -1,0 +1,285 @@
+// One chart: fetches what it draws, follows the run, and goes down to single samples when zoomed.
+import { CONFIG, colour, faded, frame, stylesFor } from "./chart_style.js";
+import { figure, whole } from "./numbers.js";
+import { Series } from "./series.js";
+import { fetchData } from "./signal_data.js";
+
+const MOST_PLACES = 1000; // drawn for each witness
+const FEW_PLACES = 60; // so few are drawn as dots too
+
+export class Chart {
+  // shared: what all charts of the page look at together, see charts.js
+  constructor(element, shared) {
+    this.element = element;
+    this.shared = shared;
+    this.plot = element.querySelector(".plot");
+    this.names = JSON.parse(element.dataset.signals);
+    this.styles = stylesFor(this.names);
+    this.series = this.names.map((name) => new Series(name));
+    this.off = new Set();
+    this.log = false;
+    this.range = null; // the range that is drawn; null: everything
+    this.busy = null;
+    this.isStale = false;
+    this.makeLegend();
+  }
+
+  get isDrawn() {
+    return this.plot.classList.contains("js-plotly-plot");
+  }
+
+  async create() {
+    this.plot.replaceChildren();
+    await this.load();
+    this.plot.on("plotly_hover", (event) => this.shared.hover(event.xvals[0], this));
+    this.plot.on("plotly_unhover", () => this.shared.leave(this));
+    this.plot.on("plotly_relayout", (change) => this.zoomed(change));
+    this.plot.on("plotly_doubleclick", () => this.shared.zoom(null));
+  }
+
+  // Reads the range anew: thinned where it is long, sample by sample where it is short.
+  load() {
+    return this.alone(async () => {
+      const range = this.shared.range;
+      const answer = await fetchData(this.element.dataset.run, this.names, {
+        first: range?.[0],
+        last: range?.[1],
+        points: MOST_PLACES,
+      });
+      this.range = range;
+      this.series.forEach((series) => series.clear());
+      this.take(answer);
+      this.draw();
+    });
+  }
+
+  // Adds what came after the last step drawn: the cost follows what is new.
+  follow() {
+    if (this.range && this.range[1] < this.lastStep) return Promise.resolve();
+    return this.alone(async () => {
+      const answer = await fetchData(this.element.dataset.run, this.names, {
+        first: this.lastStep + 1,
+        last: this.range?.[1],
+        points: MOST_PLACES,
+      });
+      if (!this.take(answer)) return;
+      if (this.places > 2 * MOST_PLACES * this.series.length) this.isStale = true;
+      else this.draw();
+    }).then(() => {
+      if (!this.isStale) return undefined;
+      this.isStale = false;
+      return this.load();
+    });
+  }
+
+  // One fetch at a time; a wish that comes meanwhile is served afterwards.
+  async alone(work) {
+    while (this.busy) await this.busy.catch(() => {});
+    this.busy = work();
+    try {
+      await this.busy;
+      this.element.dataset.liveState = "ready";
+    } catch (error) {
+      this.fail(error);
+    } finally {
+      this.busy = null;
+    }
+  }
+
+  take(answer) {
+    let added = 0;
+    for (const columns of answer) {
+      const series = this.series.find(({ name }) => name === columns.name);
+      if (!series) continue;
+      series.append(columns);
+      added += columns.step.length;
+    }
+    return added;
+  }
+
+  get places() {
+    return this.series.reduce((sum, series) => sum + series.step.length, 0);
+  }
+
+  get lastStep() {
+    return Math.max(-1, ...this.series.map((series) => series.lastStep));
+  }
+
+  draw() {
+    const { Plotly } = window;
+    const layout = frame({ range: this.range, log: this.log, canDrag: this.shared.canDrag });
+    layout.shapes = this.marks();
+    Plotly.react(this.plot, this.traces(), layout, CONFIG);
+    this.count();
+    this.readOut();
+    this.element.dataset.liveFirst = Math.min(...this.series.map((series) => series.step[0] ?? Infinity));
+    this.element.dataset.liveLast = this.lastStep;
+  }
+
+  traces() {
+    const traces = this.series.flatMap((series, i) => {
+      const [variable, dash] = this.styles[i];
+      const ink = colour(variable);
+      const common = { x: series.step, hoverinfo: "skip", visible: !this.off.has(series.name), connectgaps: false };
+      const edge = { ...common, type: "scatter", mode: "lines", line: { width: 0.5, color: faded(ink, 0.3) } };
+      const main = {
+        ...common,
+        type: "scatter",
+        y: series.value,
+        hoverinfo: "none",
+        name: series.name,
+        mode: series.step.length <= FEW_PLACES ? "lines+markers" : "lines",
+        line: { color: ink, width: 1.75, dash },
+        marker: { color: ink, size: 4 },
+      };
+      if (series.exact) return [main];
+      return [{ ...edge, y: series.low }, { ...edge, y: series.high, fill: "tonexty", fillcolor: faded(ink, 0.22) }, main];
+    });
+    const odd = this.series.flatMap((series) => (this.off.has(series.name) ? [] : series.odd));
+    if (odd.length) traces.push(this.oddMarks(odd));
+    return traces;
+  }
+
+  oddMarks(steps) {
+    return {
+      x: steps,
+      y: steps.map(() => 0.04),
+      yaxis: "y2",
+      type: "scatter",
+      mode: "markers",
+      marker: { symbol: "x-thin", size: 7, line: { width: 1.5, color: colour("--critical") } },
+      hoverinfo: "skip",
+    };
+  }
+
+  marks() {
+    const part = this.element.dataset.part;
+    if (part === undefined) return [];
+    const line = { color: colour("--critical"), width: 1.25, dash: "3px 3px" };
+    return [{
+      type: "line", x0: Number(part), x1: Number(part), y0: 0, y1: 1, yref: "paper", line,
+      label: {
+        text: `part at step ${whole(Number(part))}`, textposition: "end", textangle: 0, padding: 4,
+        xanchor: "left", yanchor: "top", font: { size: 11, color: colour("--critical") },
+      },
+    }];
+  }
+
+  count() {
+    const drawn = this.places;
+    const total = this.series.reduce((sum, series) => sum + series.total, 0);
+    const odd = this.series.reduce((sum, series) => sum + series.odd.length, 0);
+    const parts = [`${whole(drawn)} of ${whole(total)} points shown`];
+    if (drawn < total) parts.push("shaded: lowest to highest");
+    if (odd) parts.push("× marks NaN or infinity");
+    this.element.querySelector(".chart-count").textContent = parts.join(" · ");
+    this.element.dataset.liveShown = drawn;
+    this.element.dataset.liveTotal = total;
+  }
+
+  // The legend doubles as the read-out: values at the step that is pointed at, else the last ones.
+  readOut(step = null) {
+    this.series.forEach((series, i) => {
+      const at = step === null ? -1 : series.near(step);
+      const value = at < 0 ? series.last : (series.value[at] ?? NaN);
+      this.legend.children[i].querySelector(".number").textContent = series.step.length ? figure(value) : "–";
+    });
+  }
+
+  pointAt(step) {
+    this.readOut(step);
+    if (this.isDrawn) window.Plotly.Fx.hover(this.plot, { xval: step });
+  }
+
+  pointAway() {
+    this.readOut();
+    if (this.isDrawn) window.Plotly.Fx.unhover(this.plot);
+  }
+
+  zoomed(change) {
+    const [low, high] = [change["xaxis.range[0]"], change["xaxis.range[1]"]];
+    if (low === undefined || high === undefined) return;
+    this.shared.zoom([Math.max(0, Math.floor(low)), Math.max(1, Math.ceil(high))]);
+  }
+
+  // Half or twice as many steps around the middle of what is drawn.
+  scale(factor) {
+    const [low, high] = this.plot._fullLayout.xaxis.range;
+    const middle = (low + high) / 2;
+    const half = Math.max(2, ((high - low) / 2) * factor);
+    this.shared.zoom([Math.max(0, Math.floor(middle - half)), Math.ceil(middle + half)]);
+  }
+
+  makeLegend() {
+    this.legend = this.element.querySelector(".legend");
+    this.legend.replaceChildren(...this.names.map((name, i) => this.legendEntry(name, this.styles[i])));
+    const tools = this.element.querySelector(".chart-tools");
+    const title = this.element.querySelector("h4").textContent;
+    tools.replaceChildren(
+      tool("+", `Zoom into ${title}`, () => this.scale(0.5)),
+      tool("−", `Zoom out of ${title}`, () => this.scale(2)),
+      tool("log", `Logarithmic scale for ${title}`, (button) => {
+        this.log = !this.log;
+        button.setAttribute("aria-pressed", this.log);
+        this.draw();
+      }, true),
+    );
+  }
+
+  legendEntry(name, [variable, dash]) {
+    const entry = document.createElement("li");
+    const button = document.createElement("button");
+    button.type = "button";
+    button.setAttribute("aria-pressed", "true");
+    button.title = name;
+    const sample = sampleLine(variable, dash);
+    const word = document.createElement("span");
+    word.className = "legend-name";
+    word.textContent = name.slice(name.lastIndexOf("/") + 1);
+    const value = document.createElement("span");
+    value.className = "number";
+    button.append(sample, word, value);
+    button.addEventListener("click", () => this.toggle(name, button));
+    entry.append(button);
+    return entry;
+  }
+
+  toggle(name, button) {
+    if (!this.off.delete(name)) this.off.add(name);
+    button.setAttribute("aria-pressed", !this.off.has(name));
+    if (this.isDrawn) this.draw();
+  }
+
+  fail(error) {
+    this.element.dataset.liveState = "failed";
+    this.element.querySelector(".chart-count").textContent = `Not up to date: ${error.message}`;
+  }
+
+  remove() {
+    window.Plotly.purge(this.plot);
+  }
+}
+
+function sampleLine(variable, dash) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const line = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  svg.setAttribute("viewBox", "0 0 22 4");
+  svg.setAttribute("class", "sample");
+  svg.setAttribute("aria-hidden", "true");
+  line.setAttribute("d", "M0 2h22");
+  line.setAttribute("stroke", `var(${variable})`);
+  if (dash !== "solid") line.setAttribute("stroke-dasharray", dash.replaceAll("px", ""));
+  svg.append(line);
+  return svg;
+}
+
+function tool(text, label, act, toggles = false) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "button is-quiet";
+  button.textContent = text;
+  button.setAttribute("aria-label", label);
+  if (toggles) button.setAttribute("aria-pressed", "false");
+  button.addEventListener("click", () => act(button));
+  return button;
+}

@@ -1,0 +1,58 @@
+// What every page does: the theme button, ages that grow, and live updates.
+import { listen } from "./live.js";
+
+const THEMES = ["system", "light", "dark"];
+const WORDS = { system: "as the system has them", light: "light", dark: "dark" };
+const root = document.documentElement;
+
+function setTheme(theme) {
+  if (theme === "system") delete root.dataset.theme;
+  else root.dataset.theme = theme;
+  try {
+    localStorage.setItem("theme", theme);
+  } catch {
+    // Not kept where storage is switched off; it holds for this page.
+  }
+  const button = document.getElementById("theme");
+  button.setAttribute("aria-label", `Colours: ${WORDS[theme]}`);
+  button.title = `Colours: ${WORDS[theme]}`;
+  document.dispatchEvent(new CustomEvent("theme"));
+}
+
+document.getElementById("theme").addEventListener("click", () => {
+  const now = root.dataset.theme ?? "system";
+  setTheme(THEMES[(THEMES.indexOf(now) + 1) % THEMES.length]);
+});
+setTheme(root.dataset.theme ?? "system");
+
+// As formats.ago on the server.
+function ago(then) {
+  const age = Date.now() / 1000 - then;
+  for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "min"]]) {
+    if (age >= size) return `${Math.floor(age / size)} ${unit} ago`;
+  }
+  return age < 10 ? "just now" : `${Math.floor(age)} s ago`;
+}
+
+setInterval(() => {
+  for (const time of document.querySelectorAll("time[data-ago]")) {
+    const text = ago(Date.parse(time.dateTime) / 1000);
+    if (time.textContent !== text) time.textContent = text;
+  }
+}, 15000);
+
+// A panel closes when its work is done elsewhere.
+document.addEventListener("click", (event) => {
+  for (const menu of document.querySelectorAll("details.menu[open]")) {
+    if (!menu.contains(event.target)) menu.open = false;
+  }
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  for (const menu of document.querySelectorAll("details.menu[open]")) {
+    menu.open = false;
+    menu.querySelector("summary").focus();
+  }
+});
+
+listen();

@@ -1,0 +1,79 @@
+// One witness as the browser holds it: what was fetched, and what has arrived since.
+const NAMED = { NaN, Infinity, "-Infinity": -Infinity };
+
+function number(value) {
+  if (typeof value === "number") return value;
+  return value === null ? NaN : NAMED[value];
+}
+
+function finite(value) {
+  return Number.isFinite(value) ? value : null;
+}
+
+export class Series {
+  constructor(name) {
+    this.name = name;
+    this.clear();
+  }
+
+  clear() {
+    this.step = []; // of each drawn place
+    this.value = []; // a sample, or the mean of a stretch; null where it is not finite
+    this.low = [];
+    this.high = [];
+    this.odd = []; // steps at which a sample is NaN or infinite
+    this.total = 0; // samples behind all places
+    this.exact = true; // each place is one sample
+    this.last = NaN;
+    this.lastStep = -1;
+  }
+
+  // columns: of one signal, as /signals/data answers
+  append(columns) {
+    if (columns.value) this.appendSamples(columns);
+    else this.appendStretches(columns);
+  }
+
+  appendSamples({ step, value }) {
+    for (let i = 0; i < step.length; i++) {
+      const sample = number(value[i]);
+      this.place(step[i], finite(sample), finite(sample), finite(sample));
+      if (!Number.isFinite(sample)) this.odd.push(step[i]);
+      this.last = sample;
+    }
+    this.total += step.length;
+  }
+
+  appendStretches({ step, min, max, mean, last, count }) {
+    this.exact = false;
+    for (let i = 0; i < step.length; i++) {
+      const end = number(last[i]);
+      this.place(step[i], finite(number(mean[i])), finite(number(min[i])), finite(number(max[i])));
+      if (!Number.isFinite(end) || !Number.isFinite(number(mean[i]))) this.odd.push(step[i]);
+      this.total += count[i];
+      this.last = end;
+    }
+  }
+
+  place(step, value, low, high) {
+    this.step.push(step);
+    this.value.push(value);
+    this.low.push(low);
+    this.high.push(high);
+    this.lastStep = Math.max(this.lastStep, step);
+  }
+
+  // The place nearest to a step; -1 where there is none.
+  near(step) {
+    const { step: steps } = this;
+    if (!steps.length) return -1;
+    let low = 0;
+    let high = steps.length - 1;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (steps[middle] < step) low = middle + 1;
+      else high = middle;
+    }
+    return low > 0 && step - steps[low - 1] < steps[low] - step ? low - 1 : low;
+  }
+}
