@@ -9,12 +9,12 @@ from sqlalchemy import Connection
 
 from trainsanity_server.settings import Settings
 from trainsanity_server.storage.database import Database
-from trainsanity_server.storage.models import Base, Document
+from trainsanity_server.storage.models import Base, Document, Words
 
 
 def plain_types(kind: str, item: Any, _: Any) -> str | Literal[False]:
     """Migrations name the types of the database, so they stay true when ours change."""
-    return "sa.Text()" if kind == "type" and isinstance(item, Document) else False
+    return "sa.Text()" if kind == "type" and isinstance(item, (Document, Words)) else False
 
 
 def migrate(connection: Connection) -> None:

@@ -70,6 +70,6 @@ class MisdirectedError(ServerError):
 
 
 class UnavailableError(ServerError):
-    """The server cannot do it now; later it can."""
+    """The server cannot do it now; later it can, in about `retry_after` seconds."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE

@@ -17,6 +17,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from trainsanity.rules import Severity
 from trainsanity_server.errors import StartupError
 
 PREFIX = "TRAINSANITY_"
@@ -84,6 +85,10 @@ class Settings(BaseSettings):
     slack_webhook_url: SecretStr | None = Field(
         None, description="Slack incoming webhook that alerts are sent to."
     )
+    notify_from: Severity = Field(
+        Severity.WARNING,
+        description="The mildest severity that channels hear of: critical, warning or advice.",
+    )
     slack_allowed_hosts: Annotated[list[str], NoDecode] = Field(
         [], description="Hosts besides Slack's own that the webhook may point to, commas between."
     )
@@ -99,7 +104,7 @@ class Settings(BaseSettings):
         0.2, gt=0, description="Shortest time between two judgements of one run, in seconds."
     )
     judge_lease_seconds: float = Field(
-        30.0,
+        10.0,
         gt=0,
         description="Seconds after which another server process may judge a run in hand.",
     )

@@ -22,6 +22,7 @@ class Worker(ABC):
     """
 
     name: str
+    pace_seconds = 0.0  # between two steps at least, however often it is woken
 
     def __init__(self) -> None:
         self._woken = threading.Event()
@@ -64,6 +65,8 @@ class Worker(ABC):
             wait = self._guarded_step()
             if wait > 0:
                 self._woken.wait(wait)
+            if self.pace_seconds:
+                self._stopping.wait(self.pace_seconds)
 
     def _guarded_step(self) -> float:
         try:

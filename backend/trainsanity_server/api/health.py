@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-from sqlalchemy import text
+from http import HTTPStatus
+from typing import Any
 
+from fastapi import APIRouter, Response
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from trainsanity_server import metrics
+from trainsanity_server.errors import UnavailableError
 from trainsanity_server.parts import PartsOf
 
 router = APIRouter(tags=["health"])
@@ -18,7 +24,19 @@ def live() -> dict[str, str]:
 
 @router.get("/readyz")
 def ready(parts: PartsOf) -> dict[str, str]:
-    """The database answers and every thread is at work."""
-    with parts.database.read() as session:
-        session.execute(text("SELECT 1"))
+    """The database answers, and every thread is at work."""
+    try:
+        with parts.database.read() as session:
+            session.execute(text("SELECT 1"))
+    except DBAPIError as error:
+        raise UnavailableError(f"the database does not answer: {error.orig}") from error
+    dead = [worker.name for worker in parts.threads if not worker.is_alive]
+    if dead:
+        raise UnavailableError(f"these threads have ended; restart the server: {', '.join(dead)}")
     return {"status": "ok"}
+
+
+@router.get("/metrics")
+def prometheus(parts: PartsOf) -> Any:
+    """Numbers about the server itself, for Prometheus."""
+    return Response(parts.metrics.text(), HTTPStatus.OK, media_type=metrics.MEDIA_TYPE)

@@ -31,9 +31,13 @@ def problem(
     return JSONResponse(body, status, headers=headers, media_type=MEDIA_TYPE)
 
 
-def server_error(_: Request, error: ServerError) -> Response:
-    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, UnauthorizedError) else None
-    return problem(error.status, error.detail, headers=headers, **error.members)
+def server_error(_: Request | None, error: ServerError) -> Response:
+    headers = {}
+    if isinstance(error, UnauthorizedError):
+        headers["WWW-Authenticate"] = "Bearer"
+    if "retry_after" in error.members:
+        headers["Retry-After"] = str(error.members["retry_after"])
+    return problem(error.status, error.detail, headers=headers or None, **error.members)
 
 
 def http_error(request: Request, error: HTTPException) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -9,7 +10,7 @@ from fastapi import APIRouter, Query
 from trainsanity_server.api import shapes
 from trainsanity_server.parts import PartsOf
 
-router = APIRouter(prefix="/runs", tags=["runs"])
+router = APIRouter(prefix="/runs", tags=["runs"], responses=shapes.PROBLEMS)
 
 
 @router.get("", response_model=shapes.RunList)
@@ -27,6 +28,12 @@ def list_runs(
 @router.get("/{run_id}", response_model=shapes.Run)
 def get_run(parts: PartsOf, run_id: str) -> Any:
     return parts.runs.get(run_id)
+
+
+@router.delete("/{run_id}", status_code=HTTPStatus.NO_CONTENT)
+def delete_run(parts: PartsOf, run_id: str) -> None:
+    """It is gone at once for whoever looks; its samples are deleted bit by bit."""
+    parts.deletion.delete(run_id)
 
 
 @router.get("/{run_id}/alerts", response_model=shapes.AlertList)

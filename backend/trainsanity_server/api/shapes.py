@@ -126,6 +126,64 @@ class AuditList(Shape):
     audits: list[Audit]
 
 
+class Transition(Shape):
+    at: datetime
+    from_state: str
+    to_state: str
+    reason: str
+
+
+class AlertWithHistory(Alert):
+    transitions: list[Transition]
+
+
+class Signal(Shape):
+    name: str
+    unit: str
+    label: str
+    first_step: int
+    last_step: int
+    count: int
+    nonfinite: int
+    last: Number
+    min: Number
+    max: Number
+
+
+class SignalList(Shape):
+    signals: list[Signal]
+
+
+class Columns(Shape):
+    """Either `step` and `value`, or `step` and the summaries."""
+
+    name: str
+    samples: int
+    thinned: bool
+    step: list[int]
+    value: list[Number] | None = None
+    min: list[Number] | None = None
+    max: list[Number] | None = None
+    mean: list[Number] | None = None
+    first: list[Number] | None = None
+    last: list[Number] | None = None
+    count: list[int] | None = None
+    nonfinite: list[int] | None = None
+
+
+class SignalData(Shape):
+    signals: list[Columns]
+    damage: list[str]
+
+
+class Receipt(Shape):
+    next_seq: int
+    cursor: int
+    alerts: list[Alert]
+    settled: bool
+    run_url: str
+
+
 class Problem(BaseModel):
     """RFC 9457 problem details; some problems have further members."""
 
@@ -135,3 +193,15 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": text}
+    for status, text in {
+        401: "The server asks for a key.",
+        404: "There is no such thing.",
+        409: "Its state does not allow that.",
+        422: "A parameter or the body is not what it should be.",
+        503: "The database cannot be used now.",
+    }.items()
+}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from sqlalchemy import case, select
+from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
 from trainsanity_server.storage.models import AlertRow, AlertTransitionRow, VerdictRow
+from trainsanity_server.storage.upsert import insert_or_update
 
 _RANK = case({"critical": 0, "warning": 1, "advice": 2}, value=AlertRow.severity, else_=3)
 
@@ -34,3 +35,34 @@ def transitions(session: Session, alert_id: str) -> Sequence[AlertTransitionRow]
 
 def verdicts(session: Session, run_id: str) -> Sequence[VerdictRow]:
     return session.scalars(select(VerdictRow).where(VerdictRow.run_id == run_id)).all()
+
+
+def next_transition(session: Session, alert_id: str) -> int:
+    query = select(func.max(AlertTransitionRow.number))
+    latest = session.scalar(query.where(AlertTransitionRow.alert_id == alert_id))
+    return 0 if latest is None else latest + 1
+
+
+def open_counts(session: Session, run_id: str) -> dict[str, int]:
+    """Alerts of a run that somebody should look at, by severity."""
+    query = (
+        select(AlertRow.severity, func.count())
+        .where(AlertRow.run_id == run_id, AlertRow.state.in_(("open", "acknowledged")))
+        .group_by(AlertRow.severity)
+    )
+    return {row[0]: row[1] for row in session.execute(query)}
+
+
+def mutes_ended(session: Session, now: float, limit: int = 100) -> Sequence[AlertRow]:
+    query = select(AlertRow).where(AlertRow.muted_until <= now, AlertRow.state == "muted")
+    return session.scalars(query.order_by(AlertRow.muted_until).limit(limit)).all()
+
+
+def put_verdicts(session: Session, run_id: str, verdicts: Mapping[str, tuple[str, str]]) -> None:
+    """Verdict and reason by rule."""
+    values = [
+        {"run_id": run_id, "rule": rule, "verdict": verdict, "reason": reason}
+        for rule, (verdict, reason) in verdicts.items()
+    ]
+    if values:
+        session.execute(insert_or_update(session, VerdictRow, "verdict", "reason"), values)

@@ -79,6 +79,14 @@ class Database:
         with Session(self.engine, expire_on_commit=False) as session:
             yield session
 
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        """A read session in which every query sees the same moment."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            if not self.is_sqlite:  # there every transaction is so
+                session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            yield session
+
     def write(self, work: Callable[[Session], T]) -> T:
         """Runs `work` in one transaction, and again where the database asks for it.
 

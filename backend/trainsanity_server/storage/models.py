@@ -42,6 +42,16 @@ class Document(TypeDecorator[Any]):
         return None if value is None else json.loads(value)
 
 
+class Words(TypeDecorator[str]):
+    """Text that may come from anywhere. PostgreSQL keeps no NUL, so it becomes U+FFFD."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else value.replace("\0", "\ufffd")
+
+
 class Base(DeclarativeBase):
     metadata = MetaData(
         naming_convention={
@@ -70,13 +80,13 @@ class RunRow(Base):
     __tablename__ = "runs"
 
     id: Mapped[str] = mapped_column(RunId, primary_key=True)
-    project: Mapped[str] = mapped_column(String(256), default="default")
-    name: Mapped[str] = mapped_column(String(256), default="")
-    kind: Mapped[str] = mapped_column(String(32), default="fit")
-    session_id: Mapped[str] = mapped_column(String(64), default="")
+    project: Mapped[str] = mapped_column(Words, default="default")
+    name: Mapped[str] = mapped_column(Words, default="")
+    kind: Mapped[str] = mapped_column(Words, default="fit")
+    session_id: Mapped[str] = mapped_column(Words, default="")
     tags: Mapped[list[Any]] = mapped_column(default=list)
-    keras_version: Mapped[str] = mapped_column(String(64), default="")
-    backend: Mapped[str] = mapped_column(String(64), default="")
+    keras_version: Mapped[str] = mapped_column(Words, default="")
+    backend: Mapped[str] = mapped_column(Words, default="")
     config: Mapped[dict[str, Any]] = mapped_column(default=dict)
     environment: Mapped[dict[str, Any]] = mapped_column(default=dict)
     expect: Mapped[dict[str, Any]] = mapped_column(default=dict)
@@ -103,7 +113,7 @@ class RunRow(Base):
     open_warning: Mapped[int] = mapped_column(default=0)
     open_advice: Mapped[int] = mapped_column(default=0)
     sparkline: Mapped[dict[str, Any] | None]  # {"signal", "values"}
-    damage: Mapped[str] = mapped_column(Text, default="")  # what of it cannot be read, for people
+    damage: Mapped[str] = mapped_column(Words, default="")  # what of it cannot be read, for people
     deleted_at: Mapped[float | None]
 
     __table_args__ = (
@@ -162,8 +172,8 @@ class SignalRow(Base):
 
     run_id: Mapped[str] = mapped_column(RunId, primary_key=True)
     name: Mapped[str] = mapped_column(String(256), primary_key=True)
-    unit: Mapped[str] = mapped_column(String(256), default="")
-    label: Mapped[str] = mapped_column(String(256), default="")
+    unit: Mapped[str] = mapped_column(Words, default="")
+    label: Mapped[str] = mapped_column(Words, default="")
 
 
 class AuditRow(Base):
@@ -187,7 +197,7 @@ class VerdictRow(Base):
     run_id: Mapped[str] = mapped_column(RunId, primary_key=True)
     rule: Mapped[str] = mapped_column(String(64), primary_key=True)
     verdict: Mapped[str] = mapped_column(String(16))
-    reason: Mapped[str] = mapped_column(Text, default="")
+    reason: Mapped[str] = mapped_column(Words, default="")
 
 
 class AlertRow(Base):
@@ -198,21 +208,21 @@ class AlertRow(Base):
     id: Mapped[str] = mapped_column(RunId, primary_key=True)
     run_id: Mapped[str] = mapped_column(RunId)
     rule: Mapped[str] = mapped_column(String(64))
-    subject: Mapped[str] = mapped_column(Text)
+    subject: Mapped[str] = mapped_column(Words)
     severity: Mapped[str] = mapped_column(String(16))
     state: Mapped[str] = mapped_column(String(16), default="open")
-    title: Mapped[str] = mapped_column(Text)
-    message: Mapped[str] = mapped_column(Text)
+    title: Mapped[str] = mapped_column(Words)
+    message: Mapped[str] = mapped_column(Words)
     witnesses: Mapped[list[Any]] = mapped_column()  # [{"name", "value", "unit"}]
-    suggestion: Mapped[str] = mapped_column(Text, default="")
-    certainty: Mapped[str] = mapped_column(Text, default="")
+    suggestion: Mapped[str] = mapped_column(Words, default="")
+    certainty: Mapped[str] = mapped_column(Words, default="")
     first_step: Mapped[int] = mapped_column(default=0)
     last_step: Mapped[int] = mapped_column(default=0)
     count: Mapped[int] = mapped_column(default=1)
     opened_at: Mapped[float] = mapped_column()
     updated_at: Mapped[float] = mapped_column()
     resolved_at: Mapped[float | None]
-    state_reason: Mapped[str] = mapped_column(Text, default="")  # of the last change of state
+    state_reason: Mapped[str] = mapped_column(Words, default="")  # of the last change of state
     muted_until: Mapped[float | None]
     hidden: Mapped[int] = mapped_column(default=0)  # recurrences while muted
     cursor: Mapped[int] = mapped_column(default=0)  # the run's alert_cursor at its last change
@@ -231,7 +241,7 @@ class AlertTransitionRow(Base):
     at: Mapped[float] = mapped_column()
     from_state: Mapped[str] = mapped_column(String(16))  # empty when it opened first
     to_state: Mapped[str] = mapped_column(String(16))
-    reason: Mapped[str] = mapped_column(Text, default="")
+    reason: Mapped[str] = mapped_column(Words, default="")
 
     __table_args__ = (Index(None, "run_id"),)
 
@@ -243,10 +253,10 @@ class ChannelRow(Base):
 
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     state: Mapped[str] = mapped_column(String(16), default="on")  # "on" or "off"
-    off_reason: Mapped[str] = mapped_column(Text, default="")
+    off_reason: Mapped[str] = mapped_column(Words, default="")
     address_digest: Mapped[str] = mapped_column(String(64), default="")
     next_send_at: Mapped[float] = mapped_column(default=0.0)
-    last_answer: Mapped[str] = mapped_column(Text, default="")
+    last_answer: Mapped[str] = mapped_column(Words, default="")
     last_answer_at: Mapped[float | None]
 
 
@@ -264,7 +274,7 @@ class OutboxRow(Base):
     next_attempt_at: Mapped[float] = mapped_column()
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     state: Mapped[str] = mapped_column(String(16), default="waiting")  # "waiting", "sent", "dead"
-    last_answer: Mapped[str] = mapped_column(Text, default="")
+    last_answer: Mapped[str] = mapped_column(Words, default="")
     news: Mapped[dict[str, Any]] = mapped_column(default=dict)  # the alert at that moment
 
     __table_args__ = (Index(None, "state", "next_attempt_at"), Index(None, "run_id"))

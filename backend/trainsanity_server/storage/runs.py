@@ -5,14 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, CursorResult, String, func, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    CursorResult,
+    String,
+    delete,
+    func,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.orm import Session
 
-from trainsanity_server.storage.models import RunRow
+from trainsanity_server.storage.models import (
+    AlertRow,
+    AlertTransitionRow,
+    AuditRow,
+    OutboxRow,
+    RunRow,
+    SignalRow,
+    VerdictRow,
+)
 
 
 def get(session: Session, run_id: str) -> RunRow | None:
     return session.get(RunRow, run_id)
+
+
+def locked(session: Session, run_id: str) -> RunRow | None:
+    """The run as it is now, which nobody else changes until this transaction ends."""
+    query = select(RunRow).where(RunRow.id == run_id).with_for_update()
+    return session.scalar(query.execution_options(populate_existing=True))
 
 
 def page(
@@ -42,6 +66,8 @@ def _mentions(q: str) -> ColumnElement[bool]:
     return or_(
         RunRow.name.icontains(q, autoescape=True),
         RunRow.tags.cast(String).icontains(q, autoescape=True),
+        # One engine keeps ids with hyphens, the other without.
+        RunRow.id.cast(String).icontains(q, autoescape=True),
         RunRow.id.cast(String).icontains(q.replace("-", ""), autoescape=True),
     )
 
@@ -77,3 +103,23 @@ def counts_by_state(session: Session) -> dict[str, int]:
         select(RunRow.state, func.count()).where(RunRow.deleted_at.is_(None)).group_by(RunRow.state)
     )
     return {row[0]: row[1] for row in session.execute(query)}
+
+
+def to_sweep(session: Session) -> str | None:
+    """A deleted run of which there is still something in the database."""
+    query = select(RunRow.id).where(RunRow.deleted_at.is_not(None), RunRow.next_seq > 0).limit(1)
+    return session.scalar(query)
+
+
+def sweep(session: Session, run_id: str) -> None:
+    """Deletes what is left of a deleted run when its samples are gone.
+
+    Its row stays, nearly empty: so a client that still sends learns what happened.
+    """
+    for model in (AlertTransitionRow, AlertRow, OutboxRow, VerdictRow, AuditRow, SignalRow):
+        session.execute(delete(model).where(model.run_id == run_id))
+    session.execute(
+        update(RunRow)
+        .where(RunRow.id == run_id)
+        .values(next_seq=0, config={}, environment={}, expect={}, tags=[], sparkline=None)
+    )
