@@ -97,6 +97,15 @@ def relative_gap(a: ArrayLike, b: ArrayLike) -> Floats:
 # Persistence
 
 
+def finite_rows(rows: Rows) -> Rows:
+    """The rows in which every column is finite."""
+    keep = np.ones(len(rows), bool)
+    for column in rows.columns.values():
+        keep &= np.isfinite(column)
+    columns = {name: column[keep] for name, column in rows.columns.items()}
+    return Rows(rows.steps[keep], columns, int(keep[: rows.first_new].sum()))
+
+
 def streaks(flags: Flags) -> NDArray[np.int64]:
     """Length of the unbroken row of Trues that ends at each element; shape (n,)."""
     at = np.arange(len(flags))

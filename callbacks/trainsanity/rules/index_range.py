@@ -79,7 +79,9 @@ def _ids(run: RunView, quantity: str) -> Iterator[Finding]:
 def _beyond(run: RunView, layer: str, names: list[str], part: Parting, size: float) -> Finding:
     outside = f"embedding:{layer}/out_of_range"
     affected = run.totals(outside).last if run.has(outside) else None
-    of_batch = f" In the newest batch {share(affected)} of the ids do." if affected else ""
+    of_batch = (
+        f" In the newest batch {share(affected)} of the ids are beyond it." if affected else ""
+    )
     rows = number(size)
     return Finding(
         subject=layer,

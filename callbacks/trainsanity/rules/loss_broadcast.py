@@ -51,8 +51,8 @@ class LossBroadcast(Rule):
             subject="loss",
             title=f"The loss has {number(part.shown)} elements for {number(part.true)}",
             message=f"The loss of one batch has {number(part.shown)} elements, while labels and "
-            f"outputs have at most {number(part.true)}. So since step {part.first_step:,}.{_shapes(run)} "
-            "Each label is compared with the outputs of other samples.",
+            f"outputs have at most {number(part.true)}. So since step {part.first_step:,}."
+            f"{_shapes(run)} Each label is compared with the outputs of other samples.",
             witnesses=(
                 Witness("loss/elements", part.shown, "elements"),
                 Witness("loss/expected_elements", part.true, "elements"),
@@ -73,8 +73,9 @@ def _shapes(run: RunView) -> str:
     outputs = maps(run.audit("columns").facts, "outputs") if run.has_audit("columns") else []
     for output in outputs:
         shape, labels = output.get("shape"), output.get("label_shape")
-        known = isinstance(shape, (list, tuple)) and isinstance(labels, (list, tuple))
-        if known and len(shape) != len(labels):
+        if not isinstance(shape, (list, tuple)) or not isinstance(labels, (list, tuple)):
+            continue
+        if len(shape) != len(labels):
             of = f" of {output['name']}" if text(output, "name") else ""
             return f" The labels{of} have shape {_shape(labels)}, the outputs {_shape(shape)}."
     return ""

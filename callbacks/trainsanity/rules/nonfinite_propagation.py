@@ -1,0 +1,226 @@
+"""NaN or infinity in the outputs, loss, gradients or weights while the numbers shown look fine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trainsanity.rules.comparison import (
+    Flags,
+    maps,
+    measured,
+    merged,
+    not_measured,
+    number,
+    parting,
+    streaks,
+    text,
+    whole,
+)
+from trainsanity.rules.history import Rows, RunHistory, RunView, history
+from trainsanity.rules.rule import Finding, Rule, Severity, Witness
+
+# In the order in which a step makes them.
+STAGES = ("inputs", "outputs", "loss", "gradient", "weights")
+
+
+@dataclass(frozen=True)
+class NonfinitePropagation(Rule):
+    """NaN or infinity runs through the training, or vanishes on its way.
+
+    Compares: NaN and infinite elements in inputs, outputs, loss, gradients and weights of each step
+    with each other and with the numbers that Keras shows; layer by layer what enters with what
+    leaves.
+
+    Why: a weight that is NaN never heals, so every step after it is wasted, while a metric such as
+    accuracy stays a plausible number. A NaN that a layer swallows hides its cause.
+
+    Try: look at the first place named: a division by zero, log(0), a learning rate too high, NaN in
+    the data. `keras.config`'s or the backend's NaN check finds the operation.
+
+    Source: same condition as keras.callbacks.TerminateOnNaN; TensorFlow issues 42885 and 44556.
+    Counts are exact. With loss scaling, infinite gradients are planned and their step is skipped,
+    so gradients are not looked at; one bad batch that leaves the weights finite was skipped.
+    """
+
+    id = "nonfinite-propagation"
+    severity = Severity.CRITICAL
+    needs = ("loss/nonfinite", "outputs/nonfinite", "weights/nonfinite")
+
+    patience: int = 2  # steps in a row, where the weights are finite
+    swallowed: int = 3  # batches in a row with NaN in the inputs and none in the outputs
+
+    @staticmethod
+    def fires_on() -> RunHistory:
+        return _example(bad=12.0)
+
+    @staticmethod
+    def quiet_on() -> RunHistory:
+        return _example(bad=0.0)
+
+    def check(self, run: RunView) -> Iterable[Finding]:
+        stages = [s for s in STAGES if run.has(f"{s}/nonfinite")]
+        if "loss" not in stages and "outputs" not in stages:
+            raise not_measured(run, "loss/nonfinite")
+        if _is_loss_scaled(run) and "gradient" in stages:
+            stages.remove("gradient")
+        rows = run.rows(*(f"{stage}/nonfinite" for stage in stages))
+        bad = {stage: rows[f"{stage}/nonfinite"] > 0 for stage in stages}
+        found = self._spreading(run, rows, bad) or self._swallowed_inputs(run, rows, bad)
+        if found is not None:
+            yield found
+        if run.has_audit("nonfinite_flow"):
+            yield from merged(_swallowing_layers(run))
+
+    def _spreading(self, run: RunView, rows: Rows, bad: Mapping[str, Flags]) -> Finding | None:
+        inside = {stage: flags for stage, flags in bad.items() if stage != "inputs"}
+        ill = np.logical_or.reduce(list(inside.values()))
+        long = streaks(ill)
+        is_new = np.arange(len(rows)) >= rows.first_new
+        for_good = long >= self.patience
+        if "weights" in inside:
+            for_good |= inside["weights"]
+        hits = np.flatnonzero(for_good & is_new)
+        if not len(hits):
+            return None
+        begin, newest = hits[0] - long[hits[0]] + 1, hits[-1]
+        where = next(stage for stage in bad if bad[stage][begin])
+        shown = _finite_number(run, int(rows.steps[newest]))
+        amount = float(rows[f"{where}/nonfinite"][begin])
+        finite_loss = where in ("gradient", "weights") and not bad.get("loss", ill)[begin]
+        return Finding(
+            subject="training",
+            title=f"NaN or infinity in the {_noun(where)} since step {int(rows.steps[begin]):,}",
+            message=f"At step {int(rows.steps[begin]):,} {number(amount)} elements of the "
+            f"{_noun(where)} are NaN or infinite. {_spread_to(rows, bad, newest)}"
+            + ("The loss of that step is finite. " if finite_loss else "")
+            + (f"Keras still shows {shown[0]} {number(shown[1])}." if shown else ""),
+            witnesses=(
+                Witness(f"{where}/nonfinite", amount, "elements"),
+                Witness(f"{shown[0]}/reported", shown[1])
+                if shown
+                else Witness("NaN or infinity that a healthy step has", 0, "elements"),
+            ),
+            suggestion=_advice(where),
+            first_step=int(rows.steps[begin]),
+            last_step=int(rows.steps[newest]),
+            count=int((ill & is_new).sum()),
+            severity=None if shown or finite_loss else Severity.WARNING,
+            certainty="Elements are counted, so nothing is allowed.",
+        )
+
+    def _swallowed_inputs(
+        self, run: RunView, rows: Rows, bad: Mapping[str, Flags]
+    ) -> Finding | None:
+        if not {"inputs", "outputs"} <= set(bad):
+            return None
+        entered, left = rows["inputs/nonfinite"], rows["outputs/nonfinite"]
+        part = parting(rows, entered, left, 0.0, patience=self.swallowed, where=left == 0)
+        if part is None:
+            return None
+        return Finding(
+            subject="inputs",
+            title="NaN in the inputs, none in the outputs",
+            message=f"Since step {part.first_step:,} batches hold NaN or infinity, "
+            f"{number(part.shown)} elements in the newest, and the outputs hold none: something "
+            "on the way turns them into numbers.",
+            witnesses=(
+                Witness("inputs/nonfinite", part.shown, "elements"),
+                Witness("outputs/nonfinite", part.true, "elements"),
+            ),
+            suggestion="If a layer fills missing values on purpose, all is well. If not, find the "
+            "layer (comparisons and relu-like functions turn NaN into 0) and clean the data.",
+            first_step=part.first_step,
+            last_step=part.last_step,
+            count=part.count,
+            severity=Severity.ADVICE,
+            certainty="Elements are counted, so nothing is allowed.",
+        )
+
+
+def _swallowing_layers(run: RunView) -> Iterator[Finding]:
+    for audit in measured(run, "nonfinite_flow"):
+        born = False
+        for layer in maps(audit.facts, "layers"):
+            entering, leaving = whole(layer, "entering") or 0, whole(layer, "leaving") or 0
+            if entering and not leaving:
+                yield _swallowing(layer, entering, born, audit.step)
+            born = born or (leaving > 0 and not entering)
+
+
+def _swallowing(layer: Mapping[str, Any], entering: int, born: bool, step: int) -> Finding:
+    name = text(layer, "name") or "?"
+    site = f", {text(layer, 'site')}" if text(layer, "site") else ""
+    origin = "made inside the model" if born else "that came with the data"
+    return Finding(
+        subject=name,
+        title=f"{name} turns NaN into numbers",
+        message=f"{number(entering)} NaN or infinite elements, {origin}, enter `{name}` "
+        f"({text(layer, 'class') or 'layer'}{site}) and none leaves it. From there on nothing "
+        "looks wrong.",
+        witnesses=(
+            Witness(f"entering {name}", entering, "elements"),
+            Witness(f"leaving {name}", 0, "elements"),
+        ),
+        suggestion="Find the layer before it that makes them. Write activations so that NaN stays "
+        "NaN: `ops.relu` does, `where(x > 0, x, 0)` does not.",
+        first_step=step,
+        last_step=step,
+        severity=Severity.WARNING if born else Severity.ADVICE,
+        certainty="Elements are counted, so nothing is allowed.",
+    )
+
+
+def _is_loss_scaled(run: RunView) -> bool:
+    if not run.has_audit("compile"):
+        return False
+    optimizer = run.audit("compile").facts.get("optimizer")
+    return isinstance(optimizer, Mapping) and "LossScale" in (text(optimizer, "class") or "")
+
+
+def _finite_number(run: RunView, step: int) -> tuple[str, float] | None:
+    """A number that Keras shows at this step as if nothing had happened."""
+    for name in run.names("*/reported"):
+        rows = run.rows(name)
+        at = np.flatnonzero(rows.steps == step)
+        if len(at) and np.isfinite(rows[name][at[0]]) and not name.startswith("val_"):
+            return name.removesuffix("/reported"), float(rows[name][at[0]])
+    return None
+
+
+def _noun(stage: str) -> str:
+    return {"gradient": "gradients"}.get(stage, stage)
+
+
+def _spread_to(rows: Rows, bad: Mapping[str, Flags], newest: int) -> str:
+    ill = [_noun(stage) for stage in bad if bad[stage][newest]]
+    return f"At step {int(rows.steps[newest]):,} there are some in the {', '.join(ill)}. "
+
+
+def _advice(stage: str) -> str:
+    if stage == "inputs":
+        return "Clean the data: that batch holds NaN or infinity. Start again from a checkpoint."
+    if stage == "outputs":
+        return (
+            "A layer makes NaN in the forward pass: look for a division, log or exp without a "
+            "guard, or lower the learning rate. Start again from a checkpoint before that step."
+        )
+    if stage == "loss":
+        return "The outputs are finite, the loss is not: guard log(0) and 0/0 in the loss."
+    return (
+        "The loss is finite, its gradient is not: sqrt and norm have none at 0, `where` passes NaN "
+        "from the branch not taken. Clip gradients, and start again from a checkpoint."
+    )
+
+
+def _example(*, bad: float) -> RunHistory:
+    return history(
+        outputs__nonfinite=[0.0, 0.0, 0.0, bad],
+        loss__nonfinite=[0.0, 0.0, 0.0, float(bad > 0)],
+        gradient__nonfinite=[0.0, 0.0, bad, bad],
+        weights__nonfinite=[0.0, 0.0, bad, bad],
+        accuracy__reported=[0.4, 0.5, 0.5, 0.4],
+    )

@@ -1,0 +1,201 @@
+"""The loss expects probabilities and gets logits, or the other way round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trainsanity.rules.comparison import (
+    Parting,
+    maps,
+    not_measured,
+    number,
+    parting,
+    text,
+    unit_roundoff,
+)
+from trainsanity.rules.history import RunHistory, RunView, history
+from trainsanity.rules.rule import Finding, NotTestable, Rule, Severity, Witness
+
+
+@dataclass(frozen=True)
+class OutputRangeMismatch(Rule):
+    """What the outputs are and what the loss takes them for differ.
+
+    Compares: the range and the sums of the outputs with what the compiled loss was told they are:
+    probabilities, or logits (`from_logits=True`).
+
+    Why: logits taken for probabilities are clipped to 0..1, and most of the gradient is gone.
+    Probabilities taken for logits go through softmax twice, which flattens them. Both train, badly.
+
+    Try: either a softmax or sigmoid at the end, or `from_logits=True` in the loss, not both.
+
+    Source: keras/src/backend/*/nn.py, categorical_crossentropy and binary_crossentropy. Outputs may
+    lie in 0..1 by chance early on, so that alone says nothing: the sums must be 1 in every batch of
+    a window, or the last layer must be known to end in a probability.
+    """
+
+    id = "output-range-mismatch"
+    severity = Severity.WARNING
+    needs = ("outputs*/min", "outputs*/max", "audit:columns")
+
+    outside: int = 3  # batches in a row with outputs that are no probabilities
+    inside: int = 50  # batches in a row with outputs that are all probabilities
+    roundings: float = (
+        16.0  # of a sum or a softmax, in units of the outputs' roundoff times √classes
+    )
+
+    @staticmethod
+    def fires_on() -> RunHistory:
+        return _example(least=-3.0, most=4.5)
+
+    @staticmethod
+    def quiet_on() -> RunHistory:
+        return _example(least=0.0, most=1.0)
+
+    def check(self, run: RunView) -> Iterable[Finding]:
+        if not run.has_audit("columns"):
+            raise not_measured(run, "outputs/min")
+        every = maps(run.audit("columns").facts, "outputs")
+        outputs = [
+            (_quantity(facts, alone=len(every) == 1), facts)
+            for facts in every
+            if isinstance(facts.get("from_logits"), bool)
+        ]
+        if not outputs:
+            raise NotTestable("no compiled loss says whether it takes probabilities or logits")
+        measured = [(q, facts) for q, facts in outputs if run.has(f"{q}/min", f"{q}/max")]
+        if not measured:
+            raise not_measured(run, "outputs/min", "outputs/max")
+        for quantity, facts in measured:
+            if facts["from_logits"]:
+                yield from self._taken_for_logits(run, quantity, facts)
+            else:
+                yield from self._taken_for_probabilities(run, quantity, facts)
+
+    def _taken_for_probabilities(
+        self, run: RunView, quantity: str, facts: Mapping[str, Any]
+    ) -> Iterator[Finding]:
+        names = f"{quantity}/min", f"{quantity}/max"
+        rows = run.rows(*names)
+        least, most = rows[names[0]], rows[names[1]]
+        slack = self._slack(facts)
+        part = parting(
+            rows, np.minimum(least, 0.0), np.zeros_like(least), slack, patience=self.outside
+        )
+        name, limit = names[0], 0.0
+        if part is None and "binary" in (text(facts, "loss") or ""):
+            # Keras divides the outputs of a categorical loss by their sum, so these may exceed 1.
+            one = np.ones_like(most)
+            part = parting(rows, np.maximum(most, 1.0), one, slack, patience=self.outside)
+            name, limit = names[1], 1.0
+        if part is None:
+            return
+        yield _finding(
+            facts,
+            part,
+            (Witness(name, part.shown), Witness("bound of a probability", limit)),
+            title="The loss takes logits for probabilities",
+            message=f"{_loss(facts)} was told to expect probabilities, 0 to 1 "
+            f"(from_logits=False). Since step {part.first_step:,} the outputs reach "
+            f"{number(part.shown)}. Keras clips them, and what is clipped gets no gradient.",
+            suggestion="Pass from_logits=True to the loss, or end the model in softmax or sigmoid.",
+        )
+
+    def _taken_for_logits(
+        self, run: RunView, quantity: str, facts: Mapping[str, Any]
+    ) -> Iterator[Finding]:
+        names = [f"{quantity}/min", f"{quantity}/max"]
+        sums = [f"{quantity}/sum_min", f"{quantity}/sum_max"]
+        has_sums = run.has(*sums)
+        rows = run.rows(*names, *(sums if has_sums else ()))
+        slack = self._slack(facts)
+        is_share = (rows[names[0]] >= -slack) & (rows[names[1]] <= 1 + slack)
+        ends = text(facts, "activation")
+        if has_sums:
+            is_share &= (rows[sums[0]] >= 1 - slack) & (rows[sums[1]] <= 1 + slack)
+        elif ends not in ("sigmoid", "hard_sigmoid"):
+            return
+        part = parting(
+            rows, is_share.astype(np.float64), np.zeros(len(rows)), 0.0, patience=self.inside
+        )
+        if part is None:
+            return
+        what = "lie between 0 and 1 and sum to 1" if has_sums else "lie between 0 and 1"
+        healed = run.facts.backend == "tensorflow"
+        yield _finding(
+            facts,
+            part,
+            (
+                Witness("from_logits declared", "True", "flag"),
+                Witness(names[1], float(rows[names[1]][-1])),
+                Witness(
+                    (sums if has_sums else names)[0],
+                    float(rows[(sums if has_sums else names)[0]][-1]),
+                ),
+            ),
+            title="The loss takes probabilities for logits",
+            message=f"{_loss(facts)} was told to expect logits (from_logits=True). Since step "
+            f"{part.first_step:,} all outputs {what}: they are probabilities already"
+            + (f", by the {ends} at the end." if ends else ".")
+            + (
+                " Keras on TensorFlow finds the logits behind a plain softmax and uses those; "
+                "other backends apply softmax twice."
+                if healed
+                else " Softmax is applied twice."
+            ),
+            suggestion="Leave out from_logits=True, or the softmax or sigmoid of the last layer.",
+            severity=Severity.ADVICE if healed else None,
+        )
+
+    def _slack(self, facts: Mapping[str, Any]) -> float:
+        shape = facts.get("shape")
+        last = shape[-1] if isinstance(shape, (list, tuple)) and shape else None
+        classes = last if isinstance(last, int) and last > 0 else 1024
+        return float(self.roundings * unit_roundoff(text(facts, "dtype") or "") * np.sqrt(classes))
+
+
+def _finding(
+    facts: Mapping[str, Any],
+    part: Parting,
+    witnesses: tuple[Witness, ...],
+    *,
+    title: str,
+    message: str,
+    suggestion: str,
+    severity: Severity | None = None,
+) -> Finding:
+    name = text(facts, "name")
+    return Finding(
+        subject=f"output {name}" if name else "output",
+        title=title,
+        message=message,
+        witnesses=witnesses,
+        suggestion=suggestion,
+        first_step=part.first_step,
+        last_step=part.last_step,
+        count=part.count,
+        severity=severity,
+        certainty=f"Seen in {number(part.count)} batches; only rounding of the outputs is allowed.",
+    )
+
+
+def _quantity(facts: Mapping[str, Any], *, alone: bool) -> str:
+    name = text(facts, "name")
+    return "outputs" if alone or not name else f"outputs:{name}"
+
+
+def _loss(facts: Mapping[str, Any]) -> str:
+    return f"The loss {text(facts, 'loss')}" if text(facts, "loss") else "The loss"
+
+
+def _example(*, least: float, most: float) -> RunHistory:
+    output = {"name": "", "loss": "binary_crossentropy", "from_logits": False, "shape": [None, 1]}
+    return history(
+        audits=[("columns", 1, {"outputs": [output]})],
+        outputs__min=[least] * 5,
+        outputs__max=[most] * 5,
+    )
