@@ -33,7 +33,7 @@ _CLASS_OF_TYPE = {
 Ids = NDArray[np.int32]
 
 
-def load(lines: int = 12_000) -> tuple[Ids, Ids]:
+def load(lines: int = 12_800) -> tuple[Ids, Ids]:
     """Token ids and their classes, padded with 0.
 
     Returns:

@@ -86,9 +86,9 @@ STORIES = (
         (
             Contrast(
                 "accuracy/reported",
-                "embedding:embedding/out_of_range",
+                "embedding:embedding/id_max",
                 "accuracy {:.3f} and no error",
-                "{:.1%} of the ids lie beyond the table's rows",
+                "ids up to {:.0f} read a table without such rows",
             ),
         ),
     ),
