@@ -78,6 +78,15 @@ class Alert:
 
 
 @dataclass(frozen=True)
+class StandingAlert:
+    """An alert that somebody should look at, and where it belongs."""
+
+    alert: Alert
+    run_name: str
+    project: str
+
+
+@dataclass(frozen=True)
 class Transition:
     """One change of an alert's state."""
 
@@ -157,6 +166,14 @@ class Runs:
         with self._database.read() as session:
             found(run_rows.get(session, checked_id(run_id)), run_id)
             return [alert_of(row) for row in alert_rows.of_run(session, run_id)]
+
+    def standing_alerts(self, *, limit: int) -> list[StandingAlert]:
+        """Open and acknowledged alerts over all runs, the worst first, then the newest."""
+        with self._database.read() as session:
+            return [
+                StandingAlert(alert_of(row), run_name, project)
+                for row, run_name, project in alert_rows.standing(session, limit)
+            ]
 
     def alert(self, alert_id: str) -> Alert:
         """Raises NotFoundError."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
-from trainsanity_server.storage.models import AlertRow, AlertTransitionRow, VerdictRow
+from trainsanity_server.storage.models import AlertRow, AlertTransitionRow, RunRow, VerdictRow
 from trainsanity_server.storage.upsert import insert_or_update
 
 _RANK = case({"critical": 0, "warning": 1, "advice": 2}, value=AlertRow.severity, else_=3)
@@ -21,6 +21,18 @@ def of_run(session: Session, run_id: str) -> Sequence[AlertRow]:
     """The worst first, then the oldest."""
     query = select(AlertRow).where(AlertRow.run_id == run_id)
     return session.scalars(query.order_by(_RANK, AlertRow.opened_at, AlertRow.id)).all()
+
+
+def standing(session: Session, limit: int) -> list[tuple[AlertRow, str, str]]:
+    """Open and acknowledged ones with their run's name and project, the worst first, then the newest."""
+    query = (
+        select(AlertRow, RunRow.name, RunRow.project)
+        .join(RunRow, RunRow.id == AlertRow.run_id)
+        .where(AlertRow.state.in_(("open", "acknowledged")), RunRow.deleted_at.is_(None))
+        .order_by(_RANK, AlertRow.opened_at.desc(), AlertRow.id)
+        .limit(limit)
+    )
+    return [(row[0], row[1], row[2]) for row in session.execute(query)]
 
 
 def changed_since(session: Session, run_id: str, cursor: int) -> Sequence[AlertRow]:

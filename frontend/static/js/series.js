@@ -44,14 +44,13 @@ export class Series {
     this.total += step.length;
   }
 
-  appendStretches({ step, min, max, mean, last, count }) {
+  appendStretches({ step, min, max, mean, last, count, nonfinite }) {
     this.exact = false;
     for (let i = 0; i < step.length; i++) {
-      const end = number(last[i]);
       this.place(step[i], finite(number(mean[i])), finite(number(min[i])), finite(number(max[i])));
-      if (!Number.isFinite(end) || !Number.isFinite(number(mean[i]))) this.odd.push(step[i]);
+      if (nonfinite[i]) this.odd.push(step[i]);
       this.total += count[i];
-      this.last = end;
+      this.last = number(last[i]);
     }
   }
 

@@ -1,0 +1,145 @@
+"""Which signals are drawn together: the witnesses of one quantity, on one scale."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from trainsanity_server.pages.formats import count, with_unit
+
+# Witnesses that are told under a quantity's name but live on another scale than its others.
+APART = {
+    "nonfinite": "NaN and infinite numbers",
+    "elements": "elements in the unreduced loss",
+    "expected_elements": "elements in the unreduced loss",
+    "out_of_range": "share outside the table",
+    "live_variables": "variables alive",
+}
+# Sections of the page, and the quantities that belong there; whatever else is a metric.
+SECTIONS = (
+    ("Mask and weights of samples", ("mask", "sample_weight")),
+    ("Learning rate and optimizer", ("learning_rate", "optimizer")),
+    ("Gradients and weights", ("gradient", "update", "weights")),
+    ("Data", ("embedding", "labels", "inputs", "outputs", "batch")),
+    ("Time and memory", ("time", "memory", "traces")),
+)
+METRICS = "Loss and metrics"
+
+
+class SignalFacts(Protocol):
+    """What is known of a signal without reading it; `min` and `max` are over finite values."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def first_step(self) -> int: ...
+    @property
+    def last_step(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def last(self) -> float: ...
+    @property
+    def min(self) -> float: ...
+    @property
+    def max(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One picture of several witnesses.
+
+    Attributes:
+        id: stays the same for the same title and section; fit for an `id` in HTML.
+        summary: the picture in words.
+    """
+
+    id: str
+    title: str
+    unit: str
+    signals: Sequence[SignalFacts]
+
+    @property
+    def names(self) -> list[str]:
+        return [signal.name for signal in self.signals]
+
+    @property
+    def summary(self) -> str:
+        return " ".join(_in_words(signal) for signal in self.signals)
+
+
+@dataclass(frozen=True)
+class Section:
+    id: str
+    title: str
+    charts: Sequence[Chart]
+
+
+def sections(signals: Iterable[SignalFacts]) -> list[Section]:
+    """Charts of a run, in the order in which they are shown."""
+    by_section: dict[str, dict[tuple[str, str], list[SignalFacts]]] = {}
+    for signal in signals:
+        charts = by_section.setdefault(_section(signal.name), {})
+        charts.setdefault((_title(signal.name), signal.unit), []).append(signal)
+    order = [METRICS, *(title for title, _ in SECTIONS)]
+    return [
+        Section(_id("section", title), title, _charts(title, by_section[title]))
+        for title in order
+        if title in by_section
+    ]
+
+
+def chart(signals: Sequence[SignalFacts], title: str) -> Chart:
+    """One chart of just these."""
+    return Chart(_id("chart", title), title, signals[0].unit if signals else "1", signals)
+
+
+def _charts(section: str, groups: dict[tuple[str, str], list[SignalFacts]]) -> list[Chart]:
+    return [
+        Chart(_id("chart", section, title, unit), title, unit, sorted(members, key=_claim_first))
+        for (title, unit), members in sorted(groups.items(), key=lambda item: _loss_first(item[0]))
+    ]
+
+
+def _section(name: str) -> str:
+    head = name.partition("/")[0].partition(":")[0]
+    return next((title for title, quantities in SECTIONS if head in quantities), METRICS)
+
+
+def _title(name: str) -> str:
+    quantity, _, witness = name.rpartition("/")
+    apart = APART.get(witness)
+    if apart is None:
+        return quantity or name
+    return apart if witness == "nonfinite" else f"{quantity}: {apart}"
+
+
+def _loss_first(key: tuple[str, str]) -> tuple[bool, bool, tuple[str, str]]:
+    title = key[0]
+    return title != "loss", title.startswith(("val_", "NaN")), key
+
+
+_CLAIMS = ("reported", "declared", "input_coverage", "step")
+
+
+def _claim_first(signal: SignalFacts) -> tuple[bool, str]:
+    return signal.name.rpartition("/")[2] not in _CLAIMS, signal.name
+
+
+def _in_words(signal: SignalFacts) -> str:
+    where = f"{with_unit(signal.last, signal.unit)} at step {signal.last_step:,}"
+    if math.isnan(signal.min):
+        return f"{signal.name}: {where}; {count(signal.count, 'point')}, none of them finite."
+    between = (
+        f"between {with_unit(signal.min, signal.unit)} and {with_unit(signal.max, signal.unit)}"
+    )
+    return f"{signal.name}: {where}; {count(signal.count, 'point')} {between}."
+
+
+def _id(*parts: str) -> str:
+    return f"{parts[0]}-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:10]}"

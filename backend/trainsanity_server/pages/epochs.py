@@ -1,0 +1,70 @@
+"""The table of epochs, from the audits `epoch`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainsanity_server.pages.formats import figure
+from trainsanity_server.services.runs import AuditFact
+
+SHOWN = 40  # epochs on the page, the newest
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A reported value, and the recomputed one where its figures differ."""
+
+    shown: str
+    recomputed: str
+
+
+@dataclass(frozen=True)
+class Epoch:
+    number: str
+    steps: str
+    seconds: float | None
+    cells: Sequence[Cell]
+
+
+@dataclass(frozen=True)
+class EpochTable:
+    """Attributes:
+    keys: what Keras reported, in its order.
+    rows: the newest first.
+    left_out: how many older epochs are not among them.
+    """
+
+    keys: Sequence[str]
+    rows: Sequence[Epoch]
+    left_out: int
+
+
+def epoch_table(audits: Sequence[AuditFact]) -> EpochTable:
+    facts = [audit.facts for audit in audits if audit.name == "epoch"]
+    shown = facts[::-1][:SHOWN]
+    keys = list(dict.fromkeys(str(key) for epoch in shown for key in _map(epoch, "reported")))
+    rows = [_epoch(epoch, keys) for epoch in shown]
+    return EpochTable(keys, rows, len(facts) - len(shown))
+
+
+def _epoch(facts: Mapping[str, Any], keys: Sequence[str]) -> Epoch:
+    reported, recomputed = _map(facts, "reported"), _map(facts, "recomputed")
+    seconds = facts.get("seconds")
+    return Epoch(
+        number=figure(facts.get("epoch")),
+        steps=f"{figure(facts.get('first_step'))} to {figure(facts.get('last_step'))}",
+        seconds=float(seconds) if isinstance(seconds, (int, float)) else None,
+        cells=[_cell(reported.get(key), recomputed.get(key)) for key in keys],
+    )
+
+
+def _cell(reported: Any, recomputed: Any) -> Cell:
+    shown, other = figure(reported), figure(recomputed)
+    return Cell(shown, other if recomputed is not None and other != shown else "")
+
+
+def _map(facts: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = facts.get(key)
+    return value if isinstance(value, Mapping) else {}

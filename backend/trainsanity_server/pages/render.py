@@ -1,0 +1,65 @@
+"""From a template to an answer: a page, or the part of it that a script asked for."""
+
+from __future__ import annotations
+
+import functools
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment
+
+from trainsanity_server.pages import templates_environment
+
+# Nothing from elsewhere and nothing inline: a name with markup in it can at worst look odd.
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "worker-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Vary": "HX-Request, HX-Request-Type",
+}
+
+
+def wants_part(request: Request) -> bool:
+    """Whether a script wants to put the answer into a page that is there already."""
+    is_restored = request.headers.get("HX-History-Restore-Request") == "true"
+    return (
+        request.headers.get("HX-Request") == "true"
+        and request.headers.get("HX-Request-Type") != "full"
+        and not is_restored
+    )
+
+
+def render(
+    request: Request,
+    template: str,
+    *,
+    status: int = HTTPStatus.OK,
+    headers: dict[str, str] | None = None,
+    **values: Any,
+) -> HTMLResponse:
+    """Fills `template`; `here` in it is the address of the current part of the site."""
+    values.setdefault("here", request.url.path)
+    body = _environment().get_template(template).render(**values)
+    return HTMLResponse(body, status, headers={**HEADERS, **(headers or {})})
+
+
+@functools.cache
+def _environment() -> Environment:
+    return templates_environment.environment()

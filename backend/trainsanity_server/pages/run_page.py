@@ -1,0 +1,115 @@
+"""The page of one run, and its parts for live updates."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+
+from trainsanity_server.errors import NotFoundError
+from trainsanity_server.pages.charts import Chart, chart, sections
+from trainsanity_server.pages.epochs import epoch_table
+from trainsanity_server.pages.headline import headline
+from trainsanity_server.pages.mask_picture import mask_picture
+from trainsanity_server.pages.render import render
+from trainsanity_server.pages.setup_sheet import setup_sheet
+from trainsanity_server.parts import Parts, PartsOf
+from trainsanity_server.services.runs import Alert, AuditFact, Run
+
+router = APIRouter(prefix="/runs/{run_id}", include_in_schema=False)
+
+Values = dict[str, Any]
+
+
+@router.get("", name="page_run")
+def run_page(parts: PartsOf, request: Request, run_id: str) -> Response:
+    run = parts.runs.get(run_id)
+    audits = parts.runs.audits(run_id)
+    values: Values = {}
+    for fill in PARTS.values():
+        values |= fill(parts, run, audits)
+    return render(request, "pages/run.html", here="/", run=run, now=parts.clock(), **values)
+
+
+@router.get("/parts/{name}", name="page_run_part")
+def run_part(
+    parts: PartsOf,
+    request: Request,
+    run_id: str,
+    name: str,
+    known: Annotated[str, Query(max_length=64)] = "",
+) -> Response:
+    """One part of the page; 204 where the browser has what there is."""
+    if name not in PARTS:
+        raise NotFoundError(f"a run's page has no part {name!r}. Parts: {', '.join(PARTS)}")
+    run = parts.runs.get(run_id)
+    values = PARTS[name](parts, run, parts.runs.audits(run_id))
+    if known and known == values.get(f"{name}_known"):
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+    return render(request, f"partials/{name}.html", run=run, now=parts.clock(), **values)
+
+
+def head_values(parts: Parts, run: Run, audits: list[AuditFact]) -> Values:
+    verdicts = parts.runs.verdicts(run.id)
+    return {"headline": headline(run, parts.runs.alerts(run.id), verdicts)}
+
+
+def alert_values(parts: Parts, run: Run, audits: list[AuditFact]) -> Values:
+    signals = {signal.name: signal for signal in parts.signals.known(run.id)}
+
+    def drawn_witnesses(alert: Alert) -> Chart | None:
+        """Those witnesses that are signals, in one chart; None where fewer than two are."""
+        names = dict.fromkeys(str(witness["name"]) for witness in alert.witnesses)
+        found = [signals[name] for name in names if name in signals]
+        return chart(found, "The witnesses over steps") if len(found) > 1 else None
+
+    return {"alerts": parts.runs.alerts(run.id), "drawn_witnesses": drawn_witnesses}
+
+
+def mask_values(parts: Parts, run: Run, audits: list[AuditFact]) -> Values:
+    flows = [audit.facts for audit in audits if audit.name == "mask_flow"]
+    return {"picture": mask_picture(flows[-1]) if flows else None}
+
+
+def signal_values(parts: Parts, run: Run, audits: list[AuditFact]) -> Values:
+    signals = parts.signals.known(run.id)
+    return {
+        "sections": sections(signals),
+        "signal_count": len(signals),
+        "signals_known": _digest([signal.name for signal in signals]),
+    }
+
+
+def epoch_values(parts: Parts, run: Run, audits: list[AuditFact]) -> Values:
+    ended = sum(audit.name == "epoch" for audit in audits)
+    return {"epochs": epoch_table(audits), "epochs_known": f"{run.state}-{ended}"}
+
+
+def verdict_values(parts: Parts, run: Run, audits: list[AuditFact]) -> Values:
+    return {"verdicts": parts.runs.verdicts(run.id)}
+
+
+def setup_values(parts: Parts, run: Run, audits: list[AuditFact]) -> Values:
+    names = ("environment", "model", "compile", "fit", "probe_failed")
+    known = _digest([audit.name for audit in audits if audit.name in names])
+    return {"setup": setup_sheet(run, audits), "setup_known": known}
+
+
+PARTS: dict[str, Callable[[Parts, Run, list[AuditFact]], Values]] = {
+    "run_head": head_values,
+    "alerts": alert_values,
+    "mask": mask_values,
+    "signals": signal_values,
+    "epochs": epoch_values,
+    "verdicts": verdict_values,
+    "setup": setup_values,
+}
+
+
+def _digest(names: list[str]) -> str:
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]

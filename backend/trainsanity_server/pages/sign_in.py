@@ -1,0 +1,51 @@
+"""Coming in with a key, where the server asks for one."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Request
+from fastapi.responses import RedirectResponse, Response
+
+from trainsanity_server.access import COOKIE, Keys
+from trainsanity_server.pages.errors import sign_in_page
+
+router = APIRouter(include_in_schema=False)
+
+THIRTY_DAYS = 30 * 86400  # seconds
+
+
+@router.post("/sign-in", name="page_sign_in")
+def sign_in(
+    request: Request,
+    key: Annotated[str, Form(max_length=1000)],
+    wanted: Annotated[str, Form(max_length=500)] = "/",
+) -> Response:
+    keys: Keys = request.app.state.keys
+    if keys and not keys.accept(key.strip()):
+        message = "This is not one of the server's keys."
+        return sign_in_page(request, HTTPStatus.UNAUTHORIZED, message=message)
+    answer = RedirectResponse(_within(wanted), HTTPStatus.SEE_OTHER)
+    answer.set_cookie(
+        COOKIE,
+        key.strip(),
+        max_age=THIRTY_DAYS,
+        httponly=True,
+        samesite="lax",
+        secure=request.url.scheme == "https",
+    )
+    return answer
+
+
+@router.post("/sign-out", name="page_sign_out")
+def sign_out() -> Response:
+    answer = RedirectResponse("/", HTTPStatus.SEE_OTHER)
+    answer.delete_cookie(COOKIE)
+    return answer
+
+
+def _within(address: str) -> str:
+    """Only a path of this server: `//elsewhere` would lead away."""
+    is_path = address.startswith("/") and not address.startswith(("//", "/\\"))
+    return address if is_path else "/"
