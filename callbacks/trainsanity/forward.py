@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import keras
+import numpy as np
+
+from trainsanity import backends
 
 
 @contextmanager
 def untouched(model: Any) -> Iterator[None]:
-    """Puts back, at the end, every variable that a forward pass may change: statistics, seeds, recurrent states."""
-    trained = {id(v) for layer in model._flatten_layers() for v in layer._trainable_variables}
-    volatile = [v for v in _all_variables(model) if id(v) not in trained]
+    """Puts back, at the end, all that a forward pass may change: statistics, seeds, states, random generators."""
+    generators = _generators_state()
+    volatile = volatile_variables(model)
     before = [keras.ops.convert_to_numpy(v).copy() for v in volatile]
     try:
         yield
     finally:
         for variable, value in zip(volatile, before, strict=True):
             variable.assign(value)
+        _put_back_generators(generators)
+
+
+def _generators_state() -> tuple[Any, ...]:
+    """State of the global random generators: Python's, NumPy's, the backend's."""
+    return random.getstate(), np.random.get_state(), backends.active().generator_state()
+
+
+def _put_back_generators(state: tuple[Any, ...]) -> None:
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    backends.active().put_back_generator(state[2])
+
+
+def volatile_variables(model: Any) -> list[Any]:
+    """Variables that a forward pass may change: all that are not trained by their nature."""
+    trained = {id(v) for layer in model._flatten_layers() for v in layer._trainable_variables}
+    return [v for v in _all_variables(model) if id(v) not in trained]
 
 
 def _all_variables(model: Any) -> list[Any]:

@@ -307,6 +307,7 @@ class Session:
         if run.sample is not None:
             self._sample_shown = True
             self._tell("on_sample")
+            run.shared.pop("passes", None)
 
     def test_begin(self) -> None:
         if self._run is None or self._ended:
@@ -464,7 +465,9 @@ def _why_step_must_stay(model: Any) -> str | None:
         return None
     compiled = getattr(model, "_compiled_trainable_state", None) or {}
     if any(layer.trainable != flag for layer, flag in compiled.items()):
-        return "`trainable` was changed since compile, and the compiled step is that of an earlier fit"
+        return (
+            "`trainable` was changed since compile, and the compiled step is that of an earlier fit"
+        )
     if callable(getattr(getattr(model, "optimizer", None), "_learning_rate", None)):
         return "the compiled step of an earlier fit holds the value of a Python learning rate"
     return None
@@ -473,7 +476,11 @@ def _why_step_must_stay(model: Any) -> str | None:
 def _width(model: Any) -> int:
     """Columns the tape may need: about ten for each metric and output, four for each embedding."""
     compiled = getattr(model, "_compile_metrics", None)
-    named = keras.tree.flatten([compiled._user_metrics, compiled._user_weighted_metrics]) if compiled else []
+    named = (
+        keras.tree.flatten([compiled._user_metrics, compiled._user_weighted_metrics])
+        if compiled
+        else []
+    )
     outputs = len(keras.tree.flatten(getattr(model, "outputs", None) or [0]))
     embeddings = sum(isinstance(x, keras.layers.Embedding) for x in model._flatten_layers())
     return 40 + outputs * (16 + 12 * len(named)) + 4 * embeddings
@@ -484,5 +491,3 @@ def _alert_text(alert: Mapping[str, Any]) -> str:
     if alert.get("suggestion"):
         lines.append(f"  What to do: {alert['suggestion']}")
     return "\n".join(lines)
-
-

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 
 READABLE_IN_EPOCH = True  # variables hold their values between steps
@@ -82,7 +83,12 @@ def catch_sample(run: Any, args: tuple[Any, ...]) -> None:
 
 def _can_be_caught(leaf: Any, xla: bool) -> bool:
     # XLA fixes the shape of a variable at its first use.
-    return isinstance(leaf, tf.Tensor) and leaf.shape.rank is not None and leaf.shape.rank > 0 and not xla
+    return (
+        isinstance(leaf, tf.Tensor)
+        and leaf.shape.rank is not None
+        and leaf.shape.rank > 0
+        and not xla
+    )
 
 
 def _room_for(leaf: Any) -> tf.Variable:
@@ -148,3 +154,19 @@ def devices() -> list[str]:
 
 def version() -> str:
     return str(tf.__version__)
+
+
+def generator_state() -> Any:
+    """State of the generator from which eager random operations draw their seeds; None where no seed was set."""
+    rng = getattr(context.context(), "_rng", None)
+    return None if rng is None else rng.getstate()
+
+
+def put_back_generator(state: Any) -> None:
+    if state is not None:
+        context.context()._rng.setstate(state)
+
+
+def is_traced(tensor: Any) -> bool:
+    """Whether a tensor stands for a value inside a graph that is being made."""
+    return isinstance(tensor, tf.Tensor) and not hasattr(tensor, "numpy")

@@ -1,0 +1,137 @@
+"""JAX's way of the operations that Keras does not offer."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+READABLE_IN_EPOCH = (
+    False  # within an epoch Keras empties the variables; the state travels as arguments
+)
+HAS_GRADIENT_BOUNDARY = True  # a value made inside the gradient leaves it only through a variable
+
+
+def write_row(ring: Any, count: Any, row: Any) -> None:
+    """Writes one row of the ring and advances the counter, in the scope that carries the metrics' variables."""
+    at = jnp.mod(count.value, ring.shape[0])
+    ring.assign(ring.value.at[at].set(row))
+    count.assign(count.value + 1)
+
+
+def read(variable: Any) -> np.ndarray[Any, Any]:
+    """The value of a Keras variable on the host, between epochs."""
+    return np.asarray(variable.value)
+
+
+def read_in_step(variable: Any, model: Any, state: Any) -> np.ndarray[Any, Any]:
+    """The value of a Keras variable: out of the state right before a step, else from the variable itself."""
+    if state is None:
+        return read(variable)
+    parts = zip(
+        (
+            model.trainable_variables,
+            model.non_trainable_variables,
+            model.optimizer.variables,
+            model.metrics_variables,
+        ),
+        state,
+        strict=True,
+    )
+    for variables, values in parts:
+        for own, value in zip(variables, values, strict=True):
+            if own is variable:
+                return np.asarray(value)
+    raise LookupError(f"{variable.path} is no part of the state of {model.name}")
+
+
+def copy_tape(tape: Any, model: Any, result: Any) -> tuple[Any, Any] | None:
+    """Copies counter and ring out of the new state, on the device, without waiting for the step."""
+    variables = result[1][-1]
+    place = {id(v): i for i, v in enumerate(model.metrics_variables)}
+    if id(tape.ring) not in place:
+        return None
+    # The step donates its state: without a copy of its own the array would be gone after the next step.
+    return jnp.copy(variables[place[id(tape.count)]]), jnp.copy(variables[place[id(tape.ring)]])
+
+
+@contextlib.contextmanager
+def no_gradient() -> Iterator[None]:
+    """Nothing: what is measured leaves the gradient as an auxiliary result, which is not differentiated."""
+    yield
+
+
+def peek(iterator: Any) -> tuple[Any, Iterator[Any]] | None:
+    """The next batch and an iterator that still gives it."""
+    batch = next(iterator)
+    return batch, itertools.chain([batch], iterator)
+
+
+def catch_sample(run: Any, args: tuple[Any, ...]) -> None:
+    """Nothing: `peek` sees every batch."""
+
+
+def caught_sample(run: Any) -> None:
+    """Nothing: `peek` sees every batch."""
+
+
+def pick(variable: Any, coordinates: np.ndarray[Any, Any], *, xla: bool) -> Any:
+    """Elements of a Keras variable; coordinates have shape (k, rank)."""
+    return pick_tensor(variable.value, coordinates)
+
+
+def pick_tensor(tensor: Any, coordinates: np.ndarray[Any, Any]) -> Any:
+    """Elements of an array; coordinates have shape (k, rank)."""
+    if tensor.ndim == 0:
+        return tensor.reshape(1)
+    return tensor[tuple(coordinates.T)]
+
+
+def is_sparse(tensor: Any) -> bool:
+    """Whether a gradient lists only the rows that were touched."""
+    return not isinstance(tensor, jax.Array)
+
+
+def square_sum(tensor: Any) -> Any:
+    """Sum of squares as float32; of the touched rows for a sparse gradient."""
+    values = tensor.data if is_sparse(tensor) else tensor
+    return jnp.sum(jnp.square(values.astype(jnp.float32)))
+
+
+def end_of_data_errors() -> tuple[type[BaseException], ...]:
+    """What the train function raises to say that the data has ended."""
+    return (StopIteration,)
+
+
+def device_memory() -> float | None:
+    """Bytes in use on the first accelerator, or None where there is none."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return None
+    return float((device.memory_stats() or {}).get("bytes_in_use", 0))
+
+
+def devices() -> list[str]:
+    return [str(device) for device in jax.devices()]
+
+
+def version() -> str:
+    return str(jax.__version__)
+
+
+def generator_state() -> None:
+    """Nothing: JAX has no global generator."""
+
+
+def put_back_generator(state: Any) -> None:
+    """Nothing: JAX has no global generator."""
+
+
+def is_traced(tensor: Any) -> bool:
+    """Whether an array stands for a value inside a function that is being traced, such as a scan."""
+    return isinstance(tensor, jax.core.Tracer)

@@ -1,0 +1,123 @@
+"""PyTorch's way of the operations that Keras does not offer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+
+READABLE_IN_EPOCH = True  # variables hold their values between steps
+HAS_GRADIENT_BOUNDARY = False  # a value made inside the gradient may be used outside
+
+
+def write_row(ring: Any, count: Any, row: Any) -> None:
+    """Writes one row of the ring in place and advances the counter."""
+    with torch.no_grad():
+        tensor, counter = ring.value, count.value
+        at = torch.remainder(counter, tensor.shape[0]).reshape(1).to(torch.int64)
+        tensor.index_copy_(0, at, row.detach().reshape(1, -1).to(tensor.device))
+        counter.add_(1)
+
+
+def read(variable: Any) -> np.ndarray[Any, Any]:
+    """The value of a Keras variable on the host."""
+    value = variable.value.detach().cpu()
+    # numpy knows no bfloat16.
+    return value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy().copy()
+
+
+def read_in_step(variable: Any, model: Any, state: Any) -> np.ndarray[Any, Any]:
+    """The same as `read`: variables hold their values at any time."""
+    return read(variable)
+
+
+def copy_tape(tape: Any, model: Any, result: Any) -> None:
+    """Nothing: the tape can be read at any time."""
+
+
+def no_gradient() -> AbstractContextManager[Any]:
+    """What is measured must not lengthen the graph that is differentiated."""
+    return torch.no_grad()
+
+
+def peek(iterator: Any) -> tuple[Any, Iterator[Any]] | None:
+    """The next batch and an iterator that still gives it."""
+    batch = next(iterator)
+    return batch, itertools.chain([batch], iterator)
+
+
+def catch_sample(run: Any, args: tuple[Any, ...]) -> None:
+    """Nothing: `peek` sees every batch."""
+
+
+def caught_sample(run: Any) -> None:
+    """Nothing: `peek` sees every batch."""
+
+
+def pick(variable: Any, coordinates: np.ndarray[Any, Any], *, xla: bool) -> Any:
+    """Copies of elements of a Keras variable; coordinates have shape (k, rank)."""
+    return pick_tensor(variable.value.detach(), coordinates)
+
+
+def pick_tensor(tensor: Any, coordinates: np.ndarray[Any, Any]) -> Any:
+    """Copies of elements of a dense tensor; coordinates have shape (k, rank)."""
+    if tensor.ndim == 0:
+        return tensor.reshape(1).clone()
+    flat = np.ravel_multi_index(tuple(coordinates.T), tuple(tensor.shape))
+    index = torch.as_tensor(flat, device=tensor.device)
+    return torch.take(tensor, index)
+
+
+def is_sparse(tensor: Any) -> bool:
+    """Whether a gradient lists only the rows that were touched."""
+    return bool(tensor.is_sparse)
+
+
+def square_sum(tensor: Any) -> Any:
+    """Sum of squares as float32; of the touched rows for a sparse gradient."""
+    values = tensor.coalesce().values() if tensor.is_sparse else tensor
+    flat = values.detach().reshape(-1).float()
+    return torch.dot(flat, flat)
+
+
+def end_of_data_errors() -> tuple[type[BaseException], ...]:
+    """What the train function raises to say that the data has ended."""
+    return (StopIteration,)
+
+
+def device_memory() -> float | None:
+    """Bytes in use on the current GPU, or None where there is none."""
+    return float(torch.cuda.memory_allocated()) if torch.cuda.is_available() else None
+
+
+def devices() -> list[str]:
+    if torch.cuda.is_available():
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ["cpu"]
+
+
+def version() -> str:
+    return str(torch.__version__)
+
+
+def generator_state() -> Any:
+    """State of PyTorch's global generator on the CPU, and of those of all GPUs."""
+    return (
+        torch.get_rng_state(),
+        torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    )
+
+
+def put_back_generator(state: Any) -> None:
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])
+
+
+def is_traced(tensor: Any) -> bool:
+    """Whether a tensor stands for a value inside a graph that is being made."""
+    return False

@@ -1,0 +1,43 @@
+"""Dtypes: by policy, by the functional graph, and of the tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from trainsanity.probes.probe import Probe
+from trainsanity.recording import Call, Passes
+
+
+class Dtypes(Probe):
+    """Makes the audit `dtypes` of floating-point outputs."""
+
+    name = "dtypes"
+
+    def on_sample(self) -> None:
+        calls = Passes.of(self.run).inference.leaves
+        rows = [_row(call) for call in calls if call.is_layer and _is_float(call)]
+        self.run.audit("dtypes", {"layers": rows})
+
+
+def _is_float(call: Call) -> bool:
+    return bool(call.outputs) and keras.backend.is_float_dtype(
+        keras.backend.standardize_dtype(call.outputs[0].dtype)
+    )
+
+
+def _row(call: Call) -> dict[str, Any]:
+    layer = call.operation
+    nodes = layer._inbound_nodes
+    symbolic = nodes[0].output_tensors[0].dtype if nodes and nodes[0].output_tensors else None
+    return {
+        "name": call.name,
+        "class": call.kind,
+        "policy": layer.dtype_policy.name,
+        "own_policy": layer.dtype_policy.name != keras.config.dtype_policy().name,
+        "compute": layer.compute_dtype,
+        "symbolic": symbolic,
+        "actual": keras.backend.standardize_dtype(call.outputs[0].dtype),
+        "site": call.site,
+    }

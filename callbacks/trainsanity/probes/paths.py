@@ -1,0 +1,91 @@
+"""The same weights and input by two ways: eager and compiled, a sample alone and among others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from trainsanity.difference import array_of, difference
+from trainsanity.forward import quiet_forward, untouched
+from trainsanity.probes.probe import Probe
+from trainsanity.recording import first_rows, rows_of, tensors_of
+
+
+class Paths(Probe):
+    """Makes the audit `paths` from the sample."""
+
+    name = "paths"
+
+    def on_sample(self) -> None:
+        model, x = self.run.model, self.run.sample[0]
+        eager = tensors_of(quiet_forward(model, x))
+        again = tensors_of(quiet_forward(model, x))
+        noise = [difference(a, b)["largest"] for a, b in zip(eager, again, strict=True)]
+        sensitivity = self._sensitivity(eager, x)
+        comparisons = []
+        with untouched(model), _own_predict_function(model):
+            compiled = tensors_of(model.predict_on_batch(x))
+        single = tensors_of(quiet_forward(model, first_rows(x, 1)))
+        ways = (
+            ("execution", ["eager call", "predict"], lambda t: t, compiled),
+            ("batch", ["in a batch", "alone"], lambda t: t[:1], single),
+        )
+        for kind, names, part, others in ways:
+            if kind == "batch" and rows_of(x) < 2:
+                continue
+            for i, (a, b) in enumerate(zip(eager, others, strict=True)):
+                compared = self._compare(i, kind, names, part(a), b, noise[i], sensitivity[i])
+                comparisons.append(compared)
+        self.run.audit("paths", {"comparisons": comparisons})
+
+    def _sensitivity(self, outputs: list[Any], x: Any) -> list[float | None]:
+        """How far the outputs move when every floating-point input moves by one rounding."""
+        leaves = keras.tree.flatten(x)
+        if not any(np.asarray(leaf).dtype.kind == "f" for leaf in leaves):
+            return [None] * len(outputs)
+        moved = keras.tree.map_structure(_next, x)
+        others = tensors_of(quiet_forward(self.run.model, moved))
+        return [difference(a, b)["largest"] for a, b in zip(outputs, others, strict=True)]
+
+    def _compare(
+        self, index: int, kind: str, ways: list[str], a: Any, b: Any, noise: float, sensitivity: Any
+    ) -> dict[str, Any]:
+        names = getattr(self.run.model, "output_names", None) or []
+        shapes = tuple(array_of(a).shape), tuple(array_of(b).shape)
+        if shapes[0] != shapes[1]:
+            found = {"largest": float("inf"), "scale": 0.0, "elements": 0, "dtype": "float32"}
+        else:
+            found = difference(a, b, noise=noise, sensitivity=sensitivity)
+        return {
+            "subject": names[index] if index < len(names) else "output",
+            "kind": kind,
+            "ways": ways,
+            "difference": found,
+            "declared_follows_batch": False,
+            "site": None,
+        }
+
+
+def _next(leaf: Any) -> Any:
+    array = np.asarray(leaf)
+    return (
+        np.nextafter(array, np.float64("inf").astype(array.dtype))
+        if array.dtype.kind == "f"
+        else array
+    )
+
+
+class _own_predict_function:  # noqa: N801 - reads as a statement
+    """Within, `predict_on_batch` compiles for itself; the model's own function stays as it was."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __enter__(self) -> None:
+        self._before = self._model.predict_function
+        self._model.predict_function = None
+
+    def __exit__(self, *_: object) -> None:
+        self._model.predict_function = self._before

@@ -1,0 +1,210 @@
+"""Forward passes over the captured sample, with every call of a layer noted.
+
+Audits read these notes; none of them runs the model more often than it must. A pass is eager, on a few
+rows, and leaves the model as it was.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from trainsanity import backends, call_sites
+from trainsanity.forward import untouched
+from trainsanity.masking import mask_of
+
+
+@dataclass
+class Call:
+    """One call of a layer or operation.
+
+    Attributes:
+        operation: the layer, model, or plain operation of a functional graph.
+        args, kwargs: as `call` received them.
+        result: what it returned.
+        inputs, outputs: the tensors in them.
+        masks_in: the mask on each input, or None.
+        caller: the call in whose `call` this one was made; None for the model itself.
+        training: the flag that `call` received; None where it takes none.
+        file, line: the user's line that made the call, where there is one.
+    """
+
+    operation: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: list[Any]
+    masks_in: list[Any]
+    caller: Call | None
+    file: str | None
+    line: int | None
+    result: Any = None
+    outputs: list[Any] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return str(self.operation.name)
+
+    @property
+    def kind(self) -> str:
+        return type(self.operation).__name__
+
+    @property
+    def is_layer(self) -> bool:
+        return isinstance(self.operation, keras.layers.Layer)
+
+    @property
+    def training(self) -> bool | None:
+        flag = self.kwargs.get("training")
+        return None if flag is None else bool(flag)
+
+    @property
+    def site(self) -> str | None:
+        """ "model.py:41" where the user made this call; None where Keras made it from its graph."""
+        for node in getattr(self.operation, "_inbound_nodes", []):
+            site = call_sites.site_of_node(node)
+            if site is not None:
+                return site
+        if self.file is None or self.line is None or getattr(self.operation, "_inbound_nodes", []):
+            return None
+        return f"{call_sites._short(self.file)}:{self.line}"
+
+
+@dataclass
+class Pass:
+    """One forward pass: its calls in the order in which they began, and the model's output."""
+
+    calls: list[Call]
+    result: Any
+
+    def of(self, layer: Any) -> list[Call]:
+        return [call for call in self.calls if call.operation is layer]
+
+    @property
+    def leaves(self) -> list[Call]:
+        """Calls of operations that are no models."""
+        return [call for call in self.calls if not isinstance(call.operation, keras.Model)]
+
+
+def run_pass(model: Any, x: Any, *, training: bool) -> Pass:
+    """Runs the model once on `x`; nothing of the model is changed."""
+    calls: list[Call] = []
+    with untouched(model), recorded(model, calls):
+        result = call_model(model, x, training=training)
+    return Pass(calls, result)
+
+
+def call_model(model: Any, x: Any, *, training: bool) -> Any:
+    return model(x, training=training) if model._call_has_training_arg else model(x)
+
+
+@contextmanager
+def recorded(model: Any, calls: list[Call]) -> Iterator[None]:
+    """Within, every call of a layer or operation of the model is noted."""
+    stack: list[Call] = []
+    replaced: list[tuple[dict[str, Any], bool, Any]] = []
+    for operation in operations_of(model):
+        own = operation.__dict__
+        replaced.append((own, "call" in own, own.get("call")))
+        own["call"] = _noting(operation, operation.call, calls, stack)
+    try:
+        yield
+    finally:
+        for own, had_own, original in replaced:
+            if had_own:
+                own["call"] = original
+            else:
+                own.pop("call", None)
+
+
+def operations_of(model: Any) -> list[Any]:
+    """The model, all its layers, nested ones too, and the plain operations of functional graphs."""
+    found: dict[int, Any] = {}
+    for layer in model._flatten_layers():
+        found[id(layer)] = layer
+        for operation in getattr(layer, "operations", []):
+            found[id(operation)] = operation
+    return [o for o in found.values() if not isinstance(o, keras.layers.InputLayer)]
+
+
+def _noting(
+    operation: Any, original: Callable[..., Any], calls: list[Call], stack: list[Call]
+) -> Callable[..., Any]:
+    is_traced = backends.active().is_traced
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        inputs = tensors_of((args, kwargs))
+        if any(is_traced(tensor) for tensor in inputs):
+            return original(*args, **kwargs)  # inside a scan or loop: nothing there has a value
+        frame = call_sites.user_frame(sys._getframe(1))
+        noted = Call(
+            operation,
+            args,
+            kwargs,
+            inputs,
+            [mask_of(tensor) for tensor in inputs],
+            stack[-1] if stack else None,
+            frame.f_code.co_filename if frame else None,
+            frame.f_lineno if frame else None,
+        )
+        calls.append(noted)
+        stack.append(noted)
+        try:
+            noted.result = original(*args, **kwargs)
+        finally:
+            stack.pop()
+        noted.outputs = tensors_of(noted.result)
+        return noted.result
+
+    return call
+
+
+def tensors_of(structure: Any) -> list[Any]:
+    return [leaf for leaf in keras.tree.flatten(structure) if hasattr(leaf, "shape")]
+
+
+def first_rows(x: Any, rows: int) -> Any:
+    """The first rows of every array of a structure."""
+    return keras.tree.map_structure(lambda leaf: leaf[:rows], x)
+
+
+def rows_of(x: Any) -> int:
+    return int(keras.tree.flatten(x)[0].shape[0])
+
+
+class Passes:
+    """The passes of one run over its sample, made when first asked for."""
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+        self._made: dict[str, Pass] = {}
+
+    @classmethod
+    def of(cls, run: Any) -> Passes:
+        """The run's; forgotten at the end of the audits, for the tensors take memory."""
+        passes: Passes = run.shared.setdefault("passes", cls(run))
+        return passes
+
+    @property
+    def inference(self) -> Pass:
+        return self._make("inference", training=False)
+
+    @property
+    def training(self) -> Pass:
+        return self._make("training", training=True)
+
+    @property
+    def half(self) -> Pass:
+        """Inference on the first half of the rows."""
+        return self._make("half", training=False, share=2)
+
+    def _make(self, name: str, *, training: bool, share: int = 1) -> Pass:
+        if name not in self._made:
+            x = self._run.sample[0]
+            rows = max(1, rows_of(x) // share)
+            self._made[name] = run_pass(self._run.model, first_rows(x, rows), training=training)
+        return self._made[name]
