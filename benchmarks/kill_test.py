@@ -34,7 +34,8 @@ import numpy as np
 from trainsanity import identity, wire
 from trainsanity.settings import Settings
 from trainsanity.spool import Spool
-from trainsanity.stream import Pace, RunStream
+from trainsanity.spool_writer import Pace
+from trainsanity.stream import RunStream
 from trainsanity.sync import sync_directory
 
 SIGNALS = tuple(f"signal_{i}/reported" for i in range(40))

@@ -15,10 +15,8 @@ import contextlib
 import json
 import os
 import shutil
-import struct
 import sys
 import threading
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,13 +24,11 @@ from typing import IO, Any
 
 import msgpack
 
-from trainsanity import identity, wire
+from trainsanity import identity, records, wire
 from trainsanity.errors import SpoolBusy, SpoolClosed, SpoolDamaged, SpoolError, log
 
 MAGIC = b"trainsanity spool 1\n"
 SUFFIX = ".spool"
-_HEAD = struct.Struct("<II")  # length in bytes, crc32
-_MOST = wire.MAX_PACKET_BYTES  # bytes of one record
 
 
 @dataclass(frozen=True)
@@ -104,24 +100,9 @@ class Spool:
             OSError: the disk is full or gone; the spool is as it was before.
         """
         with self._open():
-            self._write(self._out, payload)
-            self._end += _HEAD.size + len(payload)
+            self._end += records.append(self._out, payload)
             self.next_seq += 1
             return self.next_seq - 1
-
-    def _write(self, out: IO[bytes], payload: bytes) -> None:
-        if not 0 < len(payload) <= _MOST:
-            raise ValueError(f"a record holds 1 to {_MOST} bytes. Received: {len(payload)} bytes")
-        record = _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
-        before = out.seek(0, os.SEEK_END)
-        try:
-            written = out.write(record)
-            if written != len(record):
-                # A full disk takes a part first and complains only at the next write.
-                raise OSError(f"only {written} of {len(record)} bytes could be written")
-        except OSError:
-            out.truncate(before)
-            raise
 
     def set_aside(self, payload: bytes) -> Path:
         """Keeps a packet that the server refuses, for people to look at."""
@@ -129,7 +110,7 @@ class Spool:
         with self._open(), open(path, "ab", buffering=0) as out:
             if out.seek(0, os.SEEK_END) == 0:
                 self._write_header(out)
-            self._write(out, payload)
+            records.append(out, payload)
         return path
 
     def set_aside_before(self) -> list[bytes]:
@@ -138,11 +119,11 @@ class Spool:
         if not path.exists():
             return []
         with open(path, "rb") as file:
-            return _records(file, len(MAGIC))[1:]
+            return records.read_all(file, len(MAGIC))[1:]
 
     def _write_header(self, out: IO[bytes]) -> None:
         out.write(MAGIC)
-        self._write(out, _pack(asdict(self.writer)))
+        records.append(out, _pack(asdict(self.writer)))
 
     def flush_to_disk(self) -> None:
         """Returns when the packets would survive a power cut."""
@@ -165,13 +146,11 @@ class Spool:
             if seq < at:
                 at, offset = 0, self._first
             while at < seq:
-                self._in.seek(offset)
-                length, _ = _HEAD.unpack(self._in.read(_HEAD.size))
-                at, offset = at + 1, offset + _HEAD.size + length
-            payload = _record(self._in, offset)
+                at, offset = at + 1, offset + records.size_at(self._in, offset)
+            payload = records.read(self._in, offset)
             if payload is None:
                 raise SpoolDamaged(f"packet {seq} in {self.path} is not as it was written")
-            self._position = (seq + 1, offset + _HEAD.size + len(payload))
+            self._position = (seq + 1, offset + records.size_of(payload))
             return payload
 
     @property
@@ -245,18 +224,18 @@ class Spool:
             size = self._out.seek(0, os.SEEK_END)
             self._first = size
         self.next_seq, self._end = 0, self._first
-        while (payload := _record(self._in, self._end)) is not None:
-            self._end += _HEAD.size + len(payload)
+        while (payload := records.read(self._in, self._end)) is not None:
+            self._end += records.size_of(payload)
             self.next_seq += 1
         self._cut_tail(size)
 
     def _read_header(self, size: int) -> bool:
         """False where the file is new, or its writer died before the first packet."""
         start = self._in.read(len(MAGIC))
-        payload = _record(self._in, len(MAGIC))
+        payload = records.read(self._in, len(MAGIC))
         if start == MAGIC and payload is not None:
             self.writer = Writer(**msgpack.unpackb(payload))
-            self._first = len(MAGIC) + _HEAD.size + len(payload)
+            self._first = len(MAGIC) + records.size_of(payload)
             return True
         if MAGIC.startswith(start) and size < len(MAGIC) + 1024:
             return False
@@ -268,8 +247,7 @@ class Spool:
     def _cut_tail(self, size: int) -> None:
         if self._end == size:
             return
-        self._in.seek(self._end)
-        if not _is_torn_record(self._in.read(_HEAD.size), size - self._end):
+        if not records.is_torn(self._in, self._end, size):
             # More than a killed process can leave behind: keep it for people.
             self._in.seek(self._end)
             with open(self.path.with_suffix(".damaged"), "ab") as kept:
@@ -285,35 +263,6 @@ def spools(folder: Path) -> list[Path]:
 
 def _pack(value: dict[str, Any]) -> bytes:
     return bytes(msgpack.packb(value))
-
-
-def _record(file: IO[bytes], offset: int) -> bytes | None:
-    """The bytes of the record there; None where it is not whole or not as it was written."""
-    file.seek(offset)
-    head = file.read(_HEAD.size)
-    if len(head) < _HEAD.size:
-        return None
-    length, checksum = _HEAD.unpack(head)
-    # A power cut can leave zeros; an empty record would have a matching checksum.
-    if not 0 < length <= _MOST:
-        return None
-    payload = file.read(length)
-    return payload if len(payload) == length and zlib.crc32(payload) == checksum else None
-
-
-def _records(file: IO[bytes], offset: int) -> list[bytes]:
-    found = []
-    while (payload := _record(file, offset)) is not None:
-        found.append(payload)
-        offset += _HEAD.size + len(payload)
-    return found
-
-
-def _is_torn_record(head: bytes, size: int) -> bool:
-    if len(head) < _HEAD.size:
-        return True
-    length, _ = _HEAD.unpack(head)
-    return bool(0 < length <= _MOST and size < _HEAD.size + length)
 
 
 def _open_existing(path: str, flags: int) -> int:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from trainsanity import wire
 from trainsanity.connection import Connection
+from trainsanity.delivery import Delivery
 from trainsanity.errors import DeliveryError, SpoolBusy, SpoolError
-from trainsanity.sender import Delivery
 from trainsanity.spool import Spool, spools
 from trainsanity.wire import Audit, Packet
 

@@ -12,7 +12,8 @@ from measuring import IMPATIENT, QUICK
 
 from trainsanity import identity
 from trainsanity.settings import Settings
-from trainsanity.stream import Pace, RunStream
+from trainsanity.spool_writer import Pace
+from trainsanity.stream import RunStream
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import numpy as np
 from trainsanity import wire
 from trainsanity.sender import Patience
 from trainsanity.spool import Spool
-from trainsanity.stream import Pace, RunStream
+from trainsanity.spool_writer import Pace
+from trainsanity.stream import RunStream
 from trainsanity.wire import Packet
 
 QUICK = Pace(packet_seconds=0.02)

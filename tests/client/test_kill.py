@@ -78,7 +78,8 @@ import sys
 from measuring import measure
 from trainsanity import identity
 from trainsanity.settings import Settings
-from trainsanity.stream import Pace, RunStream
+from trainsanity.spool_writer import Pace
+from trainsanity.stream import RunStream
 settings = Settings.resolve(sys.argv[1], spool_dir=sys.argv[2])
 pace = Pace(packet_seconds=0.001, packet_bytes=2000)
 stream = RunStream(settings, identity.new_run_id(), {"project": "kill"}, pace=pace)

@@ -29,8 +29,8 @@ from measuring import IMPATIENT, measure, spooled
 
 from trainsanity import identity, wire
 from trainsanity.connection import Connection
+from trainsanity.delivery import Delivery
 from trainsanity.errors import DeliveryError, WrongPacket
-from trainsanity.sender import Delivery
 from trainsanity.spool import MAGIC, Spool
 from trainsanity.stream import RunStream
 from trainsanity.wire import Audit, Packet

@@ -15,9 +15,10 @@ from loopback import Loopback
 from measuring import NAMES, measure, spooled, steps_of
 
 from trainsanity import identity
-from trainsanity.packing import Load
 from trainsanity.settings import Settings
-from trainsanity.stream import Pace, RunStream
+from trainsanity.spool import Spool
+from trainsanity.spool_writer import Pace
+from trainsanity.stream import RunStream
 from trainsanity.wire import Signal, WireError
 
 OpenStream = Callable[..., RunStream]
@@ -327,19 +328,19 @@ def test_two_processes_cannot_write_one_run(
 def test_tells_what_a_full_disk_has_cost(spool_dir: Path) -> None:
     """Samples are dropped and counted while the disk is full; the next packet says so."""
     code = f"""
-import resource, threading
+import logging, resource, sys, threading
 from measuring import QUICK, measure
 from trainsanity import identity
-from trainsanity.packing import Load
 from trainsanity.settings import Settings
 from trainsanity.stream import RunStream
 lost = threading.Event()
-class Watched(RunStream):
-    def _drop(self, points, reason):
-        super()._drop(points, reason)
+class Watch(logging.Handler):
+    def emit(self, record):
+        print(record.getMessage(), file=sys.stderr)
         lost.set()
+logging.getLogger("trainsanity").addHandler(Watch())
 settings = Settings.resolve("offline", spool_dir={str(spool_dir)!r})
-stream = Watched(settings, identity.new_run_id(), {{}}, pace=QUICK)
+stream = RunStream(settings, identity.new_run_id(), {{}}, pace=QUICK)
 measure(stream, 1, 10)
 while stream.spool_path.stat().st_size < 300: pass
 soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -371,34 +372,35 @@ print(report.dropped_points)
     assert done.stderr.count("evidence is being lost") == 1
 
 
-class HangingStream(RunStream):
+class HangingSpool(Spool):
     """Its disk takes nothing before `goes_on` is set."""
 
     goes_on: threading.Event
 
-    def _write_packet(self, load: Load, state: str = "running") -> bool:
+    def append(self, payload: bytes) -> int:
         assert self.goes_on.wait(30)
-        return super()._write_packet(load, state)
+        return super().append(payload)
 
 
 @pytest.fixture
-def hanging(spool_dir: Path) -> Iterator[HangingStream]:
-    HangingStream.goes_on = threading.Event()
+def hanging(spool_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunStream]:
+    HangingSpool.goes_on = threading.Event()
+    monkeypatch.setattr("trainsanity.stream.Spool", HangingSpool)
     settings = Settings.resolve("offline", spool_dir=spool_dir)
     pace = Pace(packet_seconds=0.01, pending_bytes=10_000)
-    stream = HangingStream(settings, identity.new_run_id(), {}, pace=pace)
+    stream = RunStream(settings, identity.new_run_id(), {}, pace=pace)
     yield stream
-    HangingStream.goes_on.set()
+    HangingSpool.goes_on.set()
     stream.close("failed")
 
 
 def test_keeps_little_in_memory_while_the_disk_hangs(
-    hanging: HangingStream, caplog: pytest.LogCaptureFixture
+    hanging: RunStream, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in range(1000):
         hanging.samples(("a/b",), [step], [[1.0]])
     kept = 1000 - hanging.dropped_points
-    HangingStream.goes_on.set()
+    HangingSpool.goes_on.set()
     hanging.close("finished")
 
     assert 0 < kept < 1000
@@ -408,7 +410,7 @@ def test_keeps_little_in_memory_while_the_disk_hangs(
     assert [a.facts["in_all"] for p in packets for a in p.audits] == [1000 - kept]
 
 
-def test_closes_in_time_while_the_disk_hangs(hanging: HangingStream) -> None:
+def test_closes_in_time_while_the_disk_hangs(hanging: RunStream) -> None:
     before = time.monotonic()
     report = hanging.close("finished", timeout=0.2)
 
@@ -428,7 +430,6 @@ def in_a_process(
 import os, sys
 from measuring import QUICK, measure
 from trainsanity import identity
-from trainsanity.packing import Load
 from trainsanity.settings import Settings
 from trainsanity.stream import RunStream
 settings = Settings.resolve({url!r}, spool_dir={str(spool_dir)!r}, close_timeout=1.0)

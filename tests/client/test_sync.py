@@ -35,17 +35,19 @@ def kill_one(spool_dir: Path, last: int = 50, host: str = identity.host()) -> st
     code = f"""
 import os, signal
 from measuring import QUICK, measure
-from trainsanity import identity
+from trainsanity import identity, wire, stream as stream_module
 from trainsanity.settings import Settings
-from trainsanity.stream import RunStream
-class Killed(RunStream):
-    def _write_packet(self, load, state="running"):
-        super()._write_packet(load, state)
-        if load.blocks and load.blocks[-1].steps[-1] == {last}:
+from trainsanity.spool import Spool
+class Killed(Spool):
+    def append(self, payload):
+        super().append(payload)
+        blocks = wire.decode(payload).blocks
+        if blocks and blocks[-1].steps[-1] == {last}:
             os.kill(os.getpid(), signal.SIGKILL)
 identity.host = lambda: {host!r}
 settings = Settings.resolve("offline", spool_dir={str(spool_dir)!r})
-stream = Killed(settings, identity.new_run_id(), {{}}, pace=QUICK)
+stream_module.Spool = Killed
+stream = stream_module.RunStream(settings, identity.new_run_id(), {{}}, pace=QUICK)
 measure(stream, 1, {last})
 signal.pause()
 """
