@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainsanity.rules.comparison import Flags, Parting, name_of, parting, unit_roundoff
+from trainsanity.rules.comparison import (
+    Flags,
+    Parting,
+    finite_rows,
+    name_of,
+    parting,
+    unit_roundoff,
+)
 from trainsanity.rules.history import Floats, Rows, RunView
 from trainsanity.rules.rule import Witness
 from trainsanity.rules.shown_metrics import ShownMetric, in_words, metrics_of, rounding_of
@@ -107,7 +114,7 @@ def flattered(
 
 def _pair(run: RunView, metric: ShownMetric, *also: str) -> tuple[Rows, Floats, Floats]:
     names = f"{metric.key}/reported", f"{metric.key}/unmasked"
-    rows = run.rows(*names, *also)
+    rows = finite_rows(run.rows(*names, *also))
     return rows, rows[names[0]], rows[names[1]]
 
 

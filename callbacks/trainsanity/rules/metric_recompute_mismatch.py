@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainsanity.rules.comparison import Parting, finding, parting, quantities_of
+from trainsanity.rules.comparison import Parting, finding, finite_rows, parting, quantities_of
 from trainsanity.rules.history import RunHistory, RunView, history
 from trainsanity.rules.rule import Finding, NotTestable, Rule, Severity
 from trainsanity.rules.shown_metrics import ShownMetric, in_words, rounding_of, shown_metrics
@@ -73,7 +73,7 @@ class MetricRecomputeMismatch(Rule):
 
     def _of(self, run: RunView, key: str, metric: ShownMetric) -> Finding | None:
         names = f"{key}/reported", f"{key}/recomputed"
-        rows = run.rows(*names)
+        rows = finite_rows(run.rows(*names))
         shown, true = rows[names[0]], rows[names[1]]
         tolerance = rounding_of(run, key, rows.steps, shown, true)
         patience = 1 if key.startswith("val_") else self.patience

@@ -11,7 +11,6 @@ import numpy as np
 from trainsanity.rules.comparison import (
     Flags,
     maps,
-    measured,
     merged,
     not_measured,
     number,
@@ -72,8 +71,7 @@ class NonfinitePropagation(Rule):
         found = self._spreading(run, rows, bad) or self._swallowed_inputs(run, rows, bad)
         if found is not None:
             yield found
-        if run.has_audit("nonfinite_flow"):
-            yield from merged(_swallowing_layers(run))
+        yield from merged(_swallowing_layers(run))
 
     def _spreading(self, run: RunView, rows: Rows, bad: Mapping[str, Flags]) -> Finding | None:
         inside = {stage: flags for stage, flags in bad.items() if stage != "inputs"}
@@ -142,7 +140,9 @@ class NonfinitePropagation(Rule):
 
 
 def _swallowing_layers(run: RunView) -> Iterator[Finding]:
-    for audit in measured(run, "nonfinite_flow"):
+    if not run.has_audit("nonfinite_flow"):
+        return
+    for audit in run.new_audits("nonfinite_flow"):
         born = False
         for layer in maps(audit.facts, "layers"):
             entering, leaving = whole(layer, "entering") or 0, whole(layer, "leaving") or 0

@@ -44,9 +44,7 @@ class OutputRangeMismatch(Rule):
 
     outside: int = 3  # batches in a row with outputs that are no probabilities
     inside: int = 50  # batches in a row with outputs that are all probabilities
-    roundings: float = (
-        16.0  # of a sum or a softmax, in units of the outputs' roundoff times √classes
-    )
+    roundings: float = 16.0  # of a sum or a softmax, in roundoffs of the outputs times √classes
 
     @staticmethod
     def fires_on() -> RunHistory:

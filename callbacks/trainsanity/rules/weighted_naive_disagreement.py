@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from trainsanity.rules.comparison import (
     batches_in_epoch,
+    finite_rows,
     not_measured,
     number,
     parting,
@@ -63,16 +64,20 @@ class WeightedNaiveDisagreement(Rule):
         ]
         if not unweighted:
             raise NotTestable("no metric under metrics= can be weighted again")
+        weights = {output: _weight_names(run, output) for output in {m.output for m in unweighted}}
+        reasons = [reason for reason in weights.values() if isinstance(reason, NotTestable)]
+        if len(reasons) == len(weights):
+            raise reasons[0]
         for metric in unweighted:
-            weights = _weight_names(run, metric.output)
-            if not _shown_both_ways(metric, metrics.values()):
-                yield from self._of(run, metric, weights)
+            names = weights[metric.output]
+            if not isinstance(names, NotTestable) and not _shown_both_ways(metric, metrics):
+                yield from self._of(run, metric, names)
 
     def _of(
         self, run: RunView, metric: ShownMetric, weights: tuple[str, str, str]
     ) -> Iterable[Finding]:
         names = f"{metric.key}/reported", f"{metric.key}/weighted"
-        rows = run.rows(*names, "batch/size", *weights)
+        rows = finite_rows(run.rows(*names, "batch/size", *weights))
         shown, true = rows[names[0]], rows[names[1]]
         samples = batches_in_epoch(run, rows.steps) * rows["batch/size"]
         spread = _relative_spread(*(rows[name] for name in weights))
@@ -122,20 +127,20 @@ def _severity(run: RunView) -> Severity | None:
     return None
 
 
-def _weight_names(run: RunView, output: str) -> tuple[str, str, str]:
+def _weight_names(run: RunView, output: str) -> tuple[str, str, str] | NotTestable:
     """Signals of mean, smallest and largest weight: as given, or else as they reached the loss.
 
-    Raises:
-        NotTestable: no weights were given, or all are equal.
+    Returns:
+        The names; or why there is nothing to compare: no weights were given, or all are equal.
     """
     quantity = f"sample_weight:{output}" if output else "sample_weight"
     for prefix in ("given_", ""):
         mean, least, most = (f"{quantity}/{prefix}{word}" for word in ("mean", "min", "max"))
         if run.has(mean, least, most):
             if not run.totals(least).min < run.totals(most).max:
-                raise NotTestable("all sample weights are equal: weighting changes nothing")
+                return NotTestable("all sample weights are equal: weighting changes nothing")
             return mean, least, most
-    raise not_measured(run, f"{quantity}/mean")
+    return not_measured(run, f"{quantity}/mean")
 
 
 def _relative_spread(mean: Floats, least: Floats, most: Floats) -> Floats:
@@ -145,13 +150,14 @@ def _relative_spread(mean: Floats, least: Floats, most: Floats) -> Floats:
     """
     variance = np.maximum(most - mean, 0.0) * np.maximum(mean - least, 0.0)
     positive = mean > 0
-    return np.where(positive, np.sqrt(variance) / np.where(positive, mean, 1.0), np.nan)
+    spread = np.sqrt(variance) / np.where(positive, mean, 1.0)
+    return np.where(positive, spread, np.inf)  # weights that sum to 0 average nothing
 
 
-def _shown_both_ways(metric: ShownMetric, others: Iterable[ShownMetric]) -> bool:
+def _shown_both_ways(metric: ShownMetric, others: Mapping[str, ShownMetric]) -> bool:
     return any(
         other.weighted and other.kind == metric.kind and other.output == metric.output
-        for other in others
+        for other in others.values()
     )
 
 
