@@ -172,7 +172,7 @@ def _run_cells(run: Mapping[str, Any]) -> Iterable[object]:
 @as_json
 @click.option(
     "--fail-on",
-    type=click.Choice(list(Severity)),
+    type=click.Choice([severity.value for severity in Severity]),
     help="Exit with status 1 where there is an alert as bad as this or worse that is neither "
     "muted nor resolved. Waits until every rule has spoken.",
 )
@@ -232,7 +232,7 @@ def _fails(alert: Mapping[str, Any], limit: Severity) -> bool:
     type=click.Choice(["json", "ndjson"]),
     default="json",
     show_default=True,
-    help="One document, or one object a line with its kind.",
+    help="One document, or one object a line with its type.",
 )
 @click.option(
     "--output",

@@ -29,7 +29,7 @@ def document(remote: Remote, run: Mapping[str, Any]) -> Iterator[str]:
 
 
 def lines(remote: Remote, run: Mapping[str, Any]) -> Iterator[str]:
-    """One JSON object a line, each with its `kind`; long signals take several lines."""
+    """One JSON object a line, each with its `type`; long signals take several lines."""
     yield _line("run", {"format": FORMAT, **run})
     for part in ("audits", "alerts", "verdicts"):
         for item in remote.get(run_path(run, part))[part]:
@@ -70,8 +70,8 @@ def samples(
             stretches += [(middle + 1, last), (first, middle)]
 
 
-def _line(kind: str, content: Mapping[str, Any]) -> str:
-    return _json({"kind": kind, **content}) + "\n"
+def _line(type_: str, content: Mapping[str, Any]) -> str:
+    return _json({"type": type_, **content}) + "\n"
 
 
 def _json(value: Any) -> str:
