@@ -3,6 +3,7 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+
 from trainsanity.rules import history
 from trainsanity.rules.announced_action_mismatch import AnnouncedActionMismatch
 

@@ -1,6 +1,7 @@
 """What the terminal shows."""
 
 import pytest
+
 from trainsanity.rules import Severity, history
 from trainsanity.rules.console_anomaly import ConsoleAnomaly
 

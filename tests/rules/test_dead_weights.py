@@ -1,6 +1,7 @@
 """Weights that are trainable and do not learn."""
 
 import pytest
+
 from trainsanity.rules import NotTestable, Severity, history
 from trainsanity.rules.dead_weights import DeadWeights
 
@@ -52,6 +53,21 @@ def test_dead_relu_units_explain_zero_gradients():
     (alert,) = found(ALIVE, ZERO, epochs=2, audits=[units])
     assert alert.severity is Severity.ADVICE
     assert "hidden" in alert.message
+
+
+def test_a_layer_that_never_moves_is_found_without_knowing_its_gradient():
+    unknown = ZERO | {"gradient_largest": None}
+    bias = unknown | {"path": "head/bias"}
+    (alert,) = found(ALIVE, unknown, bias, epochs=2)
+    assert alert.severity is None
+    (alert,) = found(ALIVE, unknown, bias | {"moved": 0.1}, epochs=2)
+    assert alert.severity is Severity.ADVICE  # the kernel may be held by a constraint
+
+
+def test_a_train_step_of_its_own_may_leave_a_teacher_out():
+    own = ("compile", 0, {"custom_train_step": True})
+    (alert,) = found(ALIVE, CUT_OFF | {"in_optimizer": False}, audits=[own])
+    assert alert.severity is Severity.ADVICE
 
 
 def test_rows_of_a_table_that_were_never_seen_are_not_dead():

@@ -3,6 +3,7 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+
 from trainsanity.rules import Severity, history
 from trainsanity.rules.declared_config_drift import DeclaredConfigDrift
 

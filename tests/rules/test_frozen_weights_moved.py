@@ -1,6 +1,7 @@
 """Flags against movement."""
 
 import pytest
+
 from trainsanity.rules import NotTestable, Severity, history
 from trainsanity.rules.frozen_weights_moved import FrozenWeightsMoved
 

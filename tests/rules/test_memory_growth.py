@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from trainsanity.rules import NotTestable, Severity, history
 from trainsanity.rules.memory_growth import MemoryGrowth
 

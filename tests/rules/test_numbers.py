@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from trainsanity.rules import NotTestable, RunFacts, Severity, history
 from trainsanity.rules.gradient_mismatch import GradientMismatch
 from trainsanity.rules.mask_semantics import MaskSemantics
@@ -52,6 +53,12 @@ class TestPaths:
     def test_half_precision_under_another_compiler_is_quiet(self, largest):
         half = difference(largest, dtype="float16")
         assert not self.found(difference=half)
+
+    def test_a_batch_axis_inside_the_result_gives_other_shapes(self):
+        shapes = {"largest": float("inf"), "scale": 0.0, "elements": 0, "dtype": "float32"}
+        (alert,) = self.found(kind="batch", difference=shapes)
+        assert "of other shapes" in alert.title
+        assert alert.severity is Severity.WARNING
 
     def test_nan_in_one_way_alone_is_told_as_such(self):
         (alert,) = self.found(difference=difference(0.0, nonfinite=[0, 7]))

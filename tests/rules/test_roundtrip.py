@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from trainsanity.rules import NotTestable, Severity, history
 from trainsanity.rules.roundtrip_behaviour import RoundtripBehaviour
 from trainsanity.rules.roundtrip_structure import RoundtripStructure

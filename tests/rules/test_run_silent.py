@@ -1,6 +1,7 @@
 """Promised and kept reports."""
 
 import pytest
+
 from trainsanity.rules import NotTestable, RunFacts, history
 from trainsanity.rules.run_silent import RunSilent
 

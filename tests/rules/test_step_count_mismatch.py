@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from trainsanity.rules import NotTestable, Severity, history
 from trainsanity.rules.step_count_mismatch import StepCountMismatch
 

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from trainsanity.rules import NotTestable, Severity, history
 from trainsanity.rules.dtype_policy_mismatch import DtypePolicyMismatch
 from trainsanity.rules.mode_flag_lost import ModeFlagLost
@@ -62,6 +63,17 @@ class TestShapes:
     def test_a_layer_built_without_a_shape_is_a_warning(self):
         (alert,) = self.found(what="input", declared_by="build config", declared=None)
         assert alert.severity is Severity.WARNING
+
+    def test_a_false_output_is_not_hidden_by_advice_about_the_input(self):
+        rows = [
+            self.OUTPUT | {"declared": [None, 18, 6]},
+            self.OUTPUT | {"what": "input", "declared": [None, 9, 5]},
+        ]
+        alerts = judge(ShapeDeclaredVsActual(), "shapes", layers=rows)
+        assert [(a.subject, a.severity) for a in alerts] == [
+            ("head", None),
+            ("head input", Severity.ADVICE),
+        ]
 
     def test_a_shared_layer_may_see_other_lengths_than_it_was_built_for(self):
         (alert,) = self.found(what="input", declared_by="build config", declared=[None, 9, 5])

@@ -1,6 +1,7 @@
 """Weights and optimizer state that change where nothing should change them."""
 
 import pytest
+
 from trainsanity.rules import NotTestable, Severity, history
 from trainsanity.rules.optimizer_state_reset import OptimizerStateReset
 from trainsanity.rules.probe_failed import ProbeFailed

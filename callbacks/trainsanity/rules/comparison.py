@@ -266,18 +266,28 @@ def finding(
 
 
 def merged(findings: Iterable[Finding]) -> list[Finding]:
-    """One finding per subject, as several audits may find the same: the newest, with all steps."""
+    """One finding per subject, as several audits may find the same: the worst, of these the newest.
+
+    It carries the steps and the count of all.
+    """
     by_subject: dict[str, Finding] = {}
     for found in findings:
-        earlier = by_subject.get(found.subject)
-        if earlier is not None:
-            found = replace(
-                found,
-                first_step=min(earlier.first_step, found.first_step),
-                count=earlier.count + found.count,
-            )
-        by_subject[found.subject] = found
+        earlier = by_subject.setdefault(found.subject, found)
+        if earlier is found:
+            continue
+        chosen = found if _badness(found) <= _badness(earlier) else earlier
+        by_subject[found.subject] = replace(
+            chosen,
+            first_step=min(earlier.first_step, found.first_step),
+            last_step=max(earlier.last_step, found.last_step),
+            count=earlier.count + found.count,
+        )
     return list(by_subject.values())
+
+
+def _badness(found: Finding) -> int:
+    """0 for the worst: a finding without a severity has its rule's, and the others are milder."""
+    return 0 if found.severity is None else 1 + found.severity.rank
 
 
 # What a run carries; facts of audits come from outside and may lack anything

@@ -81,23 +81,29 @@ class DeadWeights(Rule):
         return (whole(audit.facts, "updates") or 0) >= self.updates and rate > 0 and anything
 
     def _check(self, run: RunView, audit: Audit, before: list[Audit]) -> Iterator[Finding]:
-        still = {v.path: v for v in variables(audit.facts) if _is_still(v, audit)}
-        cut_off = [v for v in still.values() if v.connected is False]
-        zero = [v for v in still.values() if v.connected and v.gradient_largest == 0.0]
-        stuck = [v for v in still.values() if v.connected and (v.gradient_largest or 0.0) > 0.0]
+        every = variables(audit.facts)
+        still = [v for v in every if _is_still(v, audit)]
+        milder = Severity.ADVICE if _own_step(run) else None
+        cut_off = [v for v in still if not v.in_optimizer or v.connected is False]
         for subject, group in by_subject(cut_off).items():
-            yield self._cut_off(audit, subject, group)
+            yield self._cut_off(audit, subject, group, milder)
         if len(before) < self.resting_epochs - 1:
             return
         earlier = [{v.path for v in variables(a.facts) if _is_still(v, a)} for a in before]
-        lasting = [v for v in zero if all(v.path in paths for paths in earlier)]
-        for subject, group in by_subject(lasting).items():
-            yield self._zero(run, audit, subject, group)
-        lasting = [v for v in stuck if all(v.path in paths for paths in earlier)]
-        for subject, group in by_subject(lasting).items():
+        lasting = [
+            v for v in still if v not in cut_off and all(v.path in paths for paths in earlier)
+        ]
+        moving = {v.layer for v in every if v.training and v not in lasting}
+        for subject, group in by_subject(v for v in lasting if not v.gradient_largest).items():
+            # Beside others of its layer that move, a constraint may hold a weight at its bound.
+            held = any(v.gradient_largest is None and v.layer in moving for v in group)
+            yield self._zero(run, audit, subject, group, Severity.ADVICE if held else milder)
+        for subject, group in by_subject(v for v in lasting if v.gradient_largest).items():
             yield self._stuck(audit, subject, group)
 
-    def _cut_off(self, audit: Audit, subject: str, group: list[Variable]) -> Finding:
+    def _cut_off(
+        self, audit: Audit, subject: str, group: list[Variable], severity: Severity | None
+    ) -> Finding:
         unknown = not any(v.in_optimizer for v in group)
         cause = (
             "The optimizer does not know them: they were created or unfrozen after compile()."
@@ -114,29 +120,39 @@ class DeadWeights(Rule):
             "Call compile() again after unfreezing."
             if unknown
             else "Check which output each loss belongs to; freeze the layer if it is not needed.",
-            Witness("gradient reaches it", "no"),
+            Witness("in the optimizer", "no")
+            if unknown
+            else Witness("connected to the loss", "no"),
+            severity,
         )
 
-    def _zero(self, run: RunView, audit: Audit, subject: str, group: list[Variable]) -> Finding:
+    def _zero(
+        self,
+        run: RunView,
+        audit: Audit,
+        subject: str,
+        group: list[Variable],
+        severity: Severity | None,
+    ) -> Finding:
         dead = _dead_layers(run)
         cause = (
             f"Every unit of {', '.join(dead[:3])} is 0 for all samples looked at, which stops all "
             "gradients there."
             if dead
-            else "A gradient arrives and is exactly 0 for all elements: a loss weight of 0, a "
-            "custom gradient, or an operation that is flat everywhere (round, sign, argmax)."
+            else "A gradient arrives and is 0 everywhere: a loss weight of 0, a custom gradient, "
+            "or an operation that is flat (round, sign, argmax)."
         )
-        found = self._finding(
+        known = all(v.gradient_largest == 0.0 for v in group)
+        return self._finding(
             audit,
             subject,
             group,
-            "get a gradient of exactly 0",
+            "get a gradient of exactly 0" if known else "never move, though connected to the loss",
             cause,
             "Look at the layers between these weights and the loss, the nearest first.",
-            Witness("largest gradient", 0.0),
-            severity=Severity.ADVICE if dead else None,
+            Witness("largest gradient", 0.0) if known else Witness("connected to the loss", "yes"),
+            Severity.ADVICE if dead else severity,
         )
-        return found
 
     def _stuck(self, audit: Audit, subject: str, group: list[Variable]) -> Finding:
         largest = max(v.gradient_largest or 0.0 for v in group)
@@ -149,7 +165,7 @@ class DeadWeights(Rule):
             "a constraint, or never applied.",
             "Keep the weights in float32 (a mixed_* policy), and check constraints and train_step.",
             Witness("largest gradient", largest),
-            severity=Severity.ADVICE,  # a constraint may hold a weight at its bound
+            Severity.ADVICE,
         )
 
     def _finding(
@@ -161,7 +177,7 @@ class DeadWeights(Rule):
         cause: str,
         suggestion: str,
         gradient: Witness,
-        severity: Severity | None = None,
+        severity: Severity | None,
     ) -> Finding:
         updates = whole(audit.facts, "updates") or 0
         return Finding(
@@ -191,7 +207,13 @@ def _is_still(variable: Variable, audit: Audit) -> bool:
         return False
     # Rows of a table whose ids never came, or inputs that are always 0 (the corner of an image),
     # stand still: a sample may hold nothing else. What holds for all elements settles it.
-    return variable.connected is False or variable.gradient_largest == 0.0 or whole_seen
+    all_known = variable.connected is False or variable.gradient_largest == 0.0
+    return all_known or whole_seen or not variable.in_optimizer
+
+
+def _own_step(run: RunView) -> bool:
+    """A train_step of the user's may leave out what it likes, such as a teacher."""
+    return run.has_audit("compile") and bool(run.audit("compile").facts.get("custom_train_step"))
 
 
 def _dead_layers(run: RunView) -> list[str]:

@@ -33,7 +33,8 @@ class Difference:
     """The `difference` of docs/evidence.md.
 
     Attributes:
-        largest: largest absolute difference over elements finite in both.
+        largest: largest absolute difference over elements finite in both; infinite where already
+            the shapes differ.
         scale: largest absolute finite value in either.
         noise: as `largest`, between two runs of the first way; None where not measured.
         sensitivity: as `largest`, for inputs changed by one rounding; None where not measured.
@@ -96,6 +97,8 @@ class Difference:
     @property
     def not_testable(self) -> str | None:
         """Why the two say nothing about each other; None where they do."""
+        if math.isinf(self.largest):
+            return None  # other shapes: no rounding explains that
         if not self.is_float:
             return f"outputs of dtype {self.dtype} may flip by a rounding"
         if self.noise is None:
@@ -108,13 +111,17 @@ class Difference:
         return None
 
     def in_words(self) -> str:
-        """`up to 0.4 apart`, or what is finite in one alone."""
+        """`up to 0.4 apart`, `of other shapes`, or what is finite in one alone."""
+        if math.isinf(self.largest):
+            return "of other shapes"
         if self.largest > self.tolerance or self.nonfinite == (0, 0):
             return f"up to {number(self.largest)} apart"
         return f"{self.nonfinite[0]:,} NaN or infinite elements against {self.nonfinite[1]:,}"
 
     def certainty(self) -> str:
         """The tolerance and by how much it was exceeded, in words."""
+        if math.isinf(self.largest):
+            return "Shapes are compared exactly."
         if self.largest <= self.tolerance:
             return f"Non-finite elements: {self.nonfinite[0]:,} against {self.nonfinite[1]:,}."
         times = self.largest / self.tolerance if self.tolerance > 0 else math.inf

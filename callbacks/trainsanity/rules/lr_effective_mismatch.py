@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from trainsanity.rules.comparison import (
     text,
     two_numbers,
 )
-from trainsanity.rules.history import Floats, RunHistory, RunView, history
+from trainsanity.rules.history import Floats, Rows, RunHistory, RunView, history
 from trainsanity.rules.rule import Finding, NotTestable, Rule, Severity, Witness
 
 DECLARED, APPLIED, EFFECTIVE = (
@@ -70,7 +69,7 @@ class LrEffectiveMismatch(Rule):
     # Share of the largest rate so far: cosine schedules end in 1 + cos(π), where the result is
     # small and the error is not (some roundings of 6e-8).
     cancellation: float = 1e-6
-    patience: int = 3  # steps in a row
+    patience: int = 2  # times in a row that the host read the rate, which may be every 64 steps
     # Applied against effective: relative, ten times the error of the least exact shadow (Adadelta).
     shadow_tolerance: float = 0.1
     shadow_patience: int = 10  # steps in a row
@@ -103,7 +102,7 @@ class LrEffectiveMismatch(Rule):
 
     def _shown_against_applied(self, run: RunView) -> Iterator[Finding]:
         rows = run.rows(DECLARED, APPLIED)
-        shown, applied = rows[DECLARED], nearest_of_neighbours(rows[DECLARED], rows[APPLIED])
+        shown, applied = rows[DECLARED], nearest_in_time(rows, run.rows(APPLIED))
         largest = max(run.totals(DECLARED).max, run.totals(APPLIED).max)
         tolerance = self.rounding * np.abs(shown) + self.cancellation * largest
         part = parting(rows, shown, applied, tolerance, patience=self.patience)
@@ -125,6 +124,8 @@ class LrEffectiveMismatch(Rule):
         )
 
     def _told_against_effective(self, run: RunView) -> Iterator[Finding]:
+        if _has_half_precision_weights(run):
+            return  # updates below their rounding are lost: the weights move in jumps
         told = APPLIED if run.has(APPLIED) else DECLARED
         rows = run.rows(told, EFFECTIVE)
         tolerance = self.shadow_tolerance * np.maximum(np.abs(rows[told]), np.abs(rows[EFFECTIVE]))
@@ -176,17 +177,25 @@ class LrEffectiveMismatch(Rule):
             )
 
 
-def nearest_of_neighbours(values: Floats, others: Floats) -> Floats:
-    """Of the other series at the step before, at this step and at the one after: the nearest.
+def nearest_in_time(rows: Rows, every: Rows) -> Floats:
+    """The applied rate nearest to the declared one: of the step, of the one before or after.
 
     A callback may change the rate after the host read it for the step. That is no contradiction.
     """
-    padded = np.concatenate([[np.nan], others, [np.nan]])
-    candidates = np.stack([padded[1:-1], padded[:-2], padded[2:]])
-    gaps = np.abs(candidates - values)
-    gaps = np.where(np.isfinite(gaps), gaps, np.inf)
-    nearest: Any = np.take_along_axis(candidates, gaps.argmin(axis=0)[None], axis=0)[0]
-    return np.asarray(np.where(np.isfinite(others), nearest, np.nan), np.float64)
+    declared, steps = rows[DECLARED], every.steps
+    nearest = rows[APPLIED].copy()
+    for step in (rows.steps - 1, rows.steps + 1):
+        at = np.minimum(np.searchsorted(steps, step), len(steps) - 1)
+        other = np.where(steps[at] == step, every[APPLIED][at], np.nan)
+        with np.errstate(invalid="ignore"):  # infinite rates; parting leaves them out
+            nearer = np.abs(other - declared) < np.abs(nearest - declared)
+        nearest = np.where(nearer, other, nearest)
+    return nearest
+
+
+def _has_half_precision_weights(run: RunView) -> bool:
+    layers = maps(run.audit("model").facts, "layers") if run.has_audit("model") else []
+    return any(layer.get("dtype") in ("float16", "bfloat16") for layer in layers)
 
 
 def _kind(run: RunView) -> str:

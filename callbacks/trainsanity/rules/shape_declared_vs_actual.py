@@ -174,7 +174,7 @@ def _finding(
     severity: Severity | None,
 ) -> Finding:
     return Finding(
-        subject=_name(row),
+        subject=_subject(row),
         title=title,
         message=message,
         witnesses=(
@@ -198,6 +198,13 @@ def _in_words(shape: Shape | None) -> str:
     if shape is None:
         return "unknown"
     return f"({', '.join(str(d) for d in shape)}{',' if len(shape) == 1 else ''})"
+
+
+def _subject(row: Mapping[str, Any]) -> str:
+    """The layer; its input and further outputs apart, since they may be wrong on their own."""
+    index = whole(row, "index") or 0
+    what = "input" if row.get("what") == "input" else f"output {index}" if index else ""
+    return f"{_name(row)} {what}".strip()
 
 
 def _name(row: Mapping[str, Any]) -> str:

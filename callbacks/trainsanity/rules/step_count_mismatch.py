@@ -199,13 +199,12 @@ def _against_counter(audit: Audit, batches: int) -> Iterator[Finding]:
 
 
 def _updates(facts: Mapping[str, Any], batches: int) -> tuple[int, int]:
-    """Fewest and most updates that so many batches can make."""
-    every = max(1, whole(facts, "gradient_accumulation") or 1)
+    """Fewest and most that the counter may grow by over so many batches."""
+    every = whole(facts, "gradient_accumulation") or 1
     skips = whole(facts, "loss_scale_skips")
     fewest = 0 if skips is None else (batches - skips) // every
-    # An accumulation begun in the epoch before may end in this one.
-    most = -(-(batches - (skips or 0)) // every)
-    return fewest, most
+    # Where gradients are accumulated, Keras counts batches and shows updates: both are honest.
+    return fewest, batches - (skips or 0)
 
 
 def _rounded_up(facts: Mapping[str, Any], declared: int) -> int:

@@ -92,7 +92,9 @@ class StepTimeAnomaly(Rule):
 
     def _slow_stretch(self, overview: Overview) -> Iterator[Finding]:
         mean, count = overview.mean[1:], overview.count[1:]  # the first bucket compiles
-        usual = float(np.nanmedian(mean)) if len(mean) else 0.0
+        if not np.isfinite(mean).any():
+            return
+        usual = float(np.nanmedian(mean))
         slow = mean > self.stretch_slower * usual
         edges = np.flatnonzero(np.diff(np.concatenate([[False], slow, [False]])))
         for begin, end in zip(edges[::2], edges[1::2], strict=True):
