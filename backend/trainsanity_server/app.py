@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fastapi import APIRouter, Depends, FastAPI
 
 from trainsanity import __version__
-from trainsanity_server import guard
+from trainsanity_server import guard, pages
 from trainsanity_server.access import Keys, require_key
 from trainsanity_server.api import alerts as alerts_api
 from trainsanity_server.api import channels as channels_api
@@ -17,10 +17,6 @@ from trainsanity_server.api import health, ingest, problems, runs, signals
 from trainsanity_server.channels import configured
 from trainsanity_server.live import LiveHub
 from trainsanity_server.metrics import Metrics
-from trainsanity_server.pages import errors as page_errors
-from trainsanity_server.pages import rule_catalogue, run_list, run_page, sign_in, stream
-from trainsanity_server.pages.front_end import STATIC
-from trainsanity_server.pages.static_files import CompressedStaticFiles
 from trainsanity_server.parts import Background, Clock, Parts
 from trainsanity_server.services.alerts import Alerts
 from trainsanity_server.services.channels import Channels
@@ -64,17 +60,9 @@ def create_app(
     problems.install(app)
     app.include_router(health.router)
     app.include_router(_api())
-    _add_pages(app)
+    pages.install(app)
     app.add_middleware(guard.Guard, settings=settings, metrics=metrics)
     return app
-
-
-def _add_pages(app: FastAPI) -> None:
-    page_errors.install(app)
-    app.include_router(sign_in.router)
-    app.mount("/static", CompressedStaticFiles(directory=STATIC), name="static")
-    for part in (run_list, run_page, rule_catalogue, stream):
-        app.include_router(part.router, dependencies=[Depends(require_key)])
 
 
 def _api() -> APIRouter:

@@ -18,15 +18,14 @@ APART = {
     "out_of_range": "share outside the table",
     "live_variables": "variables alive",
 }
-# Sections of the page, and the quantities that belong there; whatever else is a metric.
-SECTIONS = (
-    ("Mask and weights of samples", ("mask", "sample_weight")),
-    ("Learning rate and optimizer", ("learning_rate", "optimizer")),
-    ("Gradients and weights", ("gradient", "update", "weights")),
-    ("Data", ("embedding", "labels", "inputs", "outputs", "batch")),
-    ("Time and memory", ("time", "memory", "traces")),
+# Quantities in the order in which they are shown; whatever else is a metric, and comes first.
+ORDER = (
+    ("mask", "sample_weight"),
+    ("learning_rate", "optimizer"),
+    ("gradient", "update", "weights"),
+    ("embedding", "labels", "inputs", "outputs", "batch"),
+    ("time", "memory", "traces"),
 )
-METRICS = "Loss and metrics"
 
 
 class SignalFacts(Protocol):
@@ -73,42 +72,20 @@ class Chart:
         return " ".join(_in_words(signal) for signal in self.signals)
 
 
-@dataclass(frozen=True)
-class Section:
-    id: str
-    title: str
-    charts: Sequence[Chart]
-
-
-def sections(signals: Iterable[SignalFacts]) -> list[Section]:
+def charts(signals: Iterable[SignalFacts]) -> list[Chart]:
     """Charts of a run, in the order in which they are shown."""
-    by_section: dict[str, dict[tuple[str, str], list[SignalFacts]]] = {}
+    groups: dict[tuple[str, str], list[SignalFacts]] = {}
     for signal in signals:
-        charts = by_section.setdefault(_section(signal.name), {})
-        charts.setdefault((_title(signal.name), signal.unit), []).append(signal)
-    order = [METRICS, *(title for title, _ in SECTIONS)]
+        groups.setdefault((_title(signal.name), signal.unit), []).append(signal)
     return [
-        Section(_id("section", title), title, _charts(title, by_section[title]))
-        for title in order
-        if title in by_section
+        Chart(_id("chart", title, unit), title, unit, sorted(members, key=_claim_first))
+        for (title, unit), members in sorted(groups.items(), key=lambda group: _place(*group))
     ]
 
 
 def chart(signals: Sequence[SignalFacts], title: str) -> Chart:
     """One chart of just these."""
     return Chart(_id("chart", title), title, signals[0].unit if signals else "1", signals)
-
-
-def _charts(section: str, groups: dict[tuple[str, str], list[SignalFacts]]) -> list[Chart]:
-    return [
-        Chart(_id("chart", section, title, unit), title, unit, sorted(members, key=_claim_first))
-        for (title, unit), members in sorted(groups.items(), key=lambda item: _loss_first(item[0]))
-    ]
-
-
-def _section(name: str) -> str:
-    head = name.partition("/")[0].partition(":")[0]
-    return next((title for title, quantities in SECTIONS if head in quantities), METRICS)
 
 
 def _title(name: str) -> str:
@@ -119,9 +96,12 @@ def _title(name: str) -> str:
     return apart if witness == "nonfinite" else f"{quantity}: {apart}"
 
 
-def _loss_first(key: tuple[str, str]) -> tuple[bool, bool, tuple[str, str]]:
+def _place(key: tuple[str, str], members: Sequence[SignalFacts]) -> tuple[int, bool, bool, str]:
+    """Metrics first, and the loss first of all; validation after training."""
     title = key[0]
-    return title != "loss", title.startswith(("val_", "NaN")), key
+    head = members[0].name.partition("/")[0].partition(":")[0]
+    section = next((i for i, quantities in enumerate(ORDER, 1) if head in quantities), 0)
+    return section, title != "loss", title.startswith(("val_", "NaN")), title
 
 
 _CLAIMS = ("reported", "declared", "input_coverage", "step")

@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 UNITLESS = ("", "1")
 _CODE = re.compile(r"`([^`\n]+)`")
+_SHARE = re.compile(r"(?<=\d) %")
 
 
 def figure(value: Any, digits: int = 4) -> str:
@@ -107,7 +108,7 @@ def percent(share: Any) -> str:
 
 def prose(text: str) -> Markup:
     """A rule's sentence; what it put into backticks is code, all else is text."""
-    pieces = _CODE.split(text)
+    pieces = _CODE.split(_SHARE.sub("\u00a0%", text))
     return Markup("").join(
         Markup("<code>{}</code>").format(piece) if i % 2 else escape(piece)
         for i, piece in enumerate(pieces)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainsanity_server.pages.formats import count
+from trainsanity_server.pages.witness_words import sentence
 from trainsanity_server.services.runs import Alert, Run, Verdict
 
 STANDING = ("open", "acknowledged")
@@ -36,9 +37,8 @@ def headline(run: Run, alerts: Sequence[Alert], verdicts: Sequence[Verdict]) -> 
         number = _count(worst.severity, counts.pop(worst.severity))
         also = [_count(severity, counts[severity]) for severity in NOUNS if counts[severity]]
         also_text = f"Also {' and '.join(also)}." if also else ""
-        return Headline(
-            worst.severity, f"{number}: {worst.title}", " ".join(filter(None, (also_text, detail)))
-        )
+        text = f"{number}: {sentence(worst.witnesses) or worst.title}"
+        return Headline(worst.severity, text, " ".join(filter(None, (also_text, detail))))
     agreed = sum(verdict.verdict == "ok" for verdict in verdicts)
     if not agreed:
         waiting = run.state == "running"

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
+from trainsanity.rules import all_rules
 from trainsanity_server.errors import NotFoundError
-from trainsanity_server.pages.charts import Chart, chart, sections
+from trainsanity_server.pages.charts import Chart, chart, charts
 from trainsanity_server.pages.epochs import epoch_table
 from trainsanity_server.pages.headline import headline
 from trainsanity_server.pages.mask_picture import mask_picture
@@ -20,6 +21,7 @@ from trainsanity_server.pages.render import render
 from trainsanity_server.pages.setup_sheet import setup_sheet
 from trainsanity_server.parts import Parts, PartsOf
 from trainsanity_server.services.runs import Alert, AuditFact, Run
+from trainsanity_server.services.signals import Signal
 
 router = APIRouter(prefix="/runs/{run_id}", include_in_schema=False)
 
@@ -63,10 +65,15 @@ def alert_values(parts: Parts, run: Run, audits: list[AuditFact]) -> Values:
     signals = {signal.name: signal for signal in parts.signals.known(run.id)}
 
     def drawn_witnesses(alert: Alert) -> Chart | None:
-        """Those witnesses that are signals, in one chart; None where fewer than two are."""
-        names = dict.fromkeys(str(witness["name"]) for witness in alert.witnesses)
-        found = [signals[name] for name in names if name in signals]
-        return chart(found, "The witnesses over steps") if len(found) > 1 else None
+        """The first quantity of which two or more witnesses are signals; None where none is."""
+        by_quantity: dict[str, list[Signal]] = {}
+        for name in dict.fromkeys(str(witness["name"]) for witness in alert.witnesses):
+            if name in signals:
+                by_quantity.setdefault(name.rpartition("/")[0], []).append(signals[name])
+        for quantity, members in by_quantity.items():
+            if len(members) > 1:
+                return chart(members, quantity)
+        return None
 
     return {"alerts": parts.runs.alerts(run.id), "drawn_witnesses": drawn_witnesses}
 
@@ -79,7 +86,7 @@ def mask_values(parts: Parts, run: Run, audits: list[AuditFact]) -> Values:
 def signal_values(parts: Parts, run: Run, audits: list[AuditFact]) -> Values:
     signals = parts.signals.known(run.id)
     return {
-        "sections": sections(signals),
+        "charts": charts(signals),
         "signal_count": len(signals),
         "signals_known": _digest([signal.name for signal in signals]),
     }
@@ -91,7 +98,10 @@ def epoch_values(parts: Parts, run: Run, audits: list[AuditFact]) -> Values:
 
 
 def verdict_values(parts: Parts, run: Run, audits: list[AuditFact]) -> Values:
-    return {"verdicts": parts.runs.verdicts(run.id)}
+    return {
+        "verdicts": parts.runs.verdicts(run.id),
+        "summaries": {rule.id: rule.explanation()["summary"] for rule in all_rules()},
+    }
 
 
 def setup_values(parts: Parts, run: Run, audits: list[AuditFact]) -> Values:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trainsanity_server.pages.formats import figures
+
 # By the last part of a signal's name.
 BY_WITNESS = {
     "reported": "what Keras shows",
@@ -19,14 +24,32 @@ BY_WITNESS = {
     "declared": "what the optimizer shows",
     "applied": "used inside the compiled step",
     "effective": "inferred from how the weights moved",
-    "id_max": "largest id fed",
-    "id_min": "smallest id fed",
+    "id_max": "largest id looked up",
+    "id_min": "smallest id looked up",
     "input_dim": "rows of the table",
     "out_of_range": "share of ids outside the table",
     "iterations": "the optimizer's own counter",
     "rss": "memory of the process",
     "nonfinite": "NaN and infinite numbers",
     "moved_outside": "moved between two steps",
+}
+# How a sentence begins with the first witness, and how it goes on with the second.
+BEGINNINGS = {
+    "reported": "Keras reports {quantity} {value}",
+    "declared": "The optimizer shows a {quantity} of {value}",
+    "applied": "The compiled step uses a {quantity} of {value}",
+    "loss_coverage": "The loss counts {value} of the positions",
+    "metric_coverage": "The metrics count {value} of the positions",
+    "id_max": "Ids up to {value} are looked up",
+}
+ENDINGS = {
+    "unmasked": "over real positions it is {value}",
+    "recomputed": "recomputed from labels and outputs it is {value}",
+    "weighted": "weighted by the sample weights it is {value}",
+    "applied": "the compiled step uses {value}",
+    "effective": "the weights move as if it were {value}",
+    "input_coverage": "{value} of them are real",
+    "input_dim": "the table has {value} rows",
 }
 
 
@@ -36,3 +59,16 @@ def witness_words(name: str, *, first: bool) -> str:
     if quantity and witness in BY_WITNESS:
         return BY_WITNESS[witness]
     return "shown or declared" if first else "measured"
+
+
+def sentence(witnesses: Sequence[Mapping[str, Any]]) -> str:
+    """`Keras reports accuracy 0.56; over real positions it is 0.22`; empty where words are lacking."""
+    if len(witnesses) < 2:
+        return ""
+    quantity, _, shown = str(witnesses[0]["name"]).rpartition("/")
+    true = str(witnesses[1]["name"]).rpartition("/")[2]
+    if shown not in BEGINNINGS or true not in ENDINGS:
+        return ""
+    first, second = figures([witness["value"] for witness in witnesses[:2]])
+    beginning = BEGINNINGS[shown].format(quantity=quantity.replace("_", " "), value=first)
+    return f"{beginning}; {ENDINGS[true].format(value=second)}"

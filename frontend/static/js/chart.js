@@ -108,7 +108,9 @@ export class Chart {
   draw() {
     const { Plotly } = window;
     const layout = frame({ range: this.range, log: this.log, canDrag: this.shared.canDrag });
+    layout.yaxis = { ...layout.yaxis, ...this.height() };
     layout.shapes = this.marks();
+    if (layout.shapes.length) layout.margin.t = 22;
     Plotly.react(this.plot, this.traces(), layout, CONFIG);
     this.count();
     this.readOut();
@@ -117,7 +119,9 @@ export class Chart {
   }
 
   traces() {
-    const traces = this.series.flatMap((series, i) => {
+    // The first witness is drawn last, on top of the others.
+    const order = this.series.map((series, i) => [series, i]).reverse();
+    const traces = order.flatMap(([series, i]) => {
       const [variable, dash] = this.styles[i];
       const ink = colour(variable);
       const common = { x: series.step, hoverinfo: "skip", visible: !this.off.has(series.name), connectgaps: false };
@@ -152,15 +156,28 @@ export class Chart {
     };
   }
 
+  // A constant is drawn in the middle of a range of its own size; everything else fits itself.
+  height() {
+    const ends = this.series.flatMap((series) => (this.off.has(series.name) ? [] : [...series.low, ...series.high]));
+    const known = ends.filter((value) => value !== null);
+    const low = known.reduce((least, value) => Math.min(least, value), Infinity);
+    const high = known.reduce((most, value) => Math.max(most, value), -Infinity);
+    if (low !== high || this.log) return {};
+    const room = Math.abs(low) / 2 || 1;
+    return { autorange: false, range: [low - room, high + room] };
+  }
+
   marks() {
     const part = this.element.dataset.part;
     if (part === undefined) return [];
-    const line = { color: colour("--critical"), width: 1.25, dash: "3px 3px" };
+    const x = Number(part);
+    const ink = colour("--critical");
+    const isFirst = x <= Math.min(...this.series.map((series) => series.step[0] ?? Infinity));
     return [{
-      type: "line", x0: Number(part), x1: Number(part), y0: 0, y1: 1, yref: "paper", line,
+      type: "line", x0: x, x1: x, y0: 0, y1: 1, yref: "paper", line: { color: ink, width: 1.25, dash: "3px 3px" },
       label: {
-        text: `part at step ${whole(Number(part))}`, textposition: "end", textangle: 0, padding: 4,
-        xanchor: "left", yanchor: "top", font: { size: 11, color: colour("--critical") },
+        text: isFirst ? "they part from the first step on" : `they part at step ${whole(x)}`,
+        textposition: "end", textangle: 0, xanchor: "left", yanchor: "bottom", font: { size: 11, color: ink },
       },
     }];
   }

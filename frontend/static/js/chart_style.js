@@ -55,7 +55,7 @@ export function frame({ range, log, canDrag }) {
   const axis = { gridcolor: line, zeroline: false, ticks: "", tickfont: font, automargin: false };
   return {
     font,
-    margin: { l: 52, r: 8, t: 6, b: 24 },
+    margin: { l: 46, r: 8, t: 6, b: 24 },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     showlegend: false,
