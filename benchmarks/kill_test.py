@@ -123,7 +123,7 @@ def train(url: str, folder: str) -> None:
         steps = np.arange(step + 1, step + BURST + 1)
         stream.samples(SIGNALS, steps, np.tile(steps, (len(SIGNALS), 1)).astype(np.float32))
         step += BURST
-        time.sleep(0.001)
+        time.sleep(0.005)
     stream.close("finished")
 
 
@@ -228,7 +228,7 @@ def rows(tally: Tally, kills: dict[str, int]) -> Iterator[tuple[str, int, str]]:
 @click.command()
 @click.option("--kills", default=200, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=0, show_default=True)
-@click.option("--quick", is_flag=True, help="16 kills.")
+@click.option("--quick", is_flag=True, help="10 kills.")
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--train", "watched", nargs=2, hidden=True)
 def main(
@@ -237,7 +237,7 @@ def main(
     """Counts acknowledged data lost over random kills of client and server."""
     if watched:
         return train(*watched)
-    kills = 16 if quick else kills
+    kills = 10 if quick else kills
     chance, tally, done = random.Random(seed), Tally(), {"client": 0, "server": 0}
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder))

@@ -27,6 +27,8 @@ class Pace:
         packet_seconds: measured values wait at most this long for their packet.
         packet_bytes: a packet is closed as soon as this much waits.
         heartbeat_seconds: an empty packet says that the run is alive after this much quiet.
+        echo_seconds: so early comes the first one after evidence: its answer tells what the rules
+            made of it.
         pending_bytes: a disk that hangs costs samples beyond this much, not memory.
         silent_seconds: the shortest promise to speak again.
     """
@@ -34,6 +36,7 @@ class Pace:
     packet_seconds: float = 0.5
     packet_bytes: int = 256 * 1024
     heartbeat_seconds: float = 20.0
+    echo_seconds: float = 2.0
     pending_bytes: int = 32 * 1024 * 1024
     silent_seconds: float = 60.0
 
@@ -74,6 +77,7 @@ class SpoolWriter(threading.Thread):
         self._complaints: set[str] = set()
         self._last_packet = time.monotonic()
         self._longest_gap = 0.0
+        self._awaits_echo = False  # rules may have spoken since the last answer
 
     # called by other threads; none of it waits for the disk
 
@@ -148,7 +152,9 @@ class SpoolWriter(threading.Thread):
             self._write_packet(load)
 
     def _is_quiet(self) -> bool:
-        return time.monotonic() - self._last_packet >= self._pace.heartbeat_seconds
+        pace = self._pace
+        limit = pace.echo_seconds if self._awaits_echo else pace.heartbeat_seconds
+        return time.monotonic() - self._last_packet >= limit
 
     def _write_packet(self, load: Load, state: str = "running") -> bool:
         if self._spool is None:
@@ -166,6 +172,7 @@ class SpoolWriter(threading.Thread):
             # What came meanwhile is for the next packet.
             self.header = None if self.header is header else self.header
             self._untold -= untold
+        self._awaits_echo = bool(load.blocks or load.audits)
         self._on_packet()
         return True
 

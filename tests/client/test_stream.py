@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loopback import Loopback
+from loopback import Exchange, Loopback, right
 from measuring import NAMES, measure, spooled, steps_of
 
-from trainsanity import identity
+from trainsanity import identity, wire
 from trainsanity.settings import Settings
 from trainsanity.spool import Spool
 from trainsanity.spool_writer import Pace
@@ -94,6 +94,27 @@ def test_tells_of_each_alert_when_it_changes(open_stream: OpenStream, server: Lo
 
     assert heard == [("lost mask", 1), ("lost mask", 9)]
     assert stream.alerts == [{"id": "1", "title": "lost mask", "count": 9}]
+
+
+def test_hears_what_the_rules_made_of_the_last_evidence(
+    serve: Callable[..., Loopback], open_stream: OpenStream
+) -> None:
+    """Rules speak after the answer to the packet: a slow step must not hold the alert back."""
+
+    def judges_later(exchange: Exchange) -> None:
+        right(exchange)
+        if wire.decode(exchange.body).blocks:
+            exchange.server.ledger.alerts = [{"id": "1"}]
+
+    heard = threading.Event()
+    stream = open_stream(
+        serve(judges_later).url,
+        pace=Pace(packet_seconds=0.01, echo_seconds=0.02),
+        on_alert=lambda alert: heard.set(),
+    )
+    measure(stream, 1, 10)
+
+    assert heard.wait(20)
 
 
 def test_goes_on_when_the_users_function_raises(
