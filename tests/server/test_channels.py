@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from cast import lying
 from fastapi.testclient import TestClient
+from rules_for_tests import rulebook
 from slack_receiver import Reply, SlackReceiver
 
+from trainsanity import wire
+from trainsanity.wire import Packet
 from trainsanity_server.app import create_app
 from trainsanity_server.channels import (
     Channel,
@@ -102,6 +106,32 @@ def test_where_nobody_listens_it_says_so_and_may_try_again(channel):
     assert "s3cr3t" not in str(caught.value)
 
 
+# From a packet to Slack, through the whole server
+
+
+def send(client: TestClient, packets: Sequence[Packet]) -> None:
+    for packet in packets:
+        answer = client.post(
+            f"/api/v1/runs/{packet.run_id}/packets",
+            content=wire.encode(packet),
+            headers={"Content-Type": wire.MEDIA_TYPE},
+        )
+        assert answer.status_code == 200, answer.text
+
+
+def test_what_a_rule_finds_arrives_in_slack_and_so_does_its_end(client, slack):
+    run, packets = lying()
+    send(client, packets)
+    slack.wait_until(lambda: len(slack.posts) == 1)
+    assert slack.posts[0]["text"].startswith("[CRITICAL] ")
+    assert slack.posts[0]["text"].endswith("– lying (project nlp)")
+    (alert,) = client.get(f"/api/v1/runs/{run.id}/alerts").json()["alerts"]
+    assert alert["id"] in str(slack.posts[0])
+    client.post(f"/api/v1/alerts/{alert['id']}/resolve")
+    slack.wait_until(lambda: len(slack.posts) == 2)
+    assert slack.posts[1]["text"].startswith("[RESOLVED] ")
+
+
 # The API
 
 
@@ -112,8 +142,10 @@ def slack() -> Iterator[SlackReceiver]:
 
 
 @pytest.fixture
-def client(database_url: str, slack: SlackReceiver) -> Iterator[TestClient]:
-    app = create_app(settings(database_url=database_url, slack_webhook_url=slack.url))
+def client(database_url: str, slack: SlackReceiver, monkeypatch) -> Iterator[TestClient]:
+    monkeypatch.setattr("trainsanity_server.services.outbox.GATHER_SECONDS", 0.1)
+    set_up = settings(database_url=database_url, slack_webhook_url=slack.url)
+    app = create_app(set_up, rulebook=rulebook())
     with TestClient(app, base_url="http://127.0.0.1") as client:
         yield client
 

@@ -18,7 +18,7 @@ from sqlalchemy import select, update
 
 from trainsanity_server.channels.slack import SlackChannel
 from trainsanity_server.services.channels import Channels
-from trainsanity_server.services.outbox import GIVE_UP_SECONDS, IDLE_SECONDS, LEASE_SECONDS, Outbox
+from trainsanity_server.services.outbox import GIVE_UP_SECONDS, LEASE_SECONDS, Outbox
 from trainsanity_server.storage import outbox as rows
 from trainsanity_server.storage.database import Database
 from trainsanity_server.storage.ids import alert_id, new_id
@@ -150,7 +150,9 @@ def slack() -> Iterator[SlackReceiver]:
 
 
 @pytest.fixture
-def scene(database: Database, slack: SlackReceiver) -> Iterator[Scene]:
+def scene(database: Database, slack: SlackReceiver, monkeypatch) -> Iterator[Scene]:
+    # Days pass in these tests.
+    monkeypatch.setattr("trainsanity_server.services.outbox.IDLE_SECONDS", 1800.0)
     scene = Scene(database, slack)
     yield scene
     scene.close()
@@ -183,12 +185,12 @@ def test_the_message_links_to_the_alert_on_its_runs_page(scene: Scene):
 
 def test_nothing_is_told_twice(scene: Scene):
     scene.opens()
-    scene.passes(100_000)
+    scene.passes(3600)
     assert scene.told() == [opened()]
 
 
 def test_with_nothing_to_do_the_outbox_sleeps(scene: Scene):
-    assert scene.outbox.step() == IDLE_SECONDS
+    assert scene.outbox.step() == 1800.0
 
 
 def test_alerts_that_open_together_share_a_message(scene: Scene):
@@ -385,7 +387,7 @@ def test_a_test_message_shows_what_slack_really_said(scene: Scene):
 def test_a_channel_that_is_off_for_a_day_gives_up_its_news(scene: Scene):
     scene.slack.script.append(Reply(404, "no_service"))
     scene.opens()
-    scene.passes(GIVE_UP_SECONDS + 100)
+    scene.passes(GIVE_UP_SECONDS + 3600)
     assert scene.states() == {"dead": 1}
 
 
