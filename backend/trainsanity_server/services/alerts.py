@@ -131,7 +131,7 @@ class Alerts:
                 state=row.state,
             )
         self._change_state(session, run, row, after, reason or f"{action}, no reason given")
-        row.muted_until = until if after == "muted" else None
+        row.muted_until = until
         self._close(session, run, [row])
         return alert_of(row)
 
@@ -186,7 +186,6 @@ class Alerts:
             run = _locked_run(session, row.run_id)
             reason = f"the mute ended; it hid {row.hidden} recurrences"
             self._change_state(session, run, row, "open", reason)
-            row.muted_until = None
             self._close(session, run, [row])
         return [row.run_id for row in ended]
 
@@ -253,6 +252,7 @@ class Alerts:
             )
         )
         row.state, row.state_reason, row.updated_at = state, reason, now
+        row.muted_until = None
         if state == "resolved":
             row.resolved_at = now
             if before != "muted":
