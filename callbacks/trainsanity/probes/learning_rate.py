@@ -71,6 +71,10 @@ class LearningRate(Probe):
         optimizer = self.run.optimizer
         if optimizer is None or self.run.kind != "fit":
             return
+        if not all(layer.built for layer in self.run.model._flatten_layers()):
+            # An optimizer built now would know only some of the variables, and refuse the others.
+            self.run.not_testable["learning_rate/effective"] = "the first batch builds the model"
+            return
         if not optimizer.built:
             optimizer.build(self.run.model.trainable_variables)
         self._sampled = _choose(self.run.model.trainable_variables)
@@ -78,7 +82,9 @@ class LearningRate(Probe):
         if not size:
             self.run.not_testable["learning_rate/effective"] = "no variable can be sampled"
             return
-        self._last_weights = self.run.keep(keras.Variable(np.zeros(size, "float32"), trainable=False))
+        self._last_weights = self.run.keep(
+            keras.Variable(np.zeros(size, "float32"), trainable=False)
+        )
         self._has_last = self.run.keep(keras.Variable(0.0, trainable=False))
         reason = _why_no_shadow(optimizer)
         if reason is not None:
@@ -98,6 +104,8 @@ class LearningRate(Probe):
 
     def _declared(self, optimizer: Any) -> float:
         """The learning rate as the host reads it for the next step."""
+        # Loss scaling wraps the optimizer that has the learning rate.
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         source = optimizer._learning_rate
         if isinstance(source, keras.optimizers.schedules.LearningRateSchedule):
             source = source(self.run.read(optimizer._iterations))
@@ -135,13 +143,10 @@ class LearningRate(Probe):
             return {}
         moved = after - before
         columns = {
-            "weights/moved_outside": ops.max(ops.abs(before - self._last_weights))
-            * self._has_last,
+            "weights/moved_outside": ops.max(ops.abs(before - self._last_weights)) * self._has_last,
             "update/sampled_norm": _norm(moved),
             "weights/sampled_norm": _norm(after),
-            "weights/nonfinite": ops.sum(
-                ops.cast(ops.logical_not(ops.isfinite(after)), "float32")
-            ),
+            "weights/nonfinite": ops.sum(ops.cast(ops.logical_not(ops.isfinite(after)), "float32")),
         }
         self._last_weights.assign(after)
         self._has_last.assign(1.0)
