@@ -104,6 +104,7 @@ def test_each_part_that_comes_back_different_is_named(facts, subject, severity):
         change("a/rate", 0.1, 0.10000000149),  # stored as float32
         {"weights_changed": [{"path": "a/kernel", "difference": output(0.0)["difference"]}]},
         {"trainable_after": None},
+        change("layers[1].config.trainable", False, True),  # a nested Sequential, frozen
     ],
     ids=str,
 )

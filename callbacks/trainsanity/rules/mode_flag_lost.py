@@ -83,21 +83,21 @@ def _finding(
     site = f" at {text(row, 'site')}" if text(row, "site") else ""
     rate = real(row, "rate")
     what = f"{text(row, 'class') or 'layer'}{f' with rate {number(rate)}' if rate else ''}{site}"
-    where = text(row, "switched_at")
-    lost_at = f" The flag was lost at {where}." if where else ""
+    where = text(row, "switched_at") or name
     return Finding(
         subject=name,
         title=f"{name} stays in inference mode while the model trains",
         message=(
             f"{name} ({what}) was told training={_told(row)} in the model's training pass and "
-            f"acted as in inference: its output differs by {number(acted.largest)}. Called alone, "
-            f"training changes its output by {number(alone.largest if alone else 0.0)}.{lost_at}"
+            f"acted as in inference: its output differs from that by {number(acted.largest)}. "
+            f"Called alone, training changes its output by "
+            f"{number(alone.largest if alone else 0.0)}. Whoever calls {where} switched it off."
         ),
         witnesses=(
             Witness("effect of training, layer alone", alone.largest if alone else 0.0),
             Witness("effect of training, in the model", acted.largest),
         ),
-        suggestion=f"Give call() of {where or 'the caller'} a training argument and pass it on.",
+        suggestion=f"Where {where} is called, pass training=training instead of a fixed value.",
         first_step=audit.step,
         last_step=audit.step,
         severity=Severity.ADVICE if whole_model else None,
