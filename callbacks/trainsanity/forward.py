@@ -27,6 +27,20 @@ def untouched(model: Any) -> Iterator[None]:
         _put_back_generators(generators)
 
 
+@contextmanager
+def names_untouched() -> Iterator[None]:
+    """Within, objects may be made without moving on the numbers in the names of those that come later."""
+    from keras.src.backend.common import global_state
+
+    before = dict(global_state.get_global_attribute("object_name_uids", default={}))
+    try:
+        yield
+    finally:
+        now = global_state.get_global_attribute("object_name_uids", default={}, set_to_default=True)
+        now.clear()
+        now.update(before)
+
+
 def _generators_state() -> tuple[Any, ...]:
     """State of the global random generators: Python's, NumPy's, the backend's."""
     return random.getstate(), np.random.get_state(), backends.active().generator_state()

@@ -80,6 +80,8 @@ class Pass:
 
     calls: list[Call]
     result: Any
+    # Ids of all operations that were called, also inside a scan, where nothing has a value to note.
+    called: set[int] = field(default_factory=set)
 
     def of(self, layer: Any) -> list[Call]:
         return [call for call in self.calls if call.operation is layer]
@@ -93,9 +95,10 @@ class Pass:
 def run_pass(model: Any, x: Any, *, training: bool) -> Pass:
     """Runs the model once on `x`; nothing of the model is changed."""
     calls: list[Call] = []
-    with untouched(model), recorded(model, calls):
+    called: set[int] = set()
+    with untouched(model), recorded(model, calls, called=called):
         result = call_model(model, x, training=training)
-    return Pass(calls, result)
+    return Pass(calls, result, called)
 
 
 def call_model(model: Any, x: Any, *, training: bool) -> Any:
@@ -103,14 +106,20 @@ def call_model(model: Any, x: Any, *, training: bool) -> Any:
 
 
 @contextmanager
-def recorded(model: Any, calls: list[Call]) -> Iterator[None]:
-    """Within, every call of a layer or operation of the model is noted."""
-    stack: list[Call] = []
+def recorded(
+    model: Any,
+    calls: list[Call],
+    stack: list[Call] | None = None,
+    called: set[int] | None = None,
+) -> Iterator[None]:
+    """Within, every call of a layer or operation of the model is noted; `stack` holds those under way."""
+    stack = [] if stack is None else stack
+    called = set() if called is None else called
     replaced: list[tuple[dict[str, Any], bool, Any]] = []
     for operation in operations_of(model):
         own = operation.__dict__
         replaced.append((own, "call" in own, own.get("call")))
-        own["call"] = _noting(operation, operation.call, calls, stack)
+        own["call"] = _noting(operation, operation.call, calls, stack, called)
     try:
         yield
     finally:
@@ -132,12 +141,17 @@ def operations_of(model: Any) -> list[Any]:
 
 
 def _noting(
-    operation: Any, original: Callable[..., Any], calls: list[Call], stack: list[Call]
+    operation: Any,
+    original: Callable[..., Any],
+    calls: list[Call],
+    stack: list[Call],
+    called: set[int],
 ) -> Callable[..., Any]:
     is_traced = backends.active().is_traced
 
     def call(*args: Any, **kwargs: Any) -> Any:
         inputs = tensors_of((args, kwargs))
+        called.add(id(operation))
         if any(is_traced(tensor) for tensor in inputs):
             return original(*args, **kwargs)  # inside a scan or loop: nothing there has a value
         frame = call_sites.user_frame(sys._getframe(1))

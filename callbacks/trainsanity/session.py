@@ -337,6 +337,8 @@ class Session:
         self._read_train(whole=True)
         self._slow_readings(force=True)
         self._tell("on_end")
+        self._boundary.call("taps", self._remove_taps)
+        self._tell("on_released")
         self._close(state)
 
     def abandon(self) -> None:

@@ -135,3 +135,9 @@ def put_back_generator(state: Any) -> None:
 def is_traced(tensor: Any) -> bool:
     """Whether an array stands for a value inside a function that is being traced, such as a scan."""
     return isinstance(tensor, jax.core.Tracer)
+
+
+@contextlib.contextmanager
+def watched_reads(read: dict[int, Any], stack: list[Any]) -> Iterator[None]:
+    """Nothing: JAX has no variables of its own."""
+    yield

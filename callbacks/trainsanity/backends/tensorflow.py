@@ -170,3 +170,12 @@ def put_back_generator(state: Any) -> None:
 def is_traced(tensor: Any) -> bool:
     """Whether a tensor stands for a value inside a graph that is being made."""
     return isinstance(tensor, tf.Tensor) and not hasattr(tensor, "numpy")
+
+
+@contextlib.contextmanager
+def watched_reads(read: dict[int, Any], stack: list[Any]) -> Iterator[None]:
+    """Within, variables of TensorFlow's own that are read are noted too, where they are trainable."""
+    with tf.GradientTape() as tape:
+        yield
+    for variable in tape.watched_variables():
+        read.setdefault(id(variable), (variable, None))

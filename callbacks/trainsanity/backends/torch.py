@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -121,3 +122,9 @@ def put_back_generator(state: Any) -> None:
 def is_traced(tensor: Any) -> bool:
     """Whether a tensor stands for a value inside a graph that is being made."""
     return False
+
+
+@contextlib.contextmanager
+def watched_reads(read: dict[int, Any], stack: list[Any]) -> Iterator[None]:
+    """Nothing: parameters of plain modules are seen by Keras' TorchModuleWrapper alone."""
+    yield

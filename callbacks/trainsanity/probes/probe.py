@@ -153,5 +153,8 @@ class Probe:
     def on_test_end(self, logs: Mapping[str, Any]) -> None:
         return None
 
+    def on_released(self) -> None:
+        """After `on_end`, when the taps are out of the model: for audits that use its own methods."""
+
     def on_end(self) -> None:
         return None

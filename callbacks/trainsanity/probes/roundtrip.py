@@ -1,0 +1,202 @@
+"""The model saved, loaded again, and compared with itself."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from trainsanity.difference import difference
+from trainsanity.forward import names_untouched, quiet_forward, untouched
+from trainsanity.probes.probe import Probe
+from trainsanity.recording import tensors_of
+
+MAX_PARAMETERS = 20_000_000  # larger models would make the end of training wait for the disk
+
+
+class Roundtrip(Probe):
+    """Makes the audit `roundtrip` when training has ended."""
+
+    name = "roundtrip"
+
+    def on_released(self) -> None:
+        run = self.run
+        reason = self._why_not()
+        if reason is not None:
+            run.audit("roundtrip", {"not_testable": reason})
+            return
+        model = run.model
+        with untouched(model), names_untouched(), tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.keras"
+            model.save(path)
+            # Refused loads are no silent bug: they raise where users see them.
+            try:
+                loaded = keras.saving.load_model(path, safe_mode=False)
+            except (TypeError, ValueError, KeyError, AttributeError, ImportError, OSError) as error:
+                run.audit("roundtrip", {"not_testable": f"loading raises: {error!s:.300}"})
+                return
+            facts = self._compare(model, loaded, _strict_complaint(path))
+        run.audit("roundtrip", facts)
+
+    def _why_not(self) -> str | None:
+        if self.run.sample is None:
+            return "no sample of the data could be taken; pass probe_data=(x, y)"
+        parameters = sum(int(np.prod(w.shape)) for w in self.run.model.weights)
+        if parameters > MAX_PARAMETERS:
+            return f"the model has {parameters:,} parameters, more than {MAX_PARAMETERS:,}"
+        return None
+
+    def _compare(self, model: Any, loaded: Any, complaint: str | None) -> dict[str, Any]:
+        x = self.run.sample[0]
+        before, again = (tensors_of(quiet_forward(model, x)) for _ in range(2))
+        after = tensors_of(quiet_forward(loaded, x))
+        names = list(getattr(model, "output_names", None) or [])
+        outputs = [
+            {
+                "name": names[i] if i < len(names) else f"output_{i}",
+                "difference": difference(a, b, noise=difference(a, c)["largest"]),
+            }
+            for i, (a, b, c) in enumerate(zip(before, after, again, strict=True))
+            if tuple(a.shape) == tuple(b.shape)
+        ]
+        return {
+            "format": ".keras",
+            "outputs": outputs,
+            "metrics": self._metrics(model, loaded),
+            "weights_changed": _weights_changed(model, loaded),
+            "weights": {"before": len(model.weights), "after": len(loaded.weights)},
+            **_trainable(model, loaded),
+            "layers": _classes(model, loaded),
+            "config_changed": _config_changed(model, loaded),
+            "optimizer_slots": _slots(model, loaded),
+            "output_names": {
+                "before": names,
+                "after": list(getattr(loaded, "output_names", None) or []),
+            },
+            "strict_json": complaint,
+        }
+
+    def _metrics(self, model: Any, loaded: Any) -> list[dict[str, Any]]:
+        """Loss and metrics of both on the captured rows."""
+        x, y, weight = self.run.sample
+        if y is None or not model.compiled or not loaded.compiled:
+            return []
+        before, after = _evaluated(model, x, y, weight), _evaluated(loaded, x, y, weight)
+        rows = int(keras.tree.flatten(x)[0].shape[0])
+        return [
+            {"key": key, "before": float(before[key]), "after": float(after[key]), "samples": rows}
+            for key in before
+            if key in after
+        ]
+
+
+def _evaluated(model: Any, x: Any, y: Any, weight: Any) -> dict[str, Any]:
+    with _evaluation_untouched(model):
+        result: dict[str, Any] = model.test_on_batch(x, y, sample_weight=weight, return_dict=True)
+        return {k: v for k, v in result.items() if np.ndim(v) == 0}
+
+
+@contextmanager
+def _evaluation_untouched(model: Any) -> Iterator[None]:
+    """Within, the model may be evaluated; its metrics and its test function stay as they were."""
+    variables = list(model.metrics_variables)
+    before = [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
+    function, model.test_function = model.test_function, None
+    try:
+        yield
+    finally:
+        model.test_function = function
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+
+
+def _weights_changed(model: Any, loaded: Any) -> list[dict[str, Any]]:
+    rows = []
+    for a, b in zip(model.weights, loaded.weights, strict=False):
+        if tuple(a.shape) != tuple(b.shape):
+            continue
+        found = difference(a, b)
+        if found["largest"] > 0 or found["nonfinite"][0] != found["nonfinite"][1]:
+            rows.append({"path": a.path, "difference": found})
+    return rows
+
+
+def _trainable(model: Any, loaded: Any) -> dict[str, list[str]]:
+    """Trainable weights by the original's paths; the loaded model's are matched by their order."""
+    paths = [w.path for w in model.weights]
+    by_order = dict(zip(map(id, loaded.weights), paths, strict=False))
+    return {
+        "trainable_before": [w.path for w in model.trainable_weights],
+        "trainable_after": [by_order.get(id(w), w.path) for w in loaded.trainable_weights],
+    }
+
+
+def _classes(model: Any, loaded: Any) -> list[dict[str, Any]]:
+    pairs = zip(
+        model._flatten_layers(include_self=False),
+        loaded._flatten_layers(include_self=False),
+        strict=False,
+    )
+    return [
+        {"name": a.name, "class_before": _class_path(a), "class_after": _class_path(b)}
+        for a, b in pairs
+    ]
+
+
+def _class_path(layer: Any) -> str:
+    return f"{type(layer).__module__}.{type(layer).__qualname__}"
+
+
+def _slots(model: Any, loaded: Any) -> dict[str, int] | None:
+    own, other = getattr(model, "optimizer", None), getattr(loaded, "optimizer", None)
+    if own is None or other is None:
+        return None
+    return {"before": len(own.variables), "after": len(other.variables)}
+
+
+def _config_changed(model: Any, loaded: Any) -> list[dict[str, Any]]:
+    """Entries of the configuration that a rebuilt model holds differently; made-up names aside."""
+    try:
+        before, after = (dict(_entries(m.get_config(), "")) for m in (model, loaded))
+    except NotImplementedError:
+        return []
+    return [
+        {"path": path, "before": before.get(path), "after": after.get(path)}
+        for path in sorted({*before, *after})
+        if before.get(path) != after.get(path)
+    ]
+
+
+def _entries(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, each in value.items():
+            if key in ("name", "registered_name", "module", "build_config", "shared_object_id"):
+                continue
+            yield from _entries(each, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, (list, tuple)):
+        for i, each in enumerate(value):
+            yield from _entries(each, f"{path}[{i}]")
+    elif value is None or isinstance(value, (bool, int, float, str)):
+        yield path, value
+
+
+def _strict_complaint(path: Path) -> str | None:
+    """What a strict JSON reader says of the configuration in the file; None where it reads it."""
+    with zipfile.ZipFile(path) as archive:
+        text = archive.read("config.json").decode()
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    try:
+        json.loads(text, parse_constant=refuse)
+    except ValueError as error:
+        return str(error)
+    return None
