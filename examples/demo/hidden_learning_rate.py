@@ -27,6 +27,10 @@ model = keras.Model(tokens, classified, name="tagger")
 rate = 3e-3
 
 
+def current_rate():
+    return rate
+
+
 def lower_the_rate(epoch, logs):
     global rate
     rate /= 4
@@ -34,7 +38,7 @@ def lower_the_rate(epoch, logs):
 
 
 model.compile(
-    optimizer=keras.optimizers.Adam(learning_rate=lambda: rate),
+    optimizer=keras.optimizers.Adam(learning_rate=current_rate),
     loss="sparse_categorical_crossentropy",
     metrics=["accuracy"],
 )

@@ -65,12 +65,12 @@ class Story:
         told = [contrast.told(last) for contrast in self.contrasts]
         shown = ", ".join(dict.fromkeys(shown for shown, _ in told))
         true = ", ".join(true for _, true in told)
-        return f"{self.run_name}: Keras reported {shown}; true: {true}; {_alerts(run)}: {url}"
+        return f"{self.run_name}: Keras reported {shown}; true: {true}; {_alerts(run)}, see {url}"
 
 
 def _alerts(run: Mapping[str, Any]) -> str:
     counts = [f"{n} {severity}" for severity, n in run["alert_counts"].items() if n]
-    return "alerts: " + ", ".join(counts) if counts else "no alert"
+    return "alerts: " + ", ".join(counts) if counts else "no alerts"
 
 
 _OVER_REAL_TOKENS = Contrast(
