@@ -146,9 +146,14 @@ def _weight_names(run: RunView, output: str) -> tuple[str, str, str] | NotTestab
 def _relative_spread(mean: Floats, least: Floats, most: Floats) -> Floats:
     """An upper bound of the weights' standard deviation divided by their mean; shape (n,).
 
+    Over all batches so far, as weights may differ between batches only.
+
     Source: Bhatia and Davis (2000), the variance is at most (max − mean)·(mean − min).
     """
-    variance = np.maximum(most - mean, 0.0) * np.maximum(mean - least, 0.0)
+    mean = np.cumsum(mean) / np.arange(1, len(mean) + 1)
+    above = np.maximum.accumulate(most) - mean
+    below = mean - np.minimum.accumulate(least)
+    variance = np.maximum(above, 0.0) * np.maximum(below, 0.0)
     positive = mean > 0
     spread = np.sqrt(variance) / np.where(positive, mean, 1.0)
     return np.where(positive, spread, np.inf)  # weights that sum to 0 average nothing
