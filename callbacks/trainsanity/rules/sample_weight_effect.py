@@ -61,7 +61,7 @@ class SampleWeightEffect(Rule):
         can_recount = run.has(*LOSS)
         if not (given or declared or can_recount):
             raise not_measured(run, "sample_weight/given_mean")
-        if not declared and all(_weighs_nothing(run, quantity) for quantity in given):
+        if given and not declared and all(_weighs_nothing(run, quantity) for quantity in given):
             raise NotTestable("every sample weight is 1, so weighting changes nothing")
         for quantity in declared:
             yield from self._class_weight(run, quantity)
