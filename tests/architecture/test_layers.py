@@ -13,19 +13,20 @@ from imports import CLIENT, ROOT, SERVER, Import, imports_of
 LAYERS = (
     {"commands", "demo"},
     {"app"},
+    {"guard"},
     {"api", "pages"},
     {"parts"},
     {"services"},
     {"storage", "channels", "live"},
-    {"worker", "access"},
+    {"worker", "access", "metrics"},
     {"settings"},
     {"errors"},
 )
 # What the server may take from the client, besides the version.
 SHARED = {"rules", "signals", "wire", "__version__"}
 BACKENDS = {"keras", "tensorflow", "jax", "torch"}
-# Code that may catch everything, as the style guide says, and how often.
-BROAD = {"boundary.py", "judge.py", "watchman.py", "outbox.py"}
+# Towards the training, towards a rule, towards a channel: these may catch everything.
+BROAD = {"boundary.py", "rulebook.py", "outbox.py"}
 
 
 def _listed(imports: Iterable[Import]) -> str:
