@@ -1,44 +1,33 @@
-"""The server's part of the command line: serve, db upgrade, judge --again."""
+"""`trainsanity serve`."""
 
 from __future__ import annotations
 
 import errno
-import logging
 import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 import click
 import uvicorn
-from pydantic import ValidationError
-from sqlalchemy.exc import DBAPIError
 
 from trainsanity_server.app import create_app
-from trainsanity_server.errors import ServerError, StartupError
-from trainsanity_server.settings import PREFIX, Settings, check_bind
+from trainsanity_server.commands.terminal import (
+    Refusal,
+    database_option,
+    log_to_terminal,
+    opened,
+    plain_refusals,
+    read_settings,
+)
+from trainsanity_server.settings import Settings, check_bind
 from trainsanity_server.storage import schema
-from trainsanity_server.storage.database import Database
 
 # Streams that pages hold open end by then, and what is being stored is stored.
 STOP_SECONDS = 5
 BACKLOG = 2048
 ANY_ADDRESS = {"0.0.0.0", "::"}
-
-database_option = click.option(
-    "--db",
-    metavar="URL",
-    help="Database, e.g. sqlite:///runs.db or postgresql://user@host/name; "
-    "default: $TRAINSANITY_DATABASE_URL, then a file in the user's data folder.",
-)
-
-
-class Refusal(click.ClickException):
-    """The command cannot do what it was asked for; the text says what to change."""
-
-    exit_code = 2
 
 
 @click.command()
@@ -54,9 +43,9 @@ class Refusal(click.ClickException):
 @click.option("--verbose", is_flag=True, help="Log every request.")
 def serve(host: str, port: int, db: str | None, verbose: bool) -> None:
     """Start the server and its dashboard; Ctrl-C stops it."""
-    _log_to_terminal(verbose=verbose)
-    with _plain_refusals():
-        settings = _settings(db)
+    log_to_terminal(verbose=verbose)
+    with plain_refusals():
+        settings = read_settings(db)
         check_bind(settings, host)
         _prepare(settings)
     with _listening(host, port) as listener:
@@ -123,7 +112,7 @@ def _why_not(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
             f"port {port} on {host} is in use. Stop what listens there, or choose another port: "
-            f"trainsanity serve --port {port + 1}"
+            f"trainsanity serve --port {port + 1 if port < 65535 else port - 1}"
         )
     return f"port {port} on {host} cannot be listened on: {error.strerror}"
 
@@ -135,65 +124,7 @@ def _address(host: str, listener: socket.socket) -> str:
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
-def _settings(db: str | None) -> Settings:
-    try:
-        return Settings(database_url=db) if db else Settings()
-    except ValidationError as error:
-        raise Refusal("\n".join(_explained(e) for e in error.errors())) from error
-
-
-def _explained(error: Any) -> str:
-    name = PREFIX + "_".join(str(part) for part in error["loc"][:1]).upper()
-    return f"{name}: {error['msg'].removeprefix('Value error, ')}"
-
-
 def _prepare(settings: Settings) -> None:
     """Opens the database once before the server starts, for an error in one sentence."""
-    with _database(settings) as database:
+    with opened(settings) as database:
         schema.prepare(database)
-
-
-@contextmanager
-def _database(settings: Settings) -> Iterator[Database]:
-    database = Database(settings.database_url, sqlite_synchronous=settings.sqlite_synchronous)
-    try:
-        yield database
-    except DBAPIError as error:
-        where = database.url.render_as_string(hide_password=True)
-        raise Refusal(f"the database at {where} cannot be used: {error.orig}") from error
-    finally:
-        database.close()
-
-
-@contextmanager
-def _plain_refusals() -> Iterator[None]:
-    try:
-        yield
-    except (StartupError, ServerError) as error:
-        raise Refusal(str(error)) from error
-
-
-def _log_to_terminal(*, verbose: bool = False) -> None:
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-
-
-@click.group()
-def db() -> None:
-    """Look after the database."""
-
-
-@db.command()
-@database_option
-def upgrade(db: str | None) -> None:
-    """Bring the database to the tables of this version."""
-    _log_to_terminal()
-    with _plain_refusals(), _database(_settings(db)) as database:
-        where = database.url.render_as_string(hide_password=True)
-        if schema.is_current(database):
-            click.echo(f"{where} is up to date.")
-            return
-        schema.upgrade(database)
-        click.echo(f"{where} has been brought up to date.")
