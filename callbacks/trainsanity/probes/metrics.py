@@ -75,6 +75,7 @@ class Metrics(Probe):
         facts: dict[str, Any] = {
             "key": entry.key,
             "kind": type(metric).__name__,
+            "output": output.name,
             "weighted": entry.weighted,
             "recomputed_by": None,
             "reason": None,
@@ -91,7 +92,9 @@ class Metrics(Probe):
             facts["mean_of"] = "batches"
             return None
         own_update = type(metric).update_state is not keras.metrics.MeanMetricWrapper.update_state
-        facts["recomputed_by"] = "overridden update_state" if own_update else "own function"
+        is_keras = getattr(function, "__module__", "").startswith("keras.")
+        whose = "reference" if is_keras else "own function"
+        facts["recomputed_by"] = "overridden update_state" if own_update else whose
         return ops.cast(values, "float32")
 
     def on_rows(self, rows: TapeRows) -> Columns:
@@ -126,7 +129,10 @@ def compiled_metrics(model: Any) -> list[CompiledMetric]:
     if compiled is None or not compiled.built:
         return []
     entries = []
-    for weighted, lists in ((False, compiled._flat_metrics), (True, compiled._flat_weighted_metrics)):
+    for weighted, lists in (
+        (False, compiled._flat_metrics),
+        (True, compiled._flat_weighted_metrics),
+    ):
         for output, metric_list in enumerate(lists):
             if metric_list:
                 entries.extend((metric, output, weighted) for metric in metric_list.metrics)
