@@ -60,6 +60,7 @@ def api_reference(request: Request) -> Response:
         "pages/api_reference.html",
         groups=by_tag,
         shapes=[_shape(name, shape) for name, shape in shapes.items() if "properties" in shape],
+        shape_names=set(shapes),
     )
 
 

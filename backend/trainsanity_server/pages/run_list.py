@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
+from trainsanity_server.errors import NotFoundError
 from trainsanity_server.pages.render import render, wants_part
 from trainsanity_server.parts import PartsOf
 from trainsanity_server.storage.models import RUN_STATES
@@ -56,7 +57,10 @@ def run_list(
 @router.get("/runs/{run_id}/row", name="page_run_row")
 def run_row(parts: PartsOf, request: Request, run_id: str) -> Response:
     """One line of the list, for live updates."""
-    run = parts.runs.get(run_id)
+    try:
+        run = parts.runs.get(run_id)
+    except NotFoundError:  # deleted: the line goes too
+        return Response(headers={"HX-Reswap": "delete"})
     return render(request, "partials/run_row.html", run=run, now=parts.clock())
 
 

@@ -62,7 +62,7 @@ def witness_words(name: str, *, first: bool) -> str:
 
 
 def sentence(witnesses: Sequence[Mapping[str, Any]]) -> str:
-    """`Keras reports accuracy 0.56; over real positions it is 0.22`; empty where words are lacking."""
+    """`Keras reports accuracy 0.56; over real positions it is 0.22`, or nothing without words."""
     if len(witnesses) < 2:
         return ""
     quantity, _, shown = str(witnesses[0]["name"]).rpartition("/")

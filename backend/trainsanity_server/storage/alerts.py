@@ -24,7 +24,7 @@ def of_run(session: Session, run_id: str) -> Sequence[AlertRow]:
 
 
 def standing(session: Session, limit: int) -> list[tuple[AlertRow, str, str]]:
-    """Open and acknowledged ones with their run's name and project, the worst first, then the newest."""
+    """Open and acknowledged ones with name and project of their run, the worst and newest first."""
     query = (
         select(AlertRow, RunRow.name, RunRow.project)
         .join(RunRow, RunRow.id == AlertRow.run_id)

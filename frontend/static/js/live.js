@@ -2,13 +2,13 @@
 //
 // On a run's page:  live-run, live-points, live-alerts
 // On the list:      live-run-<id> for each run shown; live-unknown-run when another one appears
+// On both:          live-any-alerts
 import { LiveStream } from "./live_stream.js";
 
 const KINDS = ["run", "points", "alerts"];
 const PING = 20000; // milliseconds
 const topic = document.body.dataset.watch;
 const waiting = new Set(); // names of events that wait until the page is looked at
-let openedBefore = false;
 
 function announce(name) {
   if (document.hidden) waiting.add(name);
@@ -23,6 +23,7 @@ function catchUp() {
 }
 
 function changed(run, kinds) {
+  if (kinds.includes("alerts")) announce("live-any-alerts");
   if (topic !== "*") {
     kinds.forEach((kind) => announce(`live-${kind}`));
   } else if (document.getElementById(`run-${run}`)) {
@@ -32,10 +33,10 @@ function changed(run, kinds) {
   }
 }
 
-// Nothing is known of what happened while there was no stream.
+// Nothing is known of what happened before there was a stream, since the page was made too.
 function resync() {
   if (topic !== "*") KINDS.forEach((kind) => announce(`live-${kind}`));
-  else announce("live-unknown-run");
+  else ["live-unknown-run", "live-any-alerts"].forEach(announce);
 }
 
 function show(state) {
@@ -52,9 +53,7 @@ function hear(message) {
     return;
   }
   show(message.type === "open" ? "live" : "lost");
-  if (message.type !== "open") return;
-  if (openedBefore) resync();
-  openedBefore = true;
+  if (message.type === "open") resync();
 }
 
 function throughWorker() {

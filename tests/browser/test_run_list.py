@@ -1,0 +1,102 @@
+"""The list of runs in a browser."""
+
+from __future__ import annotations
+
+import re
+
+from conftest import LiveServer, Watched
+from playwright.sync_api import Browser, Locator, Page, expect
+
+
+def row(page: Page, run_id: str) -> Locator:
+    return page.locator(f"#run-{run_id}")
+
+
+def test_shows_what_was_found_in_each_run(page: Page, wrong_run: str, right_run: str) -> None:
+    page.goto("/")
+    wrong, right = row(page, wrong_run), row(page, right_run)
+    expect(wrong).to_contain_text("Finished")
+    expect(wrong.locator(".run-findings .is-critical")).to_contain_text("1 critical")
+    expect(right.locator(".run-findings")).to_contain_text("nothing found")
+    expect(wrong.locator(".run-steps")).to_contain_text("500")
+    expect(wrong.get_by_role("img")).to_have_attribute("aria-label", re.compile("^loss/reported: from"))
+
+
+def test_filters_while_one_types_and_keeps_the_address(
+    page: Page, wrong_run: str, right_run: str
+) -> None:
+    page.goto("/")
+    page.get_by_label("Name, tag or id").fill("written x")
+    expect(row(page, right_run)).to_have_count(0)
+    expect(row(page, wrong_run)).to_be_visible()
+    expect(page).to_have_url(re.compile(r"/\?q=written\+x"))
+    page.reload()
+    expect(page.get_by_label("Name, tag or id")).to_have_value("written x")
+    expect(row(page, right_run)).to_have_count(0)
+
+
+def test_filters_by_project_and_state(page: Page, wrong_run: str, right_run: str) -> None:
+    page.goto("/")
+    page.get_by_label("Project").select_option("right")
+    expect(row(page, wrong_run)).to_have_count(0)
+    expect(row(page, right_run)).to_be_visible()
+    page.locator(".segments").get_by_text("Failed").click()
+    expect(page.get_by_text("No run fits these filters")).to_be_visible()
+
+
+def test_updates_a_line_in_place(page: Page, server: LiveServer) -> None:
+    feed = server.feed("goes on")
+    feed.send({"loss/reported": [2.0, 1.9]})
+    page.goto("/")
+    line = row(page, feed.run_id)
+    expect(line.locator(".run-steps")).to_contain_text("2")
+    line.evaluate("element => { element.mark = 'same' }")
+    feed.send({"loss/reported": [1.8, 1.7, 1.6]}, state="finished")
+    expect(line.locator(".run-steps")).to_contain_text("5")
+    expect(line).to_contain_text("Finished")
+    assert line.evaluate("element => element.mark") == "same"
+
+
+def test_shows_a_new_run_by_itself(page: Page, server: LiveServer, right_run: str) -> None:
+    page.goto("/")
+    expect(page.locator("#link-state")).to_contain_text("Live")
+    feed = server.feed("just begun")
+    feed.send({"loss/reported": [2.0]})
+    expect(row(page, feed.run_id)).to_be_visible()
+
+
+def test_drops_the_line_of_a_deleted_run(page: Page, server: LiveServer) -> None:
+    feed = server.feed("goes away")
+    feed.send({"loss/reported": [2.0]})
+    page.goto("/")
+    expect(page.locator("#link-state")).to_contain_text("Live")
+    expect(row(page, feed.run_id)).to_be_visible()
+    server.parts.deletion.delete(feed.run_id)
+    expect(row(page, feed.run_id)).to_have_count(0)
+
+
+def test_begins_with_three_lines_and_goes_on_by_itself(
+    browser: Browser, empty_server: LiveServer, watched: Watched
+) -> None:
+    with browser.new_context(base_url=empty_server.address) as context:
+        page = context.new_page()
+        watched.watch(page, empty_server.address)
+        page.goto("/")
+        expect(page.get_by_text(f'SanityCallback("{empty_server.address}")')).to_be_visible()
+        expect(page.locator("#link-state")).to_contain_text("Live")
+        feed = empty_server.feed("the first")
+        feed.send({"loss/reported": [2.0]})
+        expect(row(page, feed.run_id)).to_be_visible()
+
+
+def test_pages_through_many_runs(browser: Browser, empty_server: LiveServer) -> None:
+    for number in range(33):
+        empty_server.feed(f"run {number}", started_at=1_700_000_000 + number).send()
+    with browser.new_context(base_url=empty_server.address) as context:
+        page = context.new_page()
+        page.goto("/")
+        expect(page.locator(".run")).to_have_count(30)
+        expect(page.locator(".run").first).to_contain_text("run 32")
+        page.get_by_role("link", name="Older").click()
+        expect(page.locator(".run")).to_have_count(3)
+        expect(page.locator(".run").last).to_contain_text("run 0")
