@@ -103,6 +103,12 @@ def test_each_part_that_comes_back_different_is_named(facts, subject, severity):
         {"optimizer_slots": None},  # saved without its optimizer
         change("a/rate", 0.1, 0.10000000149),  # stored as float32
         {"weights_changed": [{"path": "a/kernel", "difference": output(0.0)["difference"]}]},
+        {
+            "weights_changed": [
+                {"path": f"d/{name}", "difference": output(0.1)["difference"]}
+                for name in ("kernel", "lora_kernel_a", "lora_kernel_b")
+            ]
+        },
         {"trainable_after": None},
         change("layers[1].config.trainable", False, True),  # a nested Sequential, frozen
     ],

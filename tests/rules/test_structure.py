@@ -120,6 +120,13 @@ class TestStructure:
     def test_near_misses_stay_quiet(self, row):
         assert not self.found(row)
 
+    def test_a_train_step_of_its_own_makes_it_advice(self):
+        """The generator of a GAN runs there alone."""
+        row = self.LAYER | {"ran": 0, "parameters_with_gradient": None}
+        audits = [("compile", 0, {"custom_train_step": True}), ("structure", 1, {"layers": [row]})]
+        (alert,) = StructureMismatch().check(history(audits=audits).view())
+        assert alert.severity is Severity.ADVICE
+
     def test_a_container_is_not_blamed_for_its_unused_copy(self):
         outer = {"path": "td", "parameters": 12}
         copy = {"path": "td/copy", "ran": 0, "parameters_with_gradient": 0}

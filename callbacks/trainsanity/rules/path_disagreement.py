@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -123,7 +124,8 @@ class PathDisagreement(Rule):
     ) -> Severity | None:
         # Similarities of all samples with all others (contrastive losses) depend on the batch by
         # design, and say so by their shape.
-        if row.get("declared_follows_batch"):
+        other_shape = row.get("kind") == "batch" and math.isinf(difference.largest)
+        if row.get("declared_follows_batch") or other_shape:
             return Severity.ADVICE
         narrow = difference.largest <= self.certain_times * difference.tolerance
         return Severity.WARNING if severity is None and narrow else severity

@@ -142,9 +142,12 @@ def _counts(audit: Audit) -> Iterator[Finding]:
 
 
 def _values(audit: Audit) -> Iterator[Finding]:
-    for row in maps(audit.facts, "weights_changed"):
+    rows = maps(audit.facts, "weights_changed")
+    # Saving merges LoRA into its kernel and clears it: other values, and the same function.
+    merged_layers = {_layer(row) for row in rows if "/lora_" in str(row.get("path"))}
+    for row in rows:
         difference, path = Difference.of(row), text(row, "path") or "?"
-        if difference is None or difference.largest == 0.0:
+        if difference is None or difference.largest == 0.0 or _layer(row) in merged_layers:
             continue
         yield _finding(
             audit,
@@ -257,6 +260,10 @@ def _set(audit: Audit, key: str) -> set[str] | None:
 def _list(names: list[Any]) -> str:
     shown = ", ".join(str(n) for n in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3:,} more"
+
+
+def _layer(row: Mapping[str, Any]) -> str:
+    return str(row.get("path")).rpartition("/")[0]
 
 
 def _class(path: str) -> str:

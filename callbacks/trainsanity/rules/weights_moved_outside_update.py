@@ -6,18 +6,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainsanity.rules.comparison import (
-    Flags,
+    Parting,
     finding,
     not_measured,
     number,
     parting,
     steps_in_words,
 )
-from trainsanity.rules.history import Rows, RunHistory, RunView, history
+from trainsanity.rules.history import RunHistory, RunView, history
 from trainsanity.rules.rule import Finding, Rule, Severity
 from trainsanity.wire import Audit
 
 MOVED = "weights/moved_outside"
+SUBJECTS = {"seen": "a callback", "nobody": "unknown", "unwatched": "not watched"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,10 @@ class WeightsMovedOutsideUpdate(Rule):
 
     @staticmethod
     def fires_on() -> RunHistory:
-        return history(weights__moved_outside=[float("nan"), 0.0, 0.0, 0.3, 0.0])
+        return history(
+            weights__moved_outside=[float("nan"), 0.0, 0.0, 0.3, 0.0],
+            audits=[("moved_outside", 4, {"by": ["Logger"], "known": False})],
+        )
 
     @staticmethod
     def quiet_on() -> RunHistory:
@@ -54,42 +58,48 @@ class WeightsMovedOutsideUpdate(Rule):
             raise not_measured(run, MOVED)
         rows = run.rows(MOVED)
         audits = run.audits("moved_outside") if run.has_audit("moved_outside") else []
-        by_step = {audit.step: audit for audit in audits if audit.facts.get("known")}
-        owned = np.isin(rows.steps, list(by_step))
-        yield from _check(rows, owned, by_step, known=True)
-        yield from _check(rows, ~owned, by_step, known=False)
+        watched = {audit.step: audit for audit in audits}
+        # One alert each for what a callback did, what none did, and what was not watched.
+        for kind in ("seen", "nobody", "unwatched"):
+            where = np.array([_kind(watched.get(int(step))) == kind for step in rows.steps], bool)
+            part = parting(rows, np.zeros(len(rows)), rows[MOVED], 0.0, where=where)
+            if part is not None:
+                yield _finding(part, kind, watched.get(part.last_step))
 
 
-def _check(
-    rows: Rows, where: Flags, by_step: dict[int, Audit], *, known: bool
-) -> Iterator[Finding]:
-    part = parting(rows, np.zeros(len(rows)), rows[MOVED], 0.0, where=where)
-    if part is None:
-        return
-    by = by_step[part.last_step].facts.get("by") if known else None
-    who = ", ".join(str(name) for name in by) if isinstance(by, (list, tuple)) and by else None
-    yield finding(
+def _kind(audit: Audit | None) -> str:
+    if audit is None:
+        return "unwatched"
+    return "seen" if audit.facts.get("known") else "nobody"
+
+
+def _finding(part: Parting, kind: str, audit: Audit | None) -> Finding:
+    by = audit.facts.get("by") if audit is not None else None
+    named = kind == "seen" and isinstance(by, (list, tuple)) and by
+    who = ", ".join(str(name) for name in by or ()) if named else SUBJECTS[kind]
+    if kind == "nobody":
+        cause = "No callback wrote them: another thread, train_on_batch, or faulty memory."
+        cure = "Look for code outside of fit that assigns to this model's weights."
+    else:
+        cause = (
+            f"{who} wrote them."
+            if named
+            else "Who wrote them was not watched: a callback, or a layer that changes its weights "
+            "when it is called."
+        )
+        cure = "If this is meant (weight averaging, clipping), ignore it with Expect(ignore=...)."
+    return finding(
         part,
-        subject=who or "unknown",
+        subject=who,
         title=f"Weights moved by {number(part.true)} between two steps"
-        + (f", by {who}" if who else ""),
+        + (f", by {who}" if named else ""),
         message=(
             f"{steps_in_words(part.first_step, part.last_step).capitalize()}, sampled weights "
             f"began a step up to {number(part.true)} away from where the step before had left "
-            "them. "
-            + (
-                f"{who} wrote them."
-                if who
-                else "Nobody could be seen writing them: another thread, train_on_batch, or "
-                "faulty memory."
-            )
+            f"them. {cause}"
         ),
-        suggestion=(
-            "If this is meant (weight averaging, clipping), ignore it with Expect(ignore=...)."
-            if who
-            else "Look for code outside of fit that assigns to this model's weights."
-        ),
+        suggestion=cure,
         names=("expected movement", MOVED),
         because="nothing that runs between two steps may write",
-        severity=Severity.ADVICE if who else None,
+        severity=None if kind == "nobody" else Severity.ADVICE,
     )
