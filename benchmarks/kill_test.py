@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.request import urlopen
 
 import click
@@ -83,7 +82,7 @@ class Server:
     def _is_ready(self) -> bool:
         try:
             urlopen(f"{self.url}/readyz").close()
-        except URLError:
+        except OSError:  # nobody listens yet, or not ready, or it was just killed
             if self._process.poll() is not None:
                 raise click.ClickException("the server ended at once; see server.log") from None
             return False
