@@ -113,6 +113,7 @@ class TestStructure:
             {"ran": 0, "frozen": True},  # a teacher kept as attribute
             {"ran": 0, "parameters": 0},  # a dropout that is not used
             {"parameters_with_gradient": None},
+            {"ran": 0},  # it gets a gradient, so compute_loss calls it
             {"parameters": 12, "parameters_with_gradient": 0},  # dead-weights says more of it
         ],
         ids=str,

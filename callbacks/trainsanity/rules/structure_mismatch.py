@@ -69,7 +69,8 @@ def _check(audit: Audit) -> Iterator[Finding]:
 
 
 def _never_ran(row: Mapping[str, Any]) -> bool:
-    return row.get("listed") is True and whole(row, "ran") == 0
+    learns = bool(whole(row, "parameters_with_gradient"))  # then it ran, if only in the loss
+    return row.get("listed") is True and whole(row, "ran") == 0 and not learns
 
 
 def _unlisted(row: Mapping[str, Any]) -> bool:
