@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from trainsanity.rules.run_silent import RunSilent
 from trainsanity_server.live import Event, LiveHub
 from trainsanity_server.services.alerts import Alerts
 from trainsanity_server.storage import runs, watch
@@ -13,6 +14,9 @@ from trainsanity_server.worker import Worker
 
 log = logging.getLogger(__name__)
 
+# Seconds after a promise to report at which it is broken: a little more than the rule allows, so
+# that the rule agrees when it is asked.
+GRACE_SECONDS = RunSilent.grace + 1.0
 # Another process may take in a run that is due before everything known here.
 LONGEST_SLEEP_SECONDS = 5.0
 
@@ -57,21 +61,21 @@ class Watchman(Worker):
     def _find_silent_runs(self) -> None:
         now = self._clock()
         with self._database.read() as session:
-            overdue = [row.id for row in runs.overdue(session, now)]
-        silent = [id_ for id_ in overdue if self._mark(id_, now)]
+            overdue = [row.id for row in runs.overdue(session, now - GRACE_SECONDS)]
+        silent = [id_ for id_ in overdue if self._mark(id_, now - GRACE_SECONDS)]
         for id_ in silent:
             log.info("run %s has fallen silent", id_)
             self._hub.publish(Event("run", id_))
         if silent:
             self._on_silent()
 
-    def _mark(self, run_id: str, now: float) -> bool:
+    def _mark(self, run_id: str, promised: float) -> bool:
         """False where the run has reported meanwhile, or another server was faster."""
-        return self._database.write(lambda session: runs.mark_silent(session, run_id, now))
+        return self._database.write(lambda session: runs.mark_silent(session, run_id, promised))
 
     def _seconds_to_sleep(self) -> float:
         with self._database.read() as session:
-            due = watch.next_due(session)
+            due = watch.next_due(session, grace_seconds=GRACE_SECONDS)
         if due is None:
             return LONGEST_SLEEP_SECONDS
         return min(max(due - self._clock(), 0.0), LONGEST_SLEEP_SECONDS)

@@ -10,9 +10,10 @@ from trainsanity_server.storage.models import AlertRow, RunRow
 _WATCHED = (RunRow.state == "running", RunRow.deleted_at.is_(None))
 
 
-def next_due(session: Session) -> float | None:
+def next_due(session: Session, *, grace_seconds: float) -> float | None:
     """When the next run counts as silent or the next mute ends, in seconds since the epoch."""
-    alarm = session.scalar(select(func.min(RunRow.alarm_after)).where(*_WATCHED))
+    promised = session.scalar(select(func.min(RunRow.alarm_after)).where(*_WATCHED))
+    alarm = None if promised is None else promised + grace_seconds
     is_muted = AlertRow.state == "muted"
     mute = session.scalar(select(func.min(AlertRow.muted_until)).where(is_muted))
     return min((time for time in (alarm, mute) if time is not None), default=None)
