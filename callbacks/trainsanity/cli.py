@@ -303,7 +303,7 @@ def sync(
         click.echo("nothing to send")
     else:
         _print(table(("run", "outcome", "sent", "waiting", ""), map(_sync_cells, results)))
-    if any(result.outcome in ("waiting", "unusable") for result in results):
+    if any(result.outcome in ("waiting", "refused", "unusable") for result in results):
         sys.exit(Failure.exit_code)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import trainsanity
 from loopback import Loopback, closed_port, fails, right
 from measuring import measure, spooled, steps_of
 
@@ -235,6 +236,9 @@ def test_hands_on_the_words_of_a_server_that_says_no(
     assert result.outcome == "refused"
     assert result.message.endswith("answered 403: this key may only read")
     assert len(server.requests) == 1
+    done = trainsanity("sync", spool_dir, "--url", server.url)
+    assert done.status == 2
+    assert "this key may only read" in done.out
 
 
 def test_one_file_that_is_no_spool_does_not_keep_the_others(
