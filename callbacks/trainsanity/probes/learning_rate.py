@@ -259,8 +259,8 @@ def _shadow_of(optimizer: Any) -> Any:
 def _copy_slots(optimizer: Any, shadow: Any, sampled: list[_Sampled], backend: Any) -> None:
     """Gives the shadow the state that the real optimizer has for the sampled elements."""
     shadow._iterations.assign(backend.read(optimizer._iterations))
-    slots = _slots_by_variable(optimizer)
-    shadow_slots = _slots_by_variable(shadow)[0]
+    slots = slot_lists(optimizer)
+    shadow_slots = slot_lists(shadow)[0]
     for name, own in shadow_slots.items():
         parts = []
         for s in sampled:
@@ -273,7 +273,7 @@ def _copy_slots(optimizer: Any, shadow: Any, sampled: list[_Sampled], backend: A
             getattr(shadow, name).assign(backend.read(getattr(optimizer, name)))
 
 
-def _slots_by_variable(optimizer: Any) -> list[dict[str, Any]]:
+def slot_lists(optimizer: Any) -> list[dict[str, Any]]:
     """Per trained variable: slot list's name -> slot variable."""
     count = len(optimizer._trainable_variables)
     found: list[dict[str, Any]] = [{} for _ in range(count)]

@@ -1,0 +1,120 @@
+"""Metric objects: what they say themselves, and whether a reset resets them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from trainsanity.probes.metrics import compiled_metrics
+from trainsanity.probes.probe import Probe
+from trainsanity.tape import Tape
+
+
+class MetricObjects(Probe):
+    """Makes the audits `log_keys` at epoch ends and `metric_state` at epoch begins."""
+
+    name = "metric_objects"
+
+    def __init__(self, run: Any) -> None:
+        super().__init__(run)
+        self._asked: dict[str, float] | None = None
+        self._before: dict[int, float] = {}
+
+    # log_keys
+
+    def on_test_begin(self) -> None:
+        # Validation resets the metrics: afterwards they no longer know the epoch.
+        if self.run.kind == "fit" and self._asked is None:
+            self._asked = self._ask()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
+        asked = self._ask() if self._asked is None else self._asked
+        self._asked = None
+        objects = _by_key(self.run.model)
+        keys = [
+            {
+                "key": key,
+                "shown": float(logs[key]),
+                "result": result,
+                "object": f"{type(objects[key]).__name__} {objects[key].name}",
+                "owners": _owners(self.run.model, objects[key].name),
+            }
+            for key, result in asked.items()
+            if key in logs
+        ]
+        self.run.audit("log_keys", {"epoch": epoch, "keys": keys})
+        self._before = {id(v): self._sum(v) for m in objects.values() for v in m.variables}
+
+    def _ask(self) -> dict[str, float]:
+        results = {}
+        for key, metric in _by_key(self.run.model).items():
+            value = metric.result()
+            if not isinstance(value, dict) and len(np.shape(value)) == 0:
+                results[key] = float(keras.ops.convert_to_numpy(value))
+        return results
+
+    # metric_state
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        self._asked = None
+        rows = [
+            {
+                "key": key,
+                "class": type(metric).__name__,
+                "own_reset": not type(metric).reset_state.__module__.startswith("keras."),
+                "variables": [self._variable(v) for v in metric.variables],
+            }
+            for key, metric in _by_key(self.run.model).items()
+        ]
+        if rows and self._before:
+            self.run.audit("metric_state", {"epoch": epoch, "metrics": rows})
+
+    def _variable(self, variable: Any) -> dict[str, Any]:
+        return {
+            "name": variable.name,
+            "initial": _initial(variable),
+            "before_reset": self._before.get(id(variable)),
+            "after_reset": self._sum(variable),
+        }
+
+    def _sum(self, variable: Any) -> float:
+        return _absolute_sum(self.run.backend.read(variable))
+
+
+def _absolute_sum(value: Any) -> float:
+    return float(np.abs(np.asarray(value, np.float64)).sum())
+
+
+def _initial(variable: Any) -> float | None:
+    """What the variable held when it was new; None where its initializer is random or gone."""
+    initializer = variable._initializer
+    if initializer is None or hasattr(initializer, "seed"):
+        return None
+    value = initializer(variable.shape, dtype=variable.dtype)
+    return _absolute_sum(keras.ops.convert_to_numpy(value))
+
+
+def _by_key(model: Any) -> dict[str, Any]:
+    """The metric object that each log key names."""
+    found: dict[str, Any] = {}
+    tracker = getattr(model, "_loss_tracker", None)
+    if tracker is not None:
+        found["loss"] = tracker
+    for entry in compiled_metrics(model):
+        found.setdefault(entry.key, entry.metric)
+    compiled = (getattr(model, "_compile_metrics", None), getattr(model, "_compile_loss", None))
+    for metric in model.metrics:
+        if metric is not tracker and metric not in compiled and not isinstance(metric, Tape):
+            found.setdefault(metric.name, metric)
+    return found
+
+
+def _owners(model: Any, name: str) -> int:
+    """Metric objects that carry this name, those of nested layers too."""
+    objects = {id(m): m for m in _by_key(model).values()}
+    for layer in model._flatten_layers(include_self=False):
+        objects.update((id(m), m) for m in getattr(layer, "_metrics", []))
+    return sum(m.name == name for m in objects.values())
