@@ -162,6 +162,7 @@ class Columns(Shape):
     thinned: bool
     step: list[int]
     value: list[Number] | None = None
+    last_step: list[int] | None = None
     min: list[Number] | None = None
     max: list[Number] | None = None
     mean: list[Number] | None = None

@@ -20,7 +20,6 @@ export class Chart {
     this.log = false;
     this.range = null; // the range that is drawn; null: everything
     this.busy = null;
-    this.isStale = false;
     this.makeLegend();
   }
 
@@ -28,9 +27,17 @@ export class Chart {
     return this.plot.classList.contains("js-plotly-plot");
   }
 
-  async create() {
-    this.plot.replaceChildren();
+  create() {
+    this.created ??= this.make();
+    return this.created;
+  }
+
+  async make() {
     await this.load();
+    if (!this.isDrawn) {
+      this.created = null; // the server could not be asked; tried again when it comes into view
+      return;
+    }
     this.plot.on("plotly_hover", (event) => this.shared.hover(event.xvals[0], this));
     this.plot.on("plotly_unhover", () => this.shared.leave(this));
     this.plot.on("plotly_relayout", (change) => this.zoomed(change));
@@ -49,27 +56,24 @@ export class Chart {
       this.range = range;
       this.series.forEach((series) => series.clear());
       this.take(answer);
-      this.draw();
+      await this.draw();
     });
   }
 
   // Adds what came after the last step drawn: the cost follows what is new.
-  follow() {
-    if (this.range && this.range[1] < this.lastStep) return Promise.resolve();
-    return this.alone(async () => {
+  async follow() {
+    await this.alone(async () => {
+      const end = this.range?.[1] ?? Infinity;
+      if (this.lastStep >= end) return;
       const answer = await fetchData(this.element.dataset.run, this.names, {
         first: this.lastStep + 1,
         last: this.range?.[1],
         points: MOST_PLACES,
       });
-      if (!this.take(answer)) return;
-      if (this.places > 2 * MOST_PLACES * this.series.length) this.isStale = true;
-      else this.draw();
-    }).then(() => {
-      if (!this.isStale) return undefined;
-      this.isStale = false;
-      return this.load();
+      if (this.take(answer)) await this.draw();
     });
+    // Too much by now to be drawn place by place.
+    if (this.places > 2 * MOST_PLACES * this.series.length) await this.load();
   }
 
   // One fetch at a time; a wish that comes meanwhile is served afterwards.
@@ -111,11 +115,10 @@ export class Chart {
     layout.yaxis = { ...layout.yaxis, ...this.height() };
     layout.shapes = this.marks();
     if (layout.shapes.length) layout.margin.t = 22;
-    Plotly.react(this.plot, this.traces(), layout, CONFIG);
     this.count();
     this.readOut();
-    this.element.dataset.liveFirst = Math.min(...this.series.map((series) => series.step[0] ?? Infinity));
     this.element.dataset.liveLast = this.lastStep;
+    return Plotly.react(this.plot, this.traces(), layout, CONFIG);
   }
 
   traces() {

@@ -37,29 +37,29 @@ export class Series {
   appendSamples({ step, value }) {
     for (let i = 0; i < step.length; i++) {
       const sample = number(value[i]);
-      this.place(step[i], finite(sample), finite(sample), finite(sample));
+      this.place(step[i], step[i], finite(sample), finite(sample), finite(sample));
       if (!Number.isFinite(sample)) this.odd.push(step[i]);
       this.last = sample;
     }
     this.total += step.length;
   }
 
-  appendStretches({ step, min, max, mean, last, count, nonfinite }) {
+  appendStretches({ step, last_step: lastStep, min, max, mean, last, count, nonfinite }) {
     this.exact = false;
     for (let i = 0; i < step.length; i++) {
-      this.place(step[i], finite(number(mean[i])), finite(number(min[i])), finite(number(max[i])));
+      this.place(step[i], lastStep[i], finite(number(mean[i])), finite(number(min[i])), finite(number(max[i])));
       if (nonfinite[i]) this.odd.push(step[i]);
       this.total += count[i];
       this.last = number(last[i]);
     }
   }
 
-  place(step, value, low, high) {
+  place(step, lastStep, value, low, high) {
     this.step.push(step);
     this.value.push(value);
     this.low.push(low);
     this.high.push(high);
-    this.lastStep = Math.max(this.lastStep, step);
+    this.lastStep = Math.max(this.lastStep, lastStep);
   }
 
   // The place nearest to a step; -1 where there is none.
