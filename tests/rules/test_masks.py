@@ -89,6 +89,23 @@ class TestLostMask:
         with pytest.raises(NotTestable, match="may end"):
             judge(self.lost, end)
 
+    def test_is_silent_where_no_mask_arrives_and_none_was_lost(self):
+        """An autoencoder: the LSTM ends the mask, RepeatVector makes positions of its own."""
+        outputs = {"o": {"aligned": True, "mask": None, "first_lost": None}}
+        with pytest.raises(NotTestable, match="may end"):
+            judge(self.lost, ("mask_flow", 0, {"layers": [], "outputs": outputs}))
+
+    def test_blames_attention_that_takes_the_mask_off_its_inputs(self):
+        """Keras 3.15: the residual around MultiHeadAttention finds its input without a mask."""
+        layers = [
+            {"name": "mha", "class": "MultiHeadAttention", "inputs": ["embedding", "embedding"]},
+            {"name": "add", "class": "Add", "inputs": ["embedding", "mha"]},
+        ]
+        outputs = {"o": {"aligned": True, "mask": None, "first_lost": "add"}}
+        (found,) = judge(self.lost, ("mask_flow", 0, {"layers": layers, "outputs": outputs}))
+        assert "goes into `mha`, and Keras' MultiHeadAttention takes the mask off" in found.message
+        assert "h = LayerNormalization()(x)" in found.suggestion
+
     def test_is_not_testable_without_a_mask(self):
         with pytest.raises(NotTestable, match="mask/input_coverage"):
             judge(numbers(0.5, 0.5))

@@ -113,8 +113,16 @@ def _by_key(model: Any) -> dict[str, Any]:
 
 
 def _owners(model: Any, name: str) -> int:
-    """Metric objects that carry this name, those of nested layers too."""
-    objects = {id(m): m for m in _by_key(model).values()}
-    for layer in model._flatten_layers(include_self=False):
-        objects.update((id(m), m) for m in getattr(layer, "_metrics", []))
-    return sum(m.name == name for m in objects.values())
+    """Metric objects that want the one place in the logs: the one shown, and those never shown.
+
+    Metrics of one name that Keras shows under keys of their own (`mae`, `weighted_mae`) do not
+    count.
+    """
+    shown = {id(m) for m in _by_key(model).values()}
+    hidden = {
+        id(m)
+        for layer in model._flatten_layers(include_self=False)
+        for m in getattr(layer, "_metrics", [])
+        if m.name == name and id(m) not in shown
+    }
+    return 1 + len(hidden)

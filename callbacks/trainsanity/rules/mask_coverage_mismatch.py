@@ -16,6 +16,7 @@ from trainsanity.rules.masked_numbers import (
     counts_padding,
     flattered,
     ignores_its_mask,
+    most_telling,
     padded_loss,
 )
 from trainsanity.rules.rule import Finding, NotTestable, Rule, Severity, Witness
@@ -120,7 +121,7 @@ class MaskCoverageMismatch(Rule):
 
 def _lost(run: RunView, mask: str, credit: Parting) -> Finding:
     layer = first_lost(run, name_of(mask))
-    numbers = counts_padding(run, mask) or padded_loss(run, mask)
+    numbers = most_telling((counts_padding(run, mask), padded_loss(run, mask)))
     counted, is_real = _coverage(run, mask, credit.last_step)
     at = f" at {layer.name}" if layer else ""
     return Finding(
@@ -217,7 +218,9 @@ def _output(mask: str) -> str:
 
 
 def _died(layer: FlowLayer | None) -> str:
-    return f"The mask died at {layer.in_words()}." if layer else "No mask arrives."
+    if layer is None:
+        return "No mask arrives."
+    return f"The mask died at {layer.in_words()}. {layer.cause()}".rstrip()
 
 
 def _remedy(layer: FlowLayer | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainsanity.rules.comparison import maps, real, text
@@ -42,6 +42,8 @@ class FlowLayer:
         legal: whether a mask may end here; None where that is not known.
         produced: whether a mask begins here.
         site: the user's line, e.g. "model.py:41"; empty where unknown.
+        inputs: names of the layers whose outputs go in.
+        stripped_by: the attention layer that took the mask off one of these inputs; else empty.
     """
 
     name: str
@@ -52,6 +54,8 @@ class FlowLayer:
     coverage_in: float | None
     coverage_out: float | None
     site: str
+    inputs: tuple[str, ...] = ()
+    stripped_by: str = ""
 
     def in_words(self) -> str:
         """`` `add_1` (operator `+`, model.py:41) ``"""
@@ -63,8 +67,23 @@ class FlowLayer:
             what = f"layer {self.kind}"
         return f"`{self.name}` ({', '.join(part for part in (what, self.site) if part)})"
 
+    def cause(self) -> str:
+        """Why it died here, where another layer is to blame; else empty."""
+        if not self.stripped_by:
+            return ""
+        return (
+            f"One of its inputs also goes into `{self.stripped_by}`, and Keras' MultiHeadAttention "
+            "takes the mask off the tensors it is given."
+        )
+
     def remedy(self) -> str:
         """What to change so that the mask goes on."""
+        if self.stripped_by:
+            return (
+                "Give the attention a tensor of its own, e.g. normalize first: "
+                "MultiHeadAttention(...)(h, h) with h = LayerNormalization()(x), then "
+                "Add()([x, attended]); or give padding a sample weight of 0."
+            )
         if self.is_operation and self.kind in _LAYERS:
             return (
                 f"Write keras.layers.{_LAYERS[self.kind]} instead of the operator "
@@ -95,8 +114,23 @@ def first_lost(run: RunView, output: str) -> FlowLayer | None:
     name = text(_output(run, output), "first_lost")
     if name is None:
         return None
-    unknown = FlowLayer(name, "", False, False, None, None, None, "")
-    return flow_layers(run).get(name, unknown)
+    layers = flow_layers(run)
+    lost = layers.get(name, FlowLayer(name, "", False, False, None, None, None, ""))
+    return replace(lost, stripped_by=_stripper(lost, list(layers.values())))
+
+
+def _stripper(lost: FlowLayer, layers: list[FlowLayer]) -> str:
+    """The attention layer that shares an input with this one.
+
+    Keras 3.15 removes the mask from query, key and value themselves, so whatever else reads them
+    finds none (keras/src/layers/attention/multi_head_attention.py, `call`).
+    """
+    shared = (
+        layer.name
+        for layer in layers
+        if layer.kind == "MultiHeadAttention" and set(layer.inputs) & set(lost.inputs)
+    )
+    return next(shared, "")
 
 
 def last_made(run: RunView, output: str) -> FlowLayer | None:
@@ -113,9 +147,14 @@ def last_made(run: RunView, output: str) -> FlowLayer | None:
 
 def is_aligned(run: RunView, output: str) -> bool:
     """Whether this output has the positions of the mask; True where that is not known."""
+    flow = _output(run, output)
+    if not flow:
+        return True
     lost = first_lost(run, output)
-    ended_legally = lost is not None and lost.legal is True
-    return _output(run, output).get("aligned") is not False and not ended_legally
+    if lost is None:
+        # No mask arrives, and none was lost: it ended where it may, as at an RNN's last state.
+        return flow.get("aligned") is not False and flow.get("mask", "unknown") is not None
+    return flow.get("aligned") is not False and lost.legal is not True
 
 
 def _output(run: RunView, output: str) -> Mapping[str, Any]:
@@ -130,7 +169,7 @@ def _output(run: RunView, output: str) -> Mapping[str, Any]:
 
 
 def _layer(facts: Mapping[str, Any]) -> FlowLayer:
-    legal = facts.get("legal")
+    legal, inputs = facts.get("legal"), facts.get("inputs")
     return FlowLayer(
         name=text(facts, "name") or "",
         kind=text(facts, "class") or "",
@@ -140,4 +179,5 @@ def _layer(facts: Mapping[str, Any]) -> FlowLayer:
         coverage_in=real(facts, "mask_in"),
         coverage_out=real(facts, "mask_out"),
         site=text(facts, "site") or "",
+        inputs=tuple(map(str, inputs)) if isinstance(inputs, (list, tuple)) else (),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from trainsanity.rules.comparison import (
     finite_rows,
     name_of,
     parting,
+    relative_gap,
     unit_roundoff,
 )
 from trainsanity.rules.history import Floats, Rows, RunView
@@ -21,6 +23,8 @@ from trainsanity.rules.shown_metrics import ShownMetric, in_words, metrics_of, r
 # A share is a count divided by a count, both exact in float32 below 2^24 positions a batch: one
 # rounding each, and a store on the tape.
 SHARE_TOLERANCE = 4 * unit_roundoff("float32")
+# Which numbers to show first where there are several; no threshold of any alert.
+PLAIN_GAP = 0.05
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class ShownAndReal:
     def in_words(self) -> str:
         over = "Over the positions that are not padding"
         return in_words(self.metric.key, self.part.shown, self.part.true, over)
+
+    @property
+    def gap(self) -> float:
+        """Relative to the larger of the two."""
+        return float(relative_gap(self.part.shown, self.part.true))
 
     @property
     def names(self) -> tuple[str, str]:
@@ -51,18 +60,24 @@ def comparable(run: RunView, mask: str) -> list[ShownMetric]:
 
 
 def counts_padding(run: RunView, mask: str) -> ShownAndReal | None:
-    """A metric that differs over real positions, in batches that gave metrics too large a mask."""
+    """The metric that padding changes most, in batches that gave metrics too large a mask."""
     if not run.has(f"{mask}/metric_coverage"):
         return None
+    found = []
     for metric in comparable(run, mask):
         if metric.is_own:
             continue  # may leave padding out by itself
         rows, shown, true = _pair(run, metric, f"{mask}/metric_coverage", f"{mask}/input_coverage")
         more = rows[f"{mask}/metric_coverage"] - rows[f"{mask}/input_coverage"] > SHARE_TOLERANCE
-        found = _parted(run, metric, rows, shown, true, where=more)
-        if found is not None:
-            return found
-    return None
+        found.append(_parted(run, metric, rows, shown, true, where=more))
+    return most_telling(found)
+
+
+def most_telling(found: Iterable[ShownAndReal | None]) -> ShownAndReal | None:
+    """The first whose gap nobody can overlook, else that with the largest gap."""
+    some = [each for each in found if each is not None]
+    plain = [each for each in some if each.gap >= PLAIN_GAP]
+    return plain[0] if plain else max(some, key=lambda each: each.gap, default=None)
 
 
 def ignores_its_mask(run: RunView, mask: str) -> ShownAndReal | None:
