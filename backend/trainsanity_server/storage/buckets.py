@@ -84,7 +84,7 @@ def from_rows(steps: Whole, values: NDArray[Any], rows: int) -> Buckets:
         rows=total.astype(np.int64),
         min=np.where(count > 0, low, np.nan),
         max=np.where(count > 0, high, np.nan),
-        sum=np.add.reduceat(np.where(finite, values, 0.0), starts, axis=1),
+        sum=_sums(np.where(finite, values, 0.0), starts),
         first=values[:, starts],
         last=values[:, ends],
         nan=nans,
@@ -123,9 +123,15 @@ def merged(buckets: Buckets, starts: NDArray[np.int64]) -> Buckets:
         rows=np.add.reduceat(buckets.rows, starts),
         min=np.fmin.reduceat(buckets.min, starts, axis=1),
         max=np.fmax.reduceat(buckets.max, starts, axis=1),
-        sum=np.add.reduceat(buckets.sum, starts, axis=1),
+        sum=_sums(buckets.sum, starts),
         first=buckets.first[:, starts],
         last=buckets.last[:, ends],
         nan=np.add.reduceat(buckets.nan, starts, axis=1),
         inf=np.add.reduceat(buckets.inf, starts, axis=1),
     )
+
+
+def _sums(values: Floats, starts: NDArray[np.int64]) -> Floats:
+    """A sum that float64 cannot hold is infinite, as its mean would be."""
+    with np.errstate(over="ignore"):
+        return np.add.reduceat(values, starts, axis=1)

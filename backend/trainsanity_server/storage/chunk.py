@@ -20,7 +20,7 @@ VERSION = 1
 LEVEL = 1  # of zlib; level 9 makes noisy numbers 1 % smaller (measured)
 
 _HEADER = struct.Struct("<BxxxIII")  # version, signals, buckets, checksum of the rest
-_DATA = struct.Struct("<BxxxII")  # version, signals, rows
+_DATA = struct.Struct("<BxxxIII")  # version, signals, rows, checksum of both and of the table
 _PART = np.dtype([("kind", "<u1"), ("end", "<u4"), ("checksum", "<u4")])
 _FLOATS = ("min", "max", "sum", "first", "last")
 _DTYPES = (np.dtype("<f4"), np.dtype("<f8"), np.dtype("<i8"))
@@ -74,8 +74,13 @@ def pack_rows(steps: Whole, values: NDArray[Any]) -> bytes:
     table["kind"] = [kind for kind, _ in parts]
     table["end"] = np.cumsum([len(body) for _, body in parts])
     table["checksum"] = [zlib.crc32(body) for _, body in parts]
-    head = _DATA.pack(VERSION, len(values), len(steps))
+    checksum = _table_checksum(len(values), len(steps), table)
+    head = _DATA.pack(VERSION, len(values), len(steps), checksum)
     return head + table.tobytes() + b"".join(body for _, body in parts)
+
+
+def _table_checksum(signals: int, rows: int, table: NDArray[Any]) -> int:
+    return zlib.crc32(table.tobytes(), zlib.crc32(b"%d %d" % (signals, rows)))
 
 
 def unpack_rows(data: bytes, signals: Sequence[int]) -> tuple[Whole, NDArray[np.float64]]:
@@ -85,12 +90,12 @@ def unpack_rows(data: bytes, signals: Sequence[int]) -> tuple[Whole, NDArray[np.
         DamagedError: a checksum is wrong.
     """
     try:
-        version, k, n = _DATA.unpack_from(data)
+        version, k, n, checksum = _DATA.unpack_from(data)
         table = np.frombuffer(data, _PART, k + 1, _DATA.size)
     except (struct.error, ValueError) as error:
         raise DamagedError(f"a chunk is cut off at {len(data)} bytes") from error
-    if version != VERSION:
-        raise DamagedError(f"a chunk is of version {version}; this server reads {VERSION}")
+    if version != VERSION or _table_checksum(k, n, table) != checksum:
+        raise DamagedError("the checksum of a chunk's table is wrong")
     body = memoryview(data)[_DATA.size + table.nbytes :]
 
     def part(index: int) -> NDArray[Any]:

@@ -14,12 +14,12 @@ from sqlalchemy.orm import Session
 from trainsanity.wire import Block
 from trainsanity_server.storage.blocks import within
 from trainsanity_server.storage.buckets import Buckets, from_rows, joined, thinned
-from trainsanity_server.storage.cover import CHUNK_ROWS, Cover, bucket_rows
+from trainsanity_server.storage.cover import BUCKET_ROWS, CHUNK_ROWS, Cover, bucket_rows
 from trainsanity_server.storage.log import tail_blocks
 from trainsanity_server.storage.models import GroupRow
 from trainsanity_server.storage.points import Series
 
-RAW_ROWS = 8 * CHUNK_ROWS  # up to here the samples themselves are read
+RAW_ROWS = 16 * CHUNK_ROWS  # samples of a signal that are read for a chart that thins them
 FINER = 8  # summaries that are read for one that is drawn, at most
 
 
@@ -82,12 +82,19 @@ class Curves:
         names = tuple(group.names[i] for i in signals)
         cover = Cover(self._session, self._run_id, group.number, names, signals, self.damage)
         count = cover.count(*self._range)
-        if count <= min(RAW_ROWS, FINER * self._points):
+        if count <= self._most_raw:
             self._keep(cover.block(*self._range))
             return
         for part in cover.buckets(level_for(count, self._most), *self._range):
             for i, name in enumerate(names):
                 self._pieces[name].buckets.append(part.signal(i))
+
+    @property
+    def _most_raw(self) -> int:
+        """Samples that are read as they are: where summaries would be too coarse or not wanted."""
+        # The count of a group may be too great by two chunks.
+        wanted = self._points + 2 * CHUNK_ROWS
+        return max(wanted, min(RAW_ROWS, BUCKET_ROWS * self._most // 2))
 
     def _keep(self, block: Block) -> None:
         if not len(block.steps):
