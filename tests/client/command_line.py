@@ -57,6 +57,7 @@ class Served:
     """A server that `trainsanity serve` has started."""
 
     url: str
+    database: str
     process: subprocess.Popen[str]
 
     def stop(self, with_signal: int = signal.SIGTERM) -> int:
@@ -68,7 +69,8 @@ class Served:
 @contextmanager
 def served(database: Path, *arguments: str, **environment: str) -> Iterator[Served]:
     """A server on a free port."""
-    command = [*COMMAND, "serve", "--port", "0", "--db", f"sqlite:///{database}", *arguments]
+    url = f"sqlite:///{database}"
+    command = [*COMMAND, "serve", "--port", "0", "--db", url, *arguments]
     process = subprocess.Popen(
         command, env=clean_environment(**environment), stdout=subprocess.PIPE, text=True
     )
@@ -77,7 +79,7 @@ def served(database: Path, *arguments: str, **environment: str) -> Iterator[Serv
         line = process.stdout.readline()
         said = re.match(r"trainsanity is at (\S+)", line)
         assert said, f"expected the address. Received: {line!r}"
-        yield Served(said[1], process)
+        yield Served(said[1], url, process)
     finally:
         if process.poll() is None:
             process.kill()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -234,3 +235,60 @@ def test_export_leaves_no_half_a_file(cast: Cast, tmp_path: Path):
     path = tmp_path / "x.json"
     assert ask(cast, "export", "no-such-run", "-o", str(path)).status == 2
     assert list(tmp_path.iterdir()) == []
+
+
+# judge --again
+
+
+def test_judging_again_with_the_same_rules_changes_nothing(cast: Cast):
+    done = trainsanity("judge", "--again", "bad", "--db", cast.server.database)
+    assert (done.status, done.err) == (0, "")
+    assert done.out == f"bad ({cast.bad}): nothing is different\n"
+
+
+@pytest.fixture
+def older(cast: Cast, tmp_path: Path) -> str:
+    """The database as it would be had the rule not existed when the runs came in."""
+    path = tmp_path / "older.db"
+    source = sqlite3.connect(cast.server.database.removeprefix("sqlite:///"))
+    copy = sqlite3.connect(path)
+    with closing(source), closing(copy), copy:
+        source.backup(copy)
+        for table in ("verdicts", "alerts"):
+            copy.execute(f"DELETE FROM {table} WHERE rule = 'lr-effective-mismatch'")
+        copy.execute("DELETE FROM alert_transitions WHERE alert_id NOT IN (SELECT id FROM alerts)")
+    return f"sqlite:///{path}"
+
+
+def test_judging_again_shows_what_is_different(cast: Cast, older: str):
+    done = trainsanity("judge", "--again", "bad", "--db", older)
+    assert (done.status, done.err) == (0, "")
+    lines = [line.split() for line in done.out.splitlines()]
+    assert lines[0] == ["bad", f"({cast.bad})"]
+    assert lines[1] == ["before", "after"]
+    assert lines[2] == ["lr-effective-mismatch", "-", "alert"]
+    assert lines[3][0] == "lr-effective-mismatch:"
+    assert lines[3][-2:] == ["-", "open"]
+
+
+def test_judging_everything_again_as_json(cast: Cast, older: str):
+    done = trainsanity("judge", "--again", "--all", "--json", "--db", older)
+    by_run = {difference["run_id"]: difference for difference in done.json}
+    assert by_run[cast.bad]["verdicts"] == [
+        {"what": "lr-effective-mismatch", "before": "", "after": "alert"}
+    ]
+    assert cast.endless not in by_run
+
+
+def test_judging_again_wants_a_run(cast: Cast):
+    done = trainsanity("judge", "bad", "--db", cast.server.database)
+    assert done.status == 2
+    assert "--again" in done.err
+    done = trainsanity("judge", "--again", "nothing", "--db", cast.server.database)
+    assert (done.status, "'nothing'" in done.err) == (2, True)
+
+
+def test_a_database_that_is_behind_is_not_judged(tmp_path: Path):
+    done = trainsanity("judge", "--again", "x", "--db", f"sqlite:///{tmp_path}/new.db")
+    assert done.status == 2
+    assert "trainsanity db upgrade" in done.err
