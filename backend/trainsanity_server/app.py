@@ -9,11 +9,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fastapi import APIRouter, Depends, FastAPI
 
 from trainsanity import __version__
-from trainsanity_server import guard, pages
+from trainsanity_server import guard, pages, problems
 from trainsanity_server.access import Keys, require_key
 from trainsanity_server.api import alerts as alerts_api
 from trainsanity_server.api import channels as channels_api
-from trainsanity_server.api import health, ingest, problems, runs, signals
+from trainsanity_server.api import health, ingest, runs, signals
 from trainsanity_server.channels import configured
 from trainsanity_server.live import LiveHub
 from trainsanity_server.metrics import Metrics

@@ -10,8 +10,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trainsanity.wire import MAX_PACKET_BYTES
+from trainsanity_server import problems
 from trainsanity_server.access import allowed_names, is_allowed_host
-from trainsanity_server.api import problems
 from trainsanity_server.errors import (
     ForbiddenError,
     MisdirectedError,

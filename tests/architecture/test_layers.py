@@ -18,7 +18,7 @@ LAYERS = (
     {"parts"},
     {"services"},
     {"storage", "channels", "live"},
-    {"worker", "access", "metrics"},
+    {"worker", "access", "metrics", "problems"},
     {"settings"},
     {"errors"},
 )

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from trainsanity_server.api import problems
+from trainsanity_server import problems
 from trainsanity_server.errors import ServerError, UnauthorizedError
 from trainsanity_server.pages.render import render, wants_part
 
