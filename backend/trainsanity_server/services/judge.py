@@ -175,14 +175,14 @@ class Judge(Worker):
     def _remember(self, run: RunRow) -> Case:
         case = Case(judged_seq=run.judged_seq)
         for window in windows(self._database, self._points, run.id, packed_seq=run.compacted_seq):
-            _take(case.history, window.blocks, window.audits)
+            take(case.history, window.blocks, window.audits)
             case.history.mark_judged()
         at = run.compacted_seq
         while at < run.judged_seq:
             tail = self._points.tail(run.id, at, limit=run.judged_seq - at)
             at = tail.next_seq
             case.loose_bytes += tail.bytes
-            _take(case.history, tail.blocks, tail.audits)
+            take(case.history, tail.blocks, tail.audits)
             case.history.mark_judged()
         with self._database.read() as session:
             rows = alert_rows.verdicts(session, run.id)
@@ -190,7 +190,7 @@ class Judge(Worker):
         return case
 
     def _feed(self, case: Case, run: RunRow, tail: Tail) -> None:
-        _take(case.history, tail.blocks, tail.audits)
+        take(case.history, tail.blocks, tail.audits)
         # Of a run that ended, rules see the end together with the last packet, not before.
         is_all = tail.next_seq == run.next_seq
         case.history.facts = facts_of(run, now=self._clock(), is_all=is_all)
@@ -264,7 +264,8 @@ def facts_of(run: RunRow, *, now: float, is_all: bool = True) -> RunFacts:
     )
 
 
-def _take(history: RunHistory, blocks: Iterable[Block], audits: Iterable[Audit]) -> None:
+def take(history: RunHistory, blocks: Iterable[Block], audits: Iterable[Audit]) -> None:
+    """Adds evidence to a history, as few long blocks."""
     for block in gathered(blocks):
         history.append(block)
     for audit in audits:

@@ -14,7 +14,7 @@ STRENGTH = {"alert": 2, "ok": 1, "not_testable": 0}
 
 log = logging.getLogger(__name__)
 
-Verdicts = dict[str, tuple[str, str]]  # rule -> verdict, reason
+Verdicts = dict[str, tuple[str, str]]  # by rule: verdict and reason
 
 
 @dataclass
