@@ -37,8 +37,8 @@ def get_signal_data(
     """Columns `step, value`, or summaries where a signal has more than `points` samples.
 
     A summary stands for `count` samples from `step` to `last_step`, `nonfinite` of which are NaN or
-    infinite; `min`, `max` and `mean` are over the finite ones. There are `points / 2` summaries or fewer, as
-    each draws two numbers; the least and the greatest are always among them. NaN and infinities are
+    infinite; `min`, `max` and `mean` are over the finite ones. There are `points / 2` summaries or
+    fewer, as each draws two numbers; the least and the greatest are always among them. NaN and infinities are
     the texts "NaN", "Infinity" and "-Infinity". Samples that were float32 in the training process
     are written with as many digits as float32 has.
     """
