@@ -69,6 +69,15 @@ def test_a_callback_that_trains_too_is_noticed():
     assert "train_on_batch" in alert.message
 
 
+def test_tensorflow_counts_the_step_in_which_the_data_end():
+    """Live in Keras 3.15: 14 batches of unknown length, 15 on the counter."""
+    (alert,) = found({"declared_steps": None, "iterations_after": 9})
+    assert alert.severity is Severity.ADVICE
+    assert "unknown length" in alert.message
+    (alert,) = found({"iterations_after": 9})
+    assert alert.severity is None
+
+
 @pytest.mark.parametrize(
     "audits",
     [

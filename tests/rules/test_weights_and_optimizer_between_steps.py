@@ -41,8 +41,14 @@ def test_weights_that_stand_still_between_steps_are_quiet():
 def test_a_counter_that_falls_is_found_where_it_fell():
     run = history(optimizer__iterations=[5, 6, 7, 1, 2])
     (alert,) = OptimizerStateReset().check(run.view())
-    assert [w.value for w in alert.witnesses] == [7, 1]
-    assert alert.first_step == 4
+    assert [w.value for w in alert.witnesses] == [7, 2]
+    assert alert.first_step == 5
+
+
+def test_a_single_low_reading_is_no_reset():
+    """TensorFlow breaks the step off in which it notices that the data have ended."""
+    run = history(optimizer__iterations=[5, 6, 0, 8, 9, 0])
+    assert not list(OptimizerStateReset().check(run.view()))
 
 
 def test_skipped_and_accumulated_steps_only_stand_still():

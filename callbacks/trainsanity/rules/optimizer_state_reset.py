@@ -56,8 +56,9 @@ class OptimizerStateReset(Rule):
 def _within(run: RunView) -> Iterator[Finding]:
     rows = run.rows(ITERATIONS)
     now = rows[ITERATIONS]
-    before = np.concatenate([[np.nan], now[:-1]])
-    part = parting(rows, before, now, 0.0, where=now < before)
+    last, before = (np.concatenate([np.full(n, np.nan), now])[: len(now)] for n in (1, 2))
+    # Low for two steps: a step that broke off where the data ended may show nothing for once.
+    part = parting(rows, before, now, 0.0, where=(now < before) & (last < before))
     if part is None:
         return
     yield finding(
@@ -65,12 +66,12 @@ def _within(run: RunView) -> Iterator[Finding]:
         subject="optimizer.iterations",
         title=f"optimizer.iterations fell from {number(part.shown)} to {number(part.true)}",
         message=(
-            f"At step {part.last_step:,} the optimizer's counter fell from {number(part.shown)} to "
-            f"{number(part.true)}. Somebody compiled again or loaded an older state; schedules and "
-            "bias corrections start over."
+            f"Up to step {part.last_step:,} the optimizer's counter fell from {number(part.shown)} "
+            f"to {number(part.true)}. Somebody compiled again or loaded an older state; schedules "
+            "and bias corrections start over."
         ),
         suggestion="Do not compile or load states in a callback, or load the optimizer's too.",
-        names=(f"{ITERATIONS} the step before", ITERATIONS),
+        names=(f"{ITERATIONS} two steps before", ITERATIONS),
         because="the counter only grows",
     )
 

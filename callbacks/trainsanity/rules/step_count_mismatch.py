@@ -171,8 +171,14 @@ def _against_counter(audit: Audit, batches: int) -> Iterator[Finding]:
     updates = after - before
     if lowest <= updates <= highest:
         return
+    # In TensorFlow's graph the counter runs beside the data: it counts the step in which the
+    # iterator of unknown length turns out to be empty. Weights do not move, schedules do.
+    ended = updates == highest + 1 and whole(facts, "declared_steps") is None
     cause = (
-        "Somebody else trains this model too, such as a callback that calls train_on_batch."
+        "TensorFlow counts the step in which data of unknown length turn out to have ended, so "
+        "schedules run ahead by one step an epoch."
+        if ended
+        else "Somebody else trains this model too, such as a callback that calls train_on_batch."
         if updates > highest
         else "Batches went through without an update, or the counter was set back."
     )
@@ -188,9 +194,14 @@ def _against_counter(audit: Audit, batches: int) -> Iterator[Finding]:
             Witness("updates by the batches counted", highest, "updates"),
             Witness("optimizer.iterations", updates, "updates"),
         ),
-        suggestion="Look for a second place that trains or that assigns to optimizer.iterations.",
+        suggestion=(
+            "Declare the length of the data, with steps_per_epoch or assert_cardinality."
+            if ended
+            else "Look for a second place that trains or that assigns to optimizer.iterations."
+        ),
         first_step=whole(facts, "first_step") or audit.step,
         last_step=audit.step,
+        severity=Severity.ADVICE if ended else None,
         certainty=(
             "Gradient accumulation and steps skipped by loss scaling are taken into account; "
             "both are counts."
