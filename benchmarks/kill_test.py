@@ -66,7 +66,8 @@ class Server:
             self._port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
         self._database = f"sqlite:///{folder}/kill.db"
-        self._log = open(folder / "server.log", "ab")  # noqa: SIM115 - closed in stop()
+        self._log_path = folder / "server.log"
+        self._log = open(self._log_path, "ab")  # noqa: SIM115 - closed in stop()
         self.start()
 
     def start(self) -> None:
@@ -84,7 +85,8 @@ class Server:
             urlopen(f"{self.url}/readyz").close()
         except OSError:  # nobody listens yet, or not ready, or it was just killed
             if self._process.poll() is not None:
-                raise click.ClickException("the server ended at once; see server.log") from None
+                said = self._log_path.read_text("utf-8", "replace")[-2000:]
+                raise click.ClickException(f"the server ended at once:\n{said}") from None
             return False
         return True
 
