@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import runpy
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -63,6 +65,21 @@ def test_page_of_rules_is_what_the_rules_say():
     """`make docs` writes it."""
     written = runpy.run_path(str(DOCS / "write_rules.py"))["page"]() + "\n"
     assert _page("rules.md") == written
+
+
+def test_rule_in_the_contributing_guide_works(tmp_path: Path):
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    file = tmp_path / "loss_looks_finite.py"
+    file.write_text(re.findall(r"```python\n(.*?)```", guide, re.DOTALL)[0], encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rule = module.LossLooksFinite()
+    assert [found.subject for found in rule.check(rule.fires_on().view())] == ["loss"]
+    assert list(rule.check(rule.quiet_on().view())) == []
+    assert all(rule.explanation()[part] for part in ("summary", "compares", "why", "try", "source"))
 
 
 def _commands() -> set[str]:
