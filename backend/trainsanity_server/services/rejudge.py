@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from trainsanity.rules import RunHistory
 from trainsanity_server.errors import ConflictError
 from trainsanity_server.services.alerts import Alerts, Found
-from trainsanity_server.services.judge import facts_of
+from trainsanity_server.services.judge import facts_of, take
 from trainsanity_server.services.replay import Window, windows
 from trainsanity_server.services.rulebook import Opinion, Rulebook, Verdicts, changed_verdicts
 from trainsanity_server.services.runs import checked_id, found
@@ -148,10 +148,7 @@ class Rejudge:
         *,
         is_last: bool,
     ) -> None:
-        for block in window.blocks:
-            history.append(block)
-        for audit in window.audits:
-            history.add_audit(audit)
+        take(history, window.blocks, window.audits)
         history.facts = facts_of(run, now=self._clock(), is_all=is_last)
         sentence.add(run.id, self._book.ask(history.view()), self._book)
         history.mark_judged()
