@@ -152,8 +152,10 @@ class LrEffectiveMismatch(Rule):
     def _ignored_attributes(self, run: RunView) -> Iterator[Finding]:
         if not (run.has_audit("optimizer") and run.has(APPLIED)):
             return
-        audit = run.audit("optimizer")
-        used = run.totals(APPLIED).last
+        audit, new = run.audit("optimizer"), run.rows(APPLIED).new
+        if not len(new):
+            return
+        used = float(new[APPLIED][-1])
         for row in maps(audit.facts, "stray"):
             value, name = real(row, "value"), text(row, "attribute")
             is_rate = row.get("meant") == "learning_rate"
@@ -170,8 +172,9 @@ class LrEffectiveMismatch(Rule):
                 ),
                 witnesses=(Witness(f"optimizer.{name}", value), Witness(APPLIED, used)),
                 suggestion=f"Write optimizer.learning_rate = {number(value)}.",
-                first_step=audit.step,
-                last_step=run.totals(APPLIED).last_step,
+                first_step=min(audit.step, int(new.steps[-1])),
+                last_step=int(new.steps[-1]),
+                count=len(new),
                 severity=Severity.WARNING,
                 certainty="A fresh optimizer of this class has no such attribute.",
             )

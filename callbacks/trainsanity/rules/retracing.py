@@ -69,9 +69,10 @@ class Retracing(Rule):
                 because="the first traces",
             )
             return
-        yield from self._many_shapes(run)
+        if len(rows.new):
+            yield from self._many_shapes(run, len(rows.new))
 
-    def _many_shapes(self, run: RunView) -> Iterator[Finding]:
+    def _many_shapes(self, run: RunView, new: int) -> Iterator[Finding]:
         traces, signatures = run.totals(TRACES), run.totals(SIGNATURES)
         steps = signatures.last_step - signatures.first_step + 1
         if signatures.last < self.shapes or signatures.last < self.shapes_share * steps:
@@ -92,6 +93,7 @@ class Retracing(Rule):
             suggestion="Pad sequences to a few fixed lengths (bucketing).",
             first_step=signatures.first_step,
             last_step=signatures.last_step,
+            count=new,
             severity=Severity.ADVICE,
             certainty=f"{self.shapes} are allowed, or {self.shapes_share:.0%} of all steps.",
         )

@@ -56,13 +56,16 @@ class StepTimeAnomaly(Rule):
         seen = run.totals(STEP).count
         if seen < self.steps:
             raise NotTestable(f"needs {self.steps} timed steps, {seen} have been")
+        new = run.rows(STEP).new.steps
+        if not len(new):
+            return
         overview = run.overview(STEP)
-        yield from self._slowed_down(overview)
-        yield from self._slow_stretch(overview)
+        yield from self._slowed_down(overview, len(new))
+        yield from self._slow_stretch(overview, int(new[0]))
         if run.has(WAIT):
             yield from self._waiting(run)
 
-    def _slowed_down(self, overview: Overview) -> Iterator[Finding]:
+    def _slowed_down(self, overview: Overview, new: int) -> Iterator[Finding]:
         # The fastest step of each bucket: one slow step says nothing, a fast one does.
         fastest = overview.min[np.isfinite(overview.min)]
         quarter = len(fastest) // 4
@@ -87,10 +90,11 @@ class StepTimeAnomaly(Rule):
             suggestion="Compare with the memory chart; profile one late step.",
             first_step=first,
             last_step=int(overview.last_step[-1]),
+            count=new,
             certainty=f"Up to {number(self.slower)} times is allowed, in the median.",
         )
 
-    def _slow_stretch(self, overview: Overview) -> Iterator[Finding]:
+    def _slow_stretch(self, overview: Overview, first_new: int) -> Iterator[Finding]:
         mean, count = overview.mean[1:], overview.count[1:]  # the first bucket compiles
         if not np.isfinite(mean).any():
             return
@@ -103,6 +107,8 @@ class StepTimeAnomaly(Rule):
             if steps < self.stretch_steps or lost < self.stretch_seconds:
                 continue
             first, last = int(overview.first_step[begin + 1]), int(overview.last_step[end])
+            if last < first_new:
+                continue  # told before
             took = float((mean * count)[begin:end].sum() / steps)
             yield Finding(
                 subject="slow stretch",
@@ -151,6 +157,7 @@ class StepTimeAnomaly(Rule):
             ),
             first_step=int(rows.steps[known][0]),
             last_step=int(rows.steps[known][-1]),
+            count=max(1, len(rows.new)),
             certainty=f"Up to {self.wait_share:.0%} is allowed, in the median.",
         )
 
