@@ -27,7 +27,7 @@ def long_run(server: LiveServer) -> str:
 
 
 def chart(page: Page, title: str) -> Locator:
-    by_title = page.locator("h4", has_text=title)
+    by_title = page.locator(".chart-title", has_text=title)
     found = page.locator("#signals figure[data-chart]").filter(has=by_title).first
     found.scroll_into_view_if_needed()
     expect(found).to_have_attribute("data-live-state", "ready")
@@ -114,7 +114,7 @@ def test_the_drawing_stays_the_same_element_when_its_surroundings_are_replaced(
     plot = figure.locator(".plot svg.main-svg").first
     plot.evaluate("element => { element.mark = 'same' }")
     feed.send({"gradient/norm": [1.0, 1.0], "loss/reported": [1.7, 1.6]})
-    expect(page.locator("#signals h4", has_text="gradient")).to_be_visible(timeout=10_000)
+    expect(page.locator("#signals .chart-title", has_text="gradient")).to_be_visible(timeout=10_000)
     assert plot.evaluate("element => element.mark") == "same"
     chart(page, "gradient")
     expect(figure).to_have_attribute("data-live-last", "5")

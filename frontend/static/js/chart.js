@@ -234,7 +234,7 @@ export class Chart {
     this.legend = this.element.querySelector(".legend");
     this.legend.replaceChildren(...this.names.map((name, i) => this.legendEntry(name, this.styles[i])));
     const tools = this.element.querySelector(".chart-tools");
-    const title = this.element.querySelector("h4").textContent;
+    const title = this.element.querySelector(".chart-title").textContent;
     tools.replaceChildren(
       tool("+", `Zoom into ${title}`, () => this.scale(0.5)),
       tool("−", `Zoom out of ${title}`, () => this.scale(2)),

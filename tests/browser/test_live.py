@@ -1,0 +1,116 @@
+"""The live stream: one for all tabs, and gone when nobody listens."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import urllib3
+from conftest import LiveServer
+from playwright.sync_api import BrowserContext, Page, expect
+
+TABS = 10
+
+
+def test_ten_tabs_load_and_all_are_live(
+    context: BrowserContext, server: LiveServer, wrong_run: str
+) -> None:
+    """A browser opens six connections to a server; a stream in each tab would be too many."""
+    feed = server.feed("in ten tabs")
+    feed.send({"loss/reported": [1.0]})
+    pages = []
+    for _ in range(TABS):
+        page = context.new_page()
+        page.goto(f"/runs/{feed.run_id}")
+        pages.append(page)
+    for page in pages:
+        expect(page.locator("#link-state")).to_contain_text("Live")
+    assert server.parts.hub.watchers == 1
+    feed.send({"loss/reported": [1.0, 0.9]})
+    for page in pages:
+        expect(page.locator("#head")).to_contain_text("3 steps")
+
+
+def test_the_stream_ends_when_the_last_page_closes(page: Page, server: LiveServer) -> None:
+    page.goto("/")
+    expect(page.locator("#link-state")).to_contain_text("Live")
+    assert server.parts.hub.watchers == 1
+    page.goto("about:blank")
+    _until(lambda: server.parts.hub.watchers == 0)
+
+
+def test_a_stream_holds_no_database_connection(server: LiveServer) -> None:
+    streams = [_stream(server, "*") for _ in range(30)]
+    try:
+        for stream in streams:
+            assert b"event: ready" in _first_lines(stream)
+        assert server.parts.hub.watchers == len(streams)
+        assert server.parts.database.engine.pool.checkedout() == 0
+    finally:
+        for stream in streams:
+            stream.close()
+    _until(lambda: server.parts.hub.watchers == 0)
+
+
+def test_tells_only_of_the_run_that_is_watched(server: LiveServer) -> None:
+    watched, other = server.feed("watched"), server.feed("other")
+    stream = _stream(server, watched.run_id)
+    lines = _lines(stream)
+    assert next(lines) == b"event: ready"
+    other.send({"loss/reported": [1.0]})
+    watched.send({"loss/reported": [1.0]})
+    data = next(line for line in lines if line.startswith(b"data: ") and b"run" in line)
+    assert watched.run_id.encode() in data
+    stream.close()
+
+
+def test_needs_to_know_what_to_watch(server: LiveServer) -> None:
+    answer = urllib3.request("GET", f"{server.address}/live", headers={"Accept": "text/html"})
+    assert answer.status == 422
+    assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+@pytest.fixture
+def short_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainsanity_server.pages.stream.LIFE_SECONDS", 0.3)
+
+
+@pytest.mark.usefixtures("short_life")
+def test_a_stream_ends_itself_and_the_page_comes_again(page: Page, server: LiveServer) -> None:
+    """What happened in between is not missed."""
+    feed = server.feed("across streams")
+    feed.send({"loss/reported": [1.0]})
+    page.goto(f"/runs/{feed.run_id}")
+    for steps in (2, 3, 4):
+        with page.expect_response(lambda response: "/live?" not in response.url):
+            feed.send({"loss/reported": [0.9]})
+        expect(page.locator("#head")).to_contain_text(f"{steps} steps")
+
+
+def _stream(server: LiveServer, topic: str) -> urllib3.BaseHTTPResponse:
+    pool = urllib3.PoolManager()
+    return pool.request(
+        "GET", f"{server.address}/live", fields={"watch": topic}, preload_content=False
+    )
+
+
+def _lines(stream: urllib3.BaseHTTPResponse):
+    rest = b""
+    while True:
+        rest += stream.read1(65536)
+        *whole, rest = rest.split(b"\n")
+        yield from whole
+
+
+def _first_lines(stream: urllib3.BaseHTTPResponse) -> bytes:
+    return stream.read1(65536)
+
+
+def _until(is_so) -> None:
+    """Waits for what another thread does next; fails after ten seconds."""
+    tick = threading.Event()
+    end = time.monotonic() + 10
+    while not is_so():
+        assert time.monotonic() < end, "it did not come to that"
+        tick.wait(0.02)
