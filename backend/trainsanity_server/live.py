@@ -38,6 +38,7 @@ class Subscription:
         self._run_id = run_id
         self._waiting: dict[Event, None] = {}
         self._news = asyncio.Event()
+        self.is_closed = False  # the server stops: the stream shall end
 
     def offer(self, event: Event) -> None:
         """Called from any thread."""
@@ -46,6 +47,14 @@ class Subscription:
 
     def _keep(self, event: Event) -> None:
         self._waiting[event] = None
+        self._news.set()
+
+    def close(self) -> None:
+        """Called from any thread."""
+        self._loop.call_soon_threadsafe(self._close)
+
+    def _close(self) -> None:
+        self.is_closed = True
         self._news.set()
 
     async def next(self) -> list[Event]:
@@ -62,6 +71,7 @@ class LiveHub:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._subscriptions: set[Subscription] = set()
+        self._is_closed = False
 
     def publish(self, event: Event) -> None:
         """Never blocks; called from any thread."""
@@ -69,6 +79,14 @@ class LiveHub:
             subscriptions = list(self._subscriptions)
         for subscription in subscriptions:
             subscription.offer(event)
+
+    def close(self) -> None:
+        """Ends all streams, so that a server that stops need not wait for open pages."""
+        with self._lock:
+            self._is_closed = True
+            subscriptions = list(self._subscriptions)
+        for subscription in subscriptions:
+            subscription.close()
 
     @asynccontextmanager
     async def subscribe(self, run_id: str | None = None) -> AsyncIterator[Subscription]:
@@ -80,6 +98,7 @@ class LiveHub:
         subscription = Subscription(asyncio.get_running_loop(), run_id)
         with self._lock:
             self._subscriptions.add(subscription)
+            subscription.is_closed = self._is_closed
         try:
             yield subscription
         finally:

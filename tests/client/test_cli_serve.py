@@ -19,6 +19,15 @@ def test_server_tells_its_address_answers_there_and_stops_in_order(tmp_path: Pat
         assert "Stopped." in server.process.stdout.read()
 
 
+def test_an_open_page_does_not_hold_up_the_end(tmp_path: Path, capfd):
+    with served(tmp_path / "runs.db") as server:
+        live = urllib3.request("GET", f"{server.url}/live?watch=*", preload_content=False)
+        assert b"ready" in live.read1(100)
+        assert server.stop() == 0
+        assert live.read() == b""
+    assert capfd.readouterr().err == ""
+
+
 def test_a_port_in_use_is_named(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

@@ -11,6 +11,7 @@ from types import FrameType
 
 import click
 import uvicorn
+from fastapi import FastAPI
 
 from trainsanity_server.app import create_app
 from trainsanity_server.commands.terminal import (
@@ -21,10 +22,11 @@ from trainsanity_server.commands.terminal import (
     plain_refusals,
     read_settings,
 )
+from trainsanity_server.live import LiveHub
 from trainsanity_server.settings import Settings, check_bind
 from trainsanity_server.storage import schema
 
-# Streams that pages hold open end by then, and what is being stored is stored.
+# Requests in hand are answered by then.
 STOP_SECONDS = 5
 BACKLOG = 2048
 ANY_ADDRESS = {"0.0.0.0", "::"}
@@ -52,28 +54,35 @@ def serve(host: str, port: int, db: str | None, verbose: bool) -> None:
         address = _address(host, listener)
         if "base_url" not in settings.model_fields_set:
             settings = settings.model_copy(update={"base_url": address})
+        app = create_app(settings)
         config = uvicorn.Config(
-            create_app(settings),
+            app,
             log_config=None,
             access_log=verbose,
             server_header=False,
             ws="none",
             timeout_graceful_shutdown=STOP_SECONDS,
         )
-        _run(Server(config, address), listener)
+        _run(Server(config, address, app), listener)
 
 
 class Server(uvicorn.Server):
-    """Says where it is as soon as it answers there."""
+    """Says where it is as soon as it answers there, and does not wait for open pages to stop."""
 
-    def __init__(self, config: uvicorn.Config, address: str) -> None:
+    def __init__(self, config: uvicorn.Config, address: str, app: FastAPI) -> None:
         super().__init__(config)
         self._address = address
+        self._app = app
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         if self.started:
             click.echo(f"trainsanity is at {self._address}  (Ctrl-C stops it)")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        hub: LiveHub = self._app.state.parts.hub
+        hub.close()
+        await super().shutdown(sockets=sockets)
 
 
 def _run(server: Server, listener: socket.socket) -> None:

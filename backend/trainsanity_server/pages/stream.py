@@ -37,7 +37,7 @@ async def live(
     async with parts.hub.subscribe(only) as subscription:
         # The browser now knows that from here on it misses nothing.
         yield ServerSentEvent(event="ready", data={}, retry=RETRY_MILLISECONDS)
-        while (left := ends_at - time.monotonic()) > 0:
+        while not subscription.is_closed and (left := ends_at - time.monotonic()) > 0:
             async for event in _next(subscription, wanted, left):
                 yield event
             await asyncio.sleep(PACE_SECONDS)
