@@ -191,6 +191,17 @@ class TestMaskThatCoversTooMuch:
         )
         assert "90 %" in found.title
 
+    def test_that_ends_on_padding_is_critical(self):
+        """Padding becomes the most confident position of all."""
+        layer = {"class": "MostConfident", "mask_in": 0.34, "mask_out": 0.05}
+        audit = ("mask_flow", 0, {"layers": [{"name": "confident", **layer}]})
+        signals = coverage(loss=0.05, credit=0.9, uncounted=0.99) | numbers(1.0, 0.25)
+        (found,) = judge(signals, audit)
+        assert found.severity is None
+        assert found.subject == "confident"
+        assert "Keras reports accuracy 1." in found.message
+        assert "90 % of what the loss counts is padding" in found.message
+
     def test_that_makes_it_harder_is_only_told(self):
         """A masked language model scores the positions it was not shown."""
         signals = coverage(real=1.0, loss=0.15, uncounted=0.85) | numbers(0.2, 0.8)

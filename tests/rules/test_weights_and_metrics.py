@@ -228,9 +228,12 @@ class TestEpochAggregation:
 
 
 class TestLogKeys:
-    def found(self, *keys):
-        audit = ("log_keys", 9, {"epoch": 0, "keys": [dict(key) for key in keys]})
-        return list(LogKeyIntegrity().check(history(audits=[audit]).view()))
+    def found(self, *keys, own_step=False):
+        audits = [
+            ("compile", 0, {"custom_train_step": own_step}),
+            ("log_keys", 9, {"epoch": 0, "keys": [dict(key) for key in keys]}),
+        ]
+        return list(LogKeyIntegrity().check(history(audits=audits).view()))
 
     def key(self, key, shown, result, owners=1):
         return {"key": key, "shown": shown, "result": result, "owners": owners, "object": key}
@@ -244,6 +247,14 @@ class TestLogKeys:
         (found,) = self.found(self.key("hits", 3.0, 3.0, owners=2))
         assert found.severity is Severity.WARNING
         assert "2 metrics share the name hits" in found.title
+
+    def test_a_train_step_of_the_users_may_show_a_loss_of_its_own(self):
+        """Keras' own tracker was never fed, and says 0."""
+        assert not self.found(self.key("loss", 10.8, 0.0), own_step=True)
+
+    def test_a_train_step_that_swaps_values_is_told_all_the_same(self):
+        keys = self.key("a", 0.4, 0.9), self.key("b", 0.9, 0.4)
+        assert len(self.found(*keys, own_step=True)) == 2
 
     def test_a_rounding_is_no_swap(self):
         assert not self.found(self.key("a", 0.9, 0.9000001))
@@ -262,11 +273,31 @@ class TestMetricState:
     def test_state_that_survives_a_reset_is_told(self):
         (found,) = self.found(7.0)
         assert found.severity is Severity.WARNING
-        assert "holds 7; when it was new it held 0" in found.message
+        assert "holds 7; when new it held 0" in found.message
 
     def test_of_a_metric_of_keras_it_is_critical(self):
         (found,) = self.found(7.0, own=False)
         assert found.severity is None
+
+    def variable(self, before, after):
+        return {"name": "total", "initial": None, "before_reset": before, "after_reset": after}
+
+    def pair(self, *states):
+        audits = [
+            ("metric_state", 8 * (i + 1), {"metrics": [{"key": "hits", "variables": [state]}]})
+            for i, state in enumerate(states)
+        ]
+        return list(MetricStateCarryover().check(history(audits=audits).view()))
+
+    def test_state_that_only_grows_is_told_although_nobody_knows_how_it_began(self):
+        (found,) = self.pair(self.variable(7.0, 7.0), self.variable(15.0, 15.0))
+        assert "holds 15; after the reset before it held 7" in found.message
+
+    def test_a_constant_among_the_variables_is_no_state(self):
+        assert not self.pair(self.variable(7.0, 7.0), self.variable(7.0, 7.0))
+
+    def test_a_reset_to_something_else_than_zero_is_a_reset(self):
+        assert not self.pair(self.variable(9.0, 1.0), self.variable(15.0, 1.0))
 
     def test_state_that_is_new_again_is_well(self):
         assert not self.found(0.0)

@@ -22,6 +22,7 @@ class MetricObjects(Probe):
         super().__init__(run)
         self._asked: dict[str, float] | None = None
         self._before: dict[int, float] = {}
+        self._first: dict[int, float] = {}  # right after the first reset of this run
 
     # log_keys
 
@@ -60,6 +61,9 @@ class MetricObjects(Probe):
 
     def on_epoch_begin(self, epoch: int) -> None:
         self._asked = None
+        if not self._first:
+            objects = _by_key(self.run.model)
+            self._first = {id(v): self._sum(v) for m in objects.values() for v in m.variables}
         rows = [
             {
                 "key": key,
@@ -73,9 +77,10 @@ class MetricObjects(Probe):
             self.run.audit("metric_state", {"epoch": epoch, "metrics": rows})
 
     def _variable(self, variable: Any) -> dict[str, Any]:
+        initial = _initial(variable)
         return {
             "name": variable.name,
-            "initial": _initial(variable),
+            "initial": self._first.get(id(variable)) if initial is None else initial,
             "before_reset": self._before.get(id(variable)),
             "after_reset": self._sum(variable),
         }
@@ -101,7 +106,7 @@ def _by_key(model: Any) -> dict[str, Any]:
     """The metric object that each log key names."""
     found: dict[str, Any] = {}
     tracker = getattr(model, "_loss_tracker", None)
-    if tracker is not None:
+    if any(m is tracker for m in model.metrics):
         found["loss"] = tracker
     for entry in compiled_metrics(model):
         found.setdefault(entry.key, entry.metric)

@@ -36,7 +36,8 @@ class LogKeyIntegrity(Rule):
     Try: give every metric its own `name=`; return values by name in `get_metrics_result`.
 
     Source: TensorFlow issues 32144 and 36668. Both numbers come from one state, so only the float32
-    rounding of a result is allowed.
+    rounding of a result is allowed. A `train_step` of the user's may show numbers of its own, so
+    there the rule speaks only of values that stand under each other's names.
     """
 
     id = "log-key-integrity"
@@ -52,24 +53,26 @@ class LogKeyIntegrity(Rule):
         return _example(accuracy=0.9, recall=0.4)
 
     def check(self, run: RunView) -> Iterable[Finding]:
+        audits = measured(run, "log_keys")
+        own_step = run.has_audit("compile") and run.audit("compile").facts.get("custom_train_step")
         return merged(
             found
-            for audit in measured(run, "log_keys")
-            for found in _of_epoch(audit, maps(audit.facts, "keys"))
+            for audit in audits
+            for found in _of_epoch(audit, maps(audit.facts, "keys"), own_step=bool(own_step))
         )
 
 
-def _of_epoch(audit: Audit, keys: list[Mapping[str, Any]]) -> Iterator[Finding]:
+def _of_epoch(audit: Audit, keys: list[Mapping[str, Any]], *, own_step: bool) -> Iterator[Finding]:
     for facts in keys:
         owners = whole(facts, "owners") or 0
         if owners > 1:
             yield _one_name_for_many(audit, facts, owners)
         elif owners == 1:
-            yield from _other_value(audit, facts, keys)
+            yield from _other_value(audit, facts, keys, own_step=own_step)
 
 
 def _other_value(
-    audit: Audit, facts: Mapping[str, Any], keys: list[Mapping[str, Any]]
+    audit: Audit, facts: Mapping[str, Any], keys: list[Mapping[str, Any]], *, own_step: bool
 ) -> Iterator[Finding]:
     key, shown, result = text(facts, "key"), real(facts, "shown"), real(facts, "result")
     if key is None or shown is None or result is None:
@@ -79,6 +82,8 @@ def _other_value(
     if not gap > tolerance:
         return
     twin = _whose(shown, key, keys)
+    if own_step and not twin:
+        return  # a train_step of the user's may show numbers that are no metric's
     left, right = two_numbers(shown, result)
     yield Finding(
         subject=key,

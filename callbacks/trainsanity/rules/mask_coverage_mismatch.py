@@ -13,6 +13,7 @@ from trainsanity.rules.mask_flow import FlowLayer, first_lost, is_aligned, last_
 from trainsanity.rules.masked_numbers import (
     SHARE_TOLERANCE,
     ShownAndReal,
+    comparisons,
     counts_padding,
     flattered,
     ignores_its_mask,
@@ -70,7 +71,7 @@ class MaskCoverageMismatch(Rule):
     def _of(self, run: RunView, mask: str) -> Iterator[Finding]:
         credit = _counted_padding(run, mask)
         if credit is not None:
-            yield _lost(run, mask, credit)
+            yield _other_mask(run, mask, credit) or _lost(run, mask, credit)
         elif (numbers := counts_padding(run, mask)) is not None:
             yield _metrics_count_padding(run, mask, numbers)
         elif (numbers := ignores_its_mask(run, mask)) is not None:
@@ -117,6 +118,35 @@ class MaskCoverageMismatch(Rule):
             severity=Severity.WARNING if numbers else Severity.ADVICE,
             certainty=hidden.certainty(SHARE_ROUNDING),
         )
+
+
+def _other_mask(run: RunView, mask: str, credit: Parting) -> Finding | None:
+    """A mask arrives, and it is not that of the input; None where none arrives."""
+    counted, is_real = _coverage(run, mask, credit.last_step)
+    if counted >= 1 - SHARE_TOLERANCE or first_lost(run, name_of(mask)) is not None:
+        return None
+    layer = last_made(run, name_of(mask))
+    numbers = most_telling(comparisons(run, mask))
+    told = f"{numbers.in_words()} " if numbers else ""
+    maker = f", made by {layer.in_words()}," if layer else ""
+    return Finding(
+        subject=layer.name if layer else _output(mask),
+        title="The mask that reaches the loss is not that of the input",
+        message=f"{told}The mask that reaches the loss{maker} marks padding as real: since step "
+        f"{credit.first_step:,} {share(credit.shown)} of what the loss counts is padding. It "
+        f"counts {share(counted)} of the positions; {share(is_real)} are real by the input.",
+        witnesses=(
+            *(numbers.witnesses if numbers else ()),
+            Witness(f"{mask}/padding_credit", credit.shown),
+            Witness("padding that may count", 0.0),
+        ),
+        suggestion="Make the mask from the input alone, never from predictions, and hand it on "
+        "unchanged.",
+        first_step=credit.first_step,
+        last_step=credit.last_step,
+        count=credit.count,
+        certainty=f"Padding among what counts: {credit.certainty(SHARE_ROUNDING)}",
+    )
 
 
 def _lost(run: RunView, mask: str, credit: Parting) -> Finding:

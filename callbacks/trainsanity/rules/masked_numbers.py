@@ -73,6 +73,12 @@ def counts_padding(run: RunView, mask: str) -> ShownAndReal | None:
     return most_telling(found)
 
 
+def comparisons(run: RunView, mask: str) -> list[ShownAndReal | None]:
+    """Every metric, and the loss, as shown and over real positions."""
+    pairs = [(metric, *_pair(run, metric)) for metric in comparable(run, mask)]
+    return [*(_parted(run, *pair) for pair in pairs), padded_loss(run, mask)]
+
+
 def most_telling(found: Iterable[ShownAndReal | None]) -> ShownAndReal | None:
     """The first whose gap nobody can overlook, else that with the largest gap."""
     some = [each for each in found if each is not None]

@@ -92,10 +92,17 @@ class NonfinitePropagation(Rule):
         return Finding(
             subject="training",
             title=f"NaN or infinity in the {_noun(where)} since step {int(rows.steps[begin]):,}",
-            message=f"At step {int(rows.steps[begin]):,} {number(amount)} elements of the "
-            f"{_noun(where)} are NaN or infinite. {_spread_to(rows, bad, newest)}"
-            + ("The loss of that step is finite. " if finite_loss else "")
-            + (f"Keras still shows {shown[0]} {number(shown[1])}." if shown else ""),
+            message=" ".join(
+                sentence
+                for sentence in (
+                    f"At step {int(rows.steps[begin]):,} the {_noun(where)} hold NaN or infinity "
+                    f"({_elements(amount)}).",
+                    _spread_to(rows, bad, newest),
+                    "The loss of that step is finite." if finite_loss else "",
+                    f"Keras still shows {shown[0]} {number(shown[1])}." if shown else "",
+                )
+                if sentence
+            ),
             witnesses=(
                 Witness(f"{where}/nonfinite", amount, "elements"),
                 Witness(f"{shown[0]}/reported", shown[1])
@@ -191,13 +198,19 @@ def _finite_number(run: RunView, step: int) -> tuple[str, float] | None:
     return None
 
 
+def _elements(amount: float) -> str:
+    return "1 element" if amount == 1 else f"{number(amount)} elements"
+
+
 def _noun(stage: str) -> str:
     return {"gradient": "gradients"}.get(stage, stage)
 
 
 def _spread_to(rows: Rows, bad: Mapping[str, Flags], newest: int) -> str:
     ill = [_noun(stage) for stage in bad if bad[stage][newest]]
-    return f"At step {int(rows.steps[newest]):,} there are some in the {', '.join(ill)}. "
+    if not ill:
+        return ""
+    return f"At step {int(rows.steps[newest]):,} some are in the {', '.join(ill)}."
 
 
 def _advice(stage: str) -> str:
