@@ -60,7 +60,8 @@ class Parts:
     threads: Sequence[Background]
 
 
-def _parts(request: Request) -> Parts:
+async def _parts(request: Request) -> Parts:
+    # A plain `def` would cost a trip to another thread.
     return cast(Parts, request.app.state.parts)
 
 

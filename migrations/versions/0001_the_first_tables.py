@@ -93,6 +93,14 @@ def upgrade() -> None:
         ),
     )
     op.create_table(
+        "digests",
+        sa.Column("run_id", sa.Uuid(as_uuid=False), nullable=False),
+        sa.Column("first_seq", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("digests", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("run_id", "first_seq", name=op.f("pk_digests")),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "groups",
         sa.Column("run_id", sa.Uuid(as_uuid=False), nullable=False),
         sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
@@ -177,6 +185,7 @@ def upgrade() -> None:
         sa.Column("unit", sa.Text(), nullable=False),
         sa.Column("label", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("run_id", "name", name=op.f("pk_signals")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "verdicts",
@@ -185,6 +194,7 @@ def upgrade() -> None:
         sa.Column("verdict", sa.String(length=16), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("run_id", "rule", name=op.f("pk_verdicts")),
+        sqlite_with_rowid=False,
     )
 
 
@@ -204,6 +214,7 @@ def downgrade() -> None:
 
     op.drop_table("outbox")
     op.drop_table("groups")
+    op.drop_table("digests")
     op.drop_table("chunks")
     op.drop_table("channels")
     op.drop_table("audits")

@@ -22,6 +22,7 @@ from trainsanity_server.storage import buckets, chunk, compaction, cover, curves
 from trainsanity_server.storage.blocks import gathered
 from trainsanity_server.storage.chunk import DamagedError
 from trainsanity_server.storage.database import Database
+from trainsanity_server.storage.digests import digest_of
 from trainsanity_server.storage.models import ChunkRow, GroupRow, PacketRow, RunRow
 from trainsanity_server.storage.points import Overview, PointStore, Series
 
@@ -425,13 +426,28 @@ def test_a_damaged_run_still_grows(stage, small):
 # Compaction
 
 
-def test_packets_give_up_their_bodies_and_keep_their_digests(stage, small):
+def test_packets_go_and_their_digests_stay(stage, small):
     run = store(stage, noise(300))
     with stage.database.read() as session:
-        rows = session.execute(select(PacketRow.seq, PacketRow.digest, PacketRow.body)).all()
-        compacted = session.scalar(select(RunRow.compacted_seq).where(RunRow.id == run.id))
-    assert compacted == 6
-    assert all(row.body is None and len(row.digest) == 16 for row in rows)
+        assert session.scalar(select(func.count()).select_from(PacketRow)) == 0
+        assert session.scalar(select(RunRow.compacted_seq).where(RunRow.id == run.id)) == 6
+        digests = [digest_of(session, run.id, seq) for seq in range(7)]
+    assert len(set(digests[:6])) == 6
+    assert digests[6] is None
+
+
+def test_a_packet_that_cannot_be_read_is_kept(stage, small):
+    """Whoever repairs it can have it."""
+    run = Training()
+    for _ in range(3):
+        stage.send(run.packet(loss__reported=[1.0, 2.0]))
+    spoil = update(PacketRow).where(PacketRow.seq == 1).values(body=b"rubbish")
+    stage.database.write(lambda s: s.execute(spoil))
+    stage.judge_all()
+    compaction.compact(stage.database, run.id)
+    with stage.database.read() as session:
+        assert session.scalars(select(PacketRow.seq)).all() == [1]
+    assert only(read(stage, run, points=1000)).steps.tolist() == [1, 2, 5, 6]
 
 
 def test_of_two_compactions_at_once_one_wins(stage, small):

@@ -38,9 +38,9 @@ def get_signal_data(
 
     A summary stands for `count` samples from `step` to `last_step`, `nonfinite` of which are NaN or
     infinite; `min`, `max` and `mean` are over the finite ones. There are `points / 2` summaries or
-    fewer, as each draws two numbers; the least and the greatest are always among them. NaN and infinities are
-    the texts "NaN", "Infinity" and "-Infinity". Samples that were float32 in the training process
-    are written with as many digits as float32 has.
+    fewer, as each draws two numbers; the least and the greatest are always among them. NaN and
+    infinities are the texts "NaN", "Infinity" and "-Infinity". Samples that were float32 in the
+    training process are written with as many digits as float32 has.
     """
     overview = parts.signals.data(
         run_id, name, first_step=first_step, last_step=last_step, points=points

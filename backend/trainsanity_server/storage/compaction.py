@@ -17,8 +17,9 @@ from trainsanity_server.storage.chunk import DamagedError, pack_header, pack_row
 from trainsanity_server.storage.cover import BUCKET_ROWS, CHUNK_ROWS
 from trainsanity_server.storage.curves import groups_of
 from trainsanity_server.storage.database import Database
+from trainsanity_server.storage.digests import forget_packets
 from trainsanity_server.storage.log import read_tail
-from trainsanity_server.storage.models import ChunkRow, GroupRow, PacketRow, RunRow
+from trainsanity_server.storage.models import ChunkRow, GroupRow, RunRow
 from trainsanity_server.storage.points import Tail
 from trainsanity_server.storage.pyramid import build_levels
 from trainsanity_server.storage.upsert import insert_or_update
@@ -42,6 +43,7 @@ class _Plan:
     first_seq: int
     next_seq: int
     groups: Sequence[_Group]
+    unreadable: Sequence[int] = ()
 
 
 PACKETS_AT_ONCE = 2048
@@ -62,7 +64,7 @@ def compact(database: Database, run_id: str) -> bool:
         limit = min(PACKETS_AT_ONCE, run.judged_seq - run.compacted_seq)
         tail = read_tail(session, run_id, run.compacted_seq, limit=limit)
         groups = _packed(session, run_id, tail)
-    plan = _Plan(run.compacted_seq, tail.next_seq, groups)
+    plan = _Plan(run.compacted_seq, tail.next_seq, groups, tail.unreadable)
     database.write(lambda s: _store(s, run_id, plan))
     return tail.next_seq < run.judged_seq
 
@@ -145,7 +147,7 @@ def _store(session: Session, run_id: str, plan: _Plan) -> None:
         _put_groups(session, run_id, plan.groups)
         for group in plan.groups:
             build_levels(session, run_id, group.number, len(group.names))
-    _drop_bodies(session, run_id, plan)
+    forget_packets(session, run_id, plan.first_seq, plan.next_seq, keep=plan.unreadable)
 
 
 def _put_groups(session: Session, run_id: str, groups: Sequence[_Group]) -> None:
@@ -163,16 +165,3 @@ def _put_groups(session: Session, run_id: str, groups: Sequence[_Group]) -> None
     chunks = [chunk for group in groups for chunk in group.chunks]
     columns = ("last_step", "rows", "header", "data")
     session.execute(insert_or_update(session, ChunkRow, *columns), chunks)
-
-
-def _drop_bodies(session: Session, run_id: str, plan: _Plan) -> None:
-    """Their samples are in chunks now. The digests stay: they recognise what is sent again."""
-    session.execute(
-        update(PacketRow)
-        .where(
-            PacketRow.run_id == run_id,
-            PacketRow.seq >= plan.first_seq,
-            PacketRow.seq < plan.next_seq,
-        )
-        .values(body=None)
-    )

@@ -26,13 +26,14 @@ def read_tail(
             break
         size, next_seq = size + (length or 0), seq + 1
     bodies = select(PacketRow.seq, PacketRow.body).where(*own, PacketRow.seq < next_seq)
-    packets, damage = [], []
+    packets, damage, unreadable = [], [], []
     for seq, body in session.execute(bodies.order_by(PacketRow.seq)):
         try:
-            packets.append(decode(body or b""))
+            packets.append(decode(body))
         except WireError as error:
             damage.append(f"packet {seq} cannot be read: {error}")
-    return Tail(packets, next_seq, size, damage)
+            unreadable.append(seq)
+    return Tail(packets, next_seq, size, damage, unreadable)
 
 
 def tail_blocks(session: Session, run_id: str) -> tuple[list[Block], list[str]]:

@@ -126,14 +126,25 @@ class RunRow(Base):
 
 
 class PacketRow(Base):
-    """One packet as it came. The body goes once its points are in chunks; the digest stays."""
+    """One packet as it came, until its samples are in chunks."""
 
     __tablename__ = "packets"
 
     run_id: Mapped[str] = mapped_column(RunId, primary_key=True)
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     digest: Mapped[bytes] = mapped_column(LargeBinary(16))
-    body: Mapped[bytes | None] = deferred(mapped_column(LargeBinary))
+    body: Mapped[bytes] = deferred(mapped_column(LargeBinary))
+
+
+class DigestsRow(Base):
+    """Digests of packets that are in chunks, 16 bytes each: they recognise what is sent again."""
+
+    __tablename__ = "digests"
+    __table_args__ = {"sqlite_with_rowid": False}
+
+    run_id: Mapped[str] = mapped_column(RunId, primary_key=True)
+    first_seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    digests: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class GroupRow(Base):
@@ -169,6 +180,7 @@ class SignalRow(Base):
     """What the client said of a signal when it first appeared."""
 
     __tablename__ = "signals"
+    __table_args__ = {"sqlite_with_rowid": False}
 
     run_id: Mapped[str] = mapped_column(RunId, primary_key=True)
     name: Mapped[str] = mapped_column(String(256), primary_key=True)
@@ -193,6 +205,7 @@ class VerdictRow(Base):
     """What a rule says of a run so far."""
 
     __tablename__ = "verdicts"
+    __table_args__ = {"sqlite_with_rowid": False}
 
     run_id: Mapped[str] = mapped_column(RunId, primary_key=True)
     rule: Mapped[str] = mapped_column(String(64), primary_key=True)

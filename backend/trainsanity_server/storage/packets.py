@@ -10,7 +10,8 @@ from sqlalchemy import BigInteger, bindparam, case, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from trainsanity.wire import Packet
-from trainsanity_server.storage.models import AuditRow, PacketRow, RunRow, SignalRow
+from trainsanity_server.storage.digests import digest_of
+from trainsanity_server.storage.models import AuditRow, RunRow, SignalRow
 from trainsanity_server.storage.upsert import insert_or_ignore, insert_or_update
 
 What = Literal["stored", "duplicate", "conflict", "gone"]
@@ -142,8 +143,7 @@ def _digest(session: Session, run: _Run, seq: int) -> bytes | None:
     for arrival in run.accepted:
         if arrival.packet.seq == seq:
             return arrival.digest
-    query = select(PacketRow.digest).where(PacketRow.run_id == run.id, PacketRow.seq == seq)
-    return session.scalar(query)
+    return digest_of(session, run.id, seq)
 
 
 def _insert_signals(session: Session, arrivals: Sequence[Arrival]) -> None:

@@ -26,12 +26,14 @@ class Tail:
         next_seq: the packet that follows them.
         bytes: of all of them.
         damage: what could not be read, for people.
+        unreadable: numbers of the packets that could not be read.
     """
 
     packets: Sequence[Packet]
     next_seq: int
     bytes: int = 0
     damage: Sequence[str] = ()
+    unreadable: Sequence[int] = ()
 
     @property
     def blocks(self) -> Iterator[Block]:

@@ -20,7 +20,7 @@ from trainsanity_server.storage.cover import Cover
 from trainsanity_server.storage.curves import Curves, groups_of
 from trainsanity_server.storage.database import Database
 from trainsanity_server.storage.log import read_tail, tail_blocks
-from trainsanity_server.storage.models import ChunkRow, GroupRow, PacketRow
+from trainsanity_server.storage.models import ChunkRow, DigestsRow, GroupRow, PacketRow
 from trainsanity_server.storage.packets import Arrival
 from trainsanity_server.storage.points import Overview, Tail
 
@@ -94,4 +94,5 @@ def _delete_some(session: Session, run_id: str, limit: int) -> bool:
     if any(cast(CursorResult[Any], result).rowcount for result in deleted):
         return True
     session.execute(delete(GroupRow).where(GroupRow.run_id == run_id))
+    session.execute(delete(DigestsRow).where(DigestsRow.run_id == run_id))
     return False
