@@ -7,8 +7,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
-from conftest import LiveServer, wait_until_settled
 from playwright.sync_api import Locator, Page, Response, expect
+from scene import LiveServer, wait_until_settled
 
 LONG = 20_000  # steps
 SPIKE_AT, SPIKE = 12_345, 99.0
@@ -68,7 +68,9 @@ def test_zooming_goes_down_to_single_samples_and_back(page: Page, long_run: str)
     figure = chart(page, "loss")
     with page.expect_response(lambda response: "signals/data" in response.url):
         zoom(page, figure, 0.60, 0.64)
-    expect(figure.locator(".chart-count")).to_have_text(re.compile(r"(1,[67]\d\d) of \1 points shown"))
+    expect(figure.locator(".chart-count")).to_have_text(
+        re.compile(r"(1,[67]\d\d) of \1 points shown")
+    )
     trace = next(trace for trace in drawn(figure) if trace["name"] == "loss/reported")
     assert np.diff(trace["x"]).tolist() == [1] * (len(trace["x"]) - 1)
     assert trace["y"][trace["x"].index(SPIKE_AT)] == SPIKE
@@ -159,7 +161,7 @@ def test_a_table_stands_behind_each_chart(page: Page, long_run: str) -> None:
 def test_charts_are_made_when_they_come_into_view(page: Page, server: LiveServer) -> None:
     feed = server.feed("many signals")
     names = [f"metric_{number:02}/reported" for number in range(40)]
-    feed.send(dict.fromkeys(names, [1.0, 2.0]), state="finished")
+    feed.send({name: [1.0, 2.0] for name in names}, state="finished")
     page.goto(f"/runs/{feed.run_id}")
     expect(page.locator("#link-state")).to_contain_text("Live")
     assert page.locator("#signals figure").count() == 40

@@ -6,9 +6,9 @@ import re
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import LiveServer, Watched, wait_until_settled
 from feed import setup_audits, tagger
 from playwright.sync_api import Browser, Page, expect
+from scene import LiveServer, Watched, wait_until_settled
 
 PAGES = [
     "/",
@@ -40,7 +40,12 @@ def settle(page: Page) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_no_page_has_a_barrier_that_axe_knows(
-    browser: Browser, server: LiveServer, watched: Watched, paths: list[str], scheme: str, width: int
+    browser: Browser,
+    server: LiveServer,
+    watched: Watched,
+    paths: list[str],
+    scheme: str,
+    width: int,
 ) -> None:
     with browser.new_context(
         base_url=server.address,

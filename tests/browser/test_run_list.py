@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from conftest import LiveServer, Watched
 from playwright.sync_api import Browser, Locator, Page, expect
+from scene import LiveServer, Watched
 
 
 def row(page: Page, run_id: str) -> Locator:
@@ -19,7 +19,9 @@ def test_shows_what_was_found_in_each_run(page: Page, wrong_run: str, right_run:
     expect(wrong.locator(".run-findings .is-critical")).to_contain_text("1 critical")
     expect(right.locator(".run-findings")).to_contain_text("nothing found")
     expect(wrong.locator(".run-steps")).to_contain_text("500")
-    expect(wrong.get_by_role("img")).to_have_attribute("aria-label", re.compile("^loss/reported: from"))
+    expect(wrong.get_by_role("img")).to_have_attribute(
+        "aria-label", re.compile("^loss/reported: from")
+    )
 
 
 def test_filters_while_one_types_and_keeps_the_address(

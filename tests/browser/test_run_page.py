@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from conftest import LiveServer
 from feed import setup_audits, tagger
 from playwright.sync_api import Page, expect
+from scene import LiveServer
 
 from trainsanity.rules import all_rules
 
@@ -23,7 +23,9 @@ def test_begins_with_what_is_wrong(page: Page, wrong_run: str) -> None:
     go_to(page, wrong_run)
     verdict = page.locator(".verdict-text")
     expect(verdict).to_have_text(
-        re.compile(r"1 contradiction: Keras reports accuracy 0\.\d+; over real positions it is 0\.\d+")
+        re.compile(
+            r"1 contradiction: Keras reports accuracy 0\.\d+; over real positions it is 0\.\d+"
+        )
     )
     assert verdict.bounding_box()["y"] < 300
 
@@ -127,7 +129,9 @@ def test_an_alert_is_resolved(page: Page, server: LiveServer) -> None:
 def test_draws_where_the_mask_ends(page: Page, wrong_run: str) -> None:
     go_to(page, wrong_run)
     mask = page.locator("#mask")
-    expect(mask.locator(".mask-verdict").first).to_contain_text("The mask is lost at add, tagger.py:41")
+    expect(mask.locator(".mask-verdict").first).to_contain_text(
+        "The mask is lost at add, tagger.py:41"
+    )
     expect(mask.locator(".layer")).to_have_count(4)
     lost = mask.locator(".layer.is-lost")
     expect(lost).to_contain_text("add")
@@ -177,7 +181,9 @@ MARKUP = "<img src=x onerror=\"document.title='owned'\"><script>alert(1)</script
 
 @pytest.mark.parametrize("path", ["/", "/runs/{run_id}", "/alerts"])
 def test_names_with_markup_are_text(page: Page, server: LiveServer, path: str) -> None:
-    feed = server.feed(MARKUP, project=MARKUP, tags=[MARKUP], backend=MARKUP, config={MARKUP: MARKUP})
+    feed = server.feed(
+        MARKUP, project=MARKUP, tags=[MARKUP], backend=MARKUP, config={MARKUP: MARKUP}
+    )
     layers = [{"name": MARKUP, "class": MARKUP, "inputs": [], "produced": True, "mask_out": 0.5}]
     embedding = f"embedding:{MARKUP}"
     feed.send(

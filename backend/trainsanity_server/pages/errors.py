@@ -68,8 +68,15 @@ def http_error(request: Request, error: HTTPException) -> Response:
 
 
 def invalid_request(request: Request, error: RequestValidationError) -> Response:
-    parts = [f"{'.'.join(str(part) for part in e['loc'][1:])}: {e['msg']}" for e in error.errors()]
-    return error_page(request, HTTPStatus.UNPROCESSABLE_ENTITY, "; ".join(parts))
+    detail = "; ".join(_in_words(fault) for fault in error.errors())
+    return error_page(request, HTTPStatus.UNPROCESSABLE_ENTITY, detail)
+
+
+def _in_words(fault: Any) -> str:
+    where = ".".join(str(part) for part in fault["loc"][1:])
+    given = fault["input"]
+    received = "nothing" if given is None else repr(given)[:80]
+    return f"{where}: {fault['msg']}. Received: {received}"
 
 
 def unexpected_error(request: Request, error: Exception) -> Response:

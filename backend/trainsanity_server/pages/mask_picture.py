@@ -97,7 +97,7 @@ def _row(layer: Mapping[str, Any]) -> LayerRow:
         legal=legal if isinstance(legal, bool) else None,
         coverage_in=_share(layer.get("mask_in")),
         coverage_out=_share(layer.get("mask_out")),
-        inputs=[_text(name) for name in layer.get("inputs") or () if isinstance(name, str)],
+        inputs=_texts(layer.get("inputs")),
     )
 
 
@@ -221,6 +221,10 @@ def shape_text(shape: Any) -> str:
 
 def _maps(value: Any) -> list[Mapping[str, Any]]:
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def _texts(value: Any) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
 def _text(value: Any) -> str:

@@ -54,7 +54,7 @@ def setup_sheet(run: Run, audits: Sequence[AuditFact]) -> SetupSheet:
             ("Your configuration", flat(run.config)),
             ("Environment", flat(run.environment)),
         ],
-        layers=[_layer(layer) for layer in model.get("layers") or () if isinstance(layer, Mapping)],
+        layers=[_layer(layer) for layer in _maps(model.get("layers"))],
         parameters=_whole(model.get("parameters")),
         failures=[_failure(a.facts) for a in audits if a.name == "probe_failed"],
     )
@@ -103,6 +103,10 @@ def _layer(layer: Mapping[str, Any]) -> LayerLine:
 
 def _failure(facts: Mapping[str, Any]) -> Failure:
     return Failure(*(str(facts.get(key) or "unknown") for key in ("probe", "error", "traceback")))
+
+
+def _maps(value: Any) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
 def _whole(value: Any) -> int | None:

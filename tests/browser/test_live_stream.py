@@ -7,8 +7,8 @@ import time
 
 import pytest
 import urllib3
-from conftest import LiveServer
 from playwright.sync_api import BrowserContext, Page, expect
+from scene import LiveServer
 
 TABS = 10
 

@@ -1,0 +1,234 @@
+"""Numbers, sentences and small pictures on their way to a page."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+from feed import setup_audits
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainsanity_server.pages.charts import charts
+from trainsanity_server.pages.epochs import epoch_table
+from trainsanity_server.pages.formats import ago, figure, figures, percent, prose, span
+from trainsanity_server.pages.headline import headline
+from trainsanity_server.pages.mask_picture import mask_picture
+from trainsanity_server.pages.setup_sheet import setup_sheet
+from trainsanity_server.pages.sparkline import HEIGHT, WIDTH, sparkline
+from trainsanity_server.services.runs import AuditFact, Verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.55962, "0.5596"),
+        (1, "1"),
+        (1234567, "1,234,567"),
+        (-0.25, "−0.2500"),
+        (3.2e-6, "3.2 × 10⁻⁶"),
+        (1e12, "1 × 10¹²"),
+        (math.nan, "NaN"),
+        (-math.inf, "−∞"),
+        (None, "–"),
+        ("(None, 3)", "(None, 3)"),
+        (True, "True"),
+    ],
+)
+def test_figures(value: object, text: str) -> None:
+    assert figure(value) == text
+
+
+def test_figures_side_by_side_look_unequal_if_they_are() -> None:
+    assert figures([0.5, 0.50001]) == ["0.50000", "0.50001"]
+    assert figures([0.5, 0.5]) == ["0.5000", "0.5000"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (3.21, "3.2 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 5 min"),
+        (90000, "1 d 1 h"),
+    ],
+)
+def test_spans_of_time(seconds: float, text: str) -> None:
+    assert span(seconds) == text
+
+
+def test_ages() -> None:
+    assert [ago(0, now) for now in (3, 40, 500, 8000, 200000)] == [
+        "just now",
+        "40 s ago",
+        "8 min ago",
+        "2 h ago",
+        "2 d ago",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(1.0, "100 %"), (0.99999, "> 99.9 %"), (0.0, "0 %"), (1e-6, "< 0.1 %"), (0.443, "44.3 %")],
+)
+def test_shares_are_never_rounded_to_full_or_empty(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+@given(st.text())
+def test_prose_never_lets_markup_through(text: str) -> None:
+    html = str(prose(f"before {text} `{text}` after"))
+    assert "<" not in html.replace("<code>", "").replace("</code>", "")
+
+
+def test_prose_sets_code() -> None:
+    assert str(prose("write `a < b`")) == "write <code>a &lt; b</code>"
+
+
+@given(st.lists(st.floats() | st.none(), max_size=60))
+def test_a_sparkline_stays_in_its_frame(values: list[float | None]) -> None:
+    curve = sparkline({"signal": "loss/reported", "values": values})
+    if not any(value is not None and math.isfinite(value) for value in values):
+        assert curve is None
+        return
+    assert curve is not None
+    assert "nan" not in curve.path
+    if curve.x is not None and curve.y is not None:
+        assert 0 <= curve.x <= WIDTH
+        assert 0 <= curve.y <= HEIGHT
+
+
+def _alert(**facts: object) -> SimpleNamespace:
+    witnesses = [
+        {"name": "accuracy/reported", "value": 0.56, "unit": "1"},
+        {"name": "accuracy/unmasked", "value": 0.22, "unit": "1"},
+    ]
+    known = {"severity": "critical", "state": "open", "title": "Mask lost", "witnesses": witnesses}
+    return SimpleNamespace(**{**known, **facts})
+
+
+RUN = SimpleNamespace(state="finished", settled=True)
+VERDICTS = [Verdict("a", "ok", ""), Verdict("b", "alert", ""), Verdict("c", "not_testable", "")]
+
+
+def test_the_headline_tells_both_numbers() -> None:
+    told = headline(RUN, [_alert(), _alert(severity="warning")], VERDICTS)
+    assert told.level == "critical"
+    assert told.text == (
+        "1 contradiction: Keras reports accuracy 0.5600; over real positions it is 0.2200"
+    )
+    assert told.detail == (
+        "Also 1 warning. 2 of 3 rules compared their witnesses; 1 could not be tested."
+    )
+
+
+def test_the_headline_tells_the_title_where_it_has_no_words() -> None:
+    other = [{"name": "x", "value": 1.0, "unit": "1"}, {"name": "y", "value": 2.0, "unit": "1"}]
+    assert headline(RUN, [_alert(witnesses=other)], VERDICTS).text == "1 contradiction: Mask lost"
+
+
+def test_the_headline_leaves_out_what_was_set_aside_and_says_so() -> None:
+    told = headline(RUN, [_alert(state="muted"), _alert(state="resolved")], VERDICTS)
+    assert told.level == "good"
+    assert told.detail.endswith("1 muted and 1 resolved, not counted here.")
+
+
+def test_nothing_compared_is_not_called_good() -> None:
+    told = headline(RUN, [], [Verdict("a", "not_testable", "")])
+    assert told.level == "unknown"
+    assert told.text == "Nothing could be compared"
+
+
+def test_the_picture_shows_where_a_mask_is_lost() -> None:
+    picture = mask_picture(dict(setup_audits(lost=True))["mask_flow"])
+    assert [row.fate for row in picture.rows] == ["made", "carried", "lost", "none"]
+    assert [row.name for row in picture.lost] == ["add"]
+    embedding, context, add, last = picture.rows
+    assert embedding.x == add.x < context.x  # the residual runs beside the layer
+    assert [rail.masked for rail in add.rails] == [True, True, False]
+    assert [rail.masked for rail in last.rails] == [False]
+
+
+def test_the_picture_of_a_kept_mask_has_no_gap() -> None:
+    picture = mask_picture(dict(setup_audits(lost=False))["mask_flow"])
+    assert all(rail.masked for row in picture.rows for rail in row.rails)
+    assert picture.lost == []
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+SETUP_KEYS = ("layers", "parameters", "reported", "recomputed", "seconds", "epoch", "error")
+KEYS = ("name", "class", "inputs", "mask_in", "mask_out", "produced", "ended", "legal", "site")
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "layers": st.lists(st.dictionaries(st.sampled_from(KEYS), ANYTHING), max_size=6)
+            | ANYTHING,
+            "outputs": ANYTHING,
+        },
+    )
+)
+def test_whatever_a_client_sends_as_mask_flow_can_be_drawn(facts: dict[str, object]) -> None:
+    picture = mask_picture(facts)
+    for row in picture.rows:
+        assert 0 <= row.x <= picture.width
+
+
+@given(st.dictionaries(st.sampled_from(SETUP_KEYS), ANYTHING))
+def test_whatever_a_client_sends_as_setup_can_be_shown(facts: dict[str, object]) -> None:
+    names = ("model", "compile", "fit", "probe_failed", "epoch")
+    audits = [AuditFact(name, 0, facts) for name in names]
+    run = SimpleNamespace(expect=facts, config=facts, environment=facts)
+    assert setup_sheet(run, audits).failures
+    assert len(epoch_table(audits).rows) == 1
+
+
+@given(st.lists(st.lists(st.integers(0, 11), max_size=4), min_size=1, max_size=12))
+def test_every_rail_that_arrives_has_left_somewhere(inputs: list[list[int]]) -> None:
+    """Layers read any layers above them; no rail ends in the air."""
+    layers = [
+        {"name": str(i), "inputs": [str(j) for j in above if j < i], "mask_out": 1.0}
+        for i, above in enumerate(inputs)
+    ]
+    at_bottom: set[str] = set()
+    for row in mask_picture({"layers": layers}).rows:
+        tops = {rail.path.split(" 0")[0] for rail in row.rails if " 0" in rail.path[:8]}
+        assert tops == at_bottom
+        leaving = {rail.path for rail in row.rails if rail.path.endswith("V52")}
+        at_bottom = {path.split(" ")[0] for path in leaving}
+
+
+def _signal(name: str, unit: str = "1") -> SimpleNamespace:
+    return SimpleNamespace(
+        name=name, unit=unit, first_step=1, last_step=9, count=9, last=0.5, min=0.1, max=0.9
+    )
+
+
+def test_witnesses_of_one_quantity_share_a_chart_and_scales_do_not() -> None:
+    names = ["accuracy/unmasked", "accuracy/reported", "loss/batch", "loss/nonfinite"]
+    found = charts(
+        [
+            *map(_signal, names),
+            _signal("gradient/nonfinite"),
+            _signal("embedding:words/id_max", "ids"),
+            _signal("embedding:words/out_of_range"),
+            _signal("memory/rss", "MiB"),
+        ]
+    )
+    assert [(chart.title, chart.names) for chart in found] == [
+        ("loss", ["loss/batch"]),
+        ("accuracy", ["accuracy/reported", "accuracy/unmasked"]),
+        ("NaN and infinite numbers", ["gradient/nonfinite", "loss/nonfinite"]),
+        ("embedding:words", ["embedding:words/id_max"]),
+        ("embedding:words: share outside the table", ["embedding:words/out_of_range"]),
+        ("memory", ["memory/rss"]),
+    ]
+    assert len({chart.id for chart in found}) == len(found)
