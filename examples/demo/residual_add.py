@@ -6,7 +6,6 @@ from keras import layers
 
 from trainsanity import SanityCallback
 
-keras.utils.set_random_seed(7)
 ids, classes = python_tokens.load()
 
 tokens = keras.Input((python_tokens.LENGTH,), dtype="int32", name="tokens")
