@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import APIRouter, Depends, FastAPI
+from fastapi.middleware.gzip import GZipMiddleware
 
 from trainsanity import __version__
 from trainsanity_server import guard, pages, problems
@@ -61,6 +62,8 @@ def create_app(
     app.include_router(health.router)
     app.include_router(_api())
     pages.install(app)
+    # It leaves streams alone, and what is compressed already.
+    app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=4)
     app.add_middleware(guard.Guard, settings=settings, metrics=metrics)
     return app
 

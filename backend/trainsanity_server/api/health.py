@@ -5,11 +5,12 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from trainsanity_server import metrics
+from trainsanity_server.access import require_key
 from trainsanity_server.errors import UnavailableError
 from trainsanity_server.parts import PartsOf
 
@@ -36,7 +37,7 @@ def ready(parts: PartsOf) -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/metrics")
+@router.get("/metrics", dependencies=[Depends(require_key)])
 def prometheus(parts: PartsOf) -> Any:
     """Numbers about the server itself, for Prometheus."""
     return Response(parts.metrics.text(), HTTPStatus.OK, media_type=metrics.MEDIA_TYPE)

@@ -109,5 +109,5 @@ def decompressed(body: bytes, encoding: str) -> bytes:
             f"a packet holds at most {MAX_PACKET_BYTES} bytes. Received: more than that, unpacked"
         )
     if not unpacker.eof:
-        raise MalformedError(f"the body is cut off {encoding} data")
+        raise MalformedError(f"the body ends in the middle of its {encoding} data")
     return plain

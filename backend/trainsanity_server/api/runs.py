@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query, Response
 
 from trainsanity_server.api import shapes
 from trainsanity_server.parts import PartsOf
@@ -25,9 +25,19 @@ def list_runs(
     return parts.runs.page(project=project, state=state, q=q, limit=limit, cursor=cursor)
 
 
-@router.get("/{run_id}", response_model=shapes.Run)
-def get_run(parts: PartsOf, run_id: str) -> Any:
-    return parts.runs.get(run_id)
+@router.get("/{run_id}", response_model=shapes.Run, responses={304: {"description": "As it was."}})
+def get_run(
+    parts: PartsOf,
+    response: Response,
+    run_id: str,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Any:
+    run = parts.runs.get(run_id)
+    etag = f'"{run.id}-{run.version}"'
+    if if_none_match == etag:
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": etag})
+    response.headers["ETag"] = etag
+    return run
 
 
 @router.delete("/{run_id}", status_code=HTTPStatus.NO_CONTENT)

@@ -22,35 +22,52 @@ def migrations_folder() -> Path:
 
 
 def upgrade(database: Database) -> None:
-    """Brings the tables to the newest version; does nothing where they are."""
+    """Brings the tables to the newest version; does nothing where they are it already."""
     with database.engine.connect() as connection:
         command.upgrade(_config(connection), "head")
         connection.commit()
 
 
 def is_current(database: Database) -> bool:
+    """Whether the tables are of this version.
+
+    Raises:
+        StartupError: they are of a newer one.
+    """
     with database.engine.connect() as connection:
-        return set(MigrationContext.configure(connection).get_current_heads()) == _newest()
+        heads = set(MigrationContext.configure(connection).get_current_heads())
+    known = {script.revision for script in _scripts().walk_revisions()}
+    if not heads <= known:
+        raise StartupError(
+            f"the database at {_shown(database)} was written by a newer trainsanity. "
+            f"Received: tables of version {', '.join(sorted(heads - known))}. "
+            "Update trainsanity, or name another database with --db"
+        )
+    return heads == set(_scripts().get_heads())
 
 
 def prepare(database: Database) -> None:
     """Called when the server starts.
 
     Raises:
-        StartupError: the database is behind and not the embedded one.
+        StartupError: the database is behind and not the embedded one, or of a newer version.
     """
     if is_current(database):
         return
     if not database.is_sqlite:
         raise StartupError(
-            f"the database at {database.url.render_as_string(hide_password=True)} is behind this "
-            "version of trainsanity. Run: trainsanity db upgrade"
+            f"the database at {_shown(database)} is behind this version of trainsanity. "
+            "Run: trainsanity db upgrade"
         )
     upgrade(database)
 
 
-def _newest() -> set[str]:
-    return set(ScriptDirectory.from_config(_config(None)).get_heads())
+def _shown(database: Database) -> str:
+    return database.url.render_as_string(hide_password=True)
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config(None))
 
 
 def _config(connection: Connection | None) -> Config:
