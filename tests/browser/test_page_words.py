@@ -100,6 +100,12 @@ def test_a_sparkline_stays_in_its_frame(values: list[float | None]) -> None:
         assert 0 <= curve.y <= HEIGHT
 
 
+def test_the_number_beside_a_sparkline_is_the_newest_sample() -> None:
+    curve = sparkline({"signal": "loss/reported", "values": [3.0, 2.0], "last": 1.5})
+    assert curve is not None
+    assert curve.last == "1.500"
+
+
 def _alert(**facts: object) -> SimpleNamespace:
     witnesses = [
         {"name": "accuracy/reported", "value": 0.56, "unit": "1"},
@@ -149,6 +155,16 @@ def test_the_picture_shows_where_a_mask_is_lost() -> None:
     assert embedding.x == add.x < context.x  # the residual runs beside the layer
     assert [rail.masked for rail in add.rails] == [True, True, False]
     assert [rail.masked for rail in last.rails] == [False]
+
+
+def test_the_steps_of_a_cell_are_one_line_of_the_picture() -> None:
+    cells = [{"name": "cell", "class": "LSTMCell", "inputs": []} for _ in range(40)]
+    source = {"name": "words", "inputs": [], "produced": True, "mask_out": 0.5}
+    reader = {"name": "lstm", "inputs": ["words", "cell"], "mask_in": 0.5, "mask_out": 0.5}
+    picture = mask_picture({"layers": [source, *cells, reader]})
+    assert [row.name for row in picture.rows] == ["words", "cell", "lstm"]
+    assert picture.rows[1].kind == "40 calls of 1 layer, none with a mask"
+    assert [rail.masked for rail in picture.rows[2].rails] == [True, False]
 
 
 def test_the_picture_of_a_kept_mask_has_no_gap() -> None:

@@ -126,6 +126,46 @@ def test_an_alert_is_resolved(page: Page, server: LiveServer) -> None:
     assert server.parts.runs.alerts(feed.run_id)[0].state == "resolved"
 
 
+def test_an_action_that_came_too_late_says_so_and_leaves_the_page(
+    page: Page, server: LiveServer
+) -> None:
+    feed = server.feed("too late")
+    feed.send(audits=setup_audits(lost=True))
+    feed.send(tagger(100, lost=True), state="finished")
+    go_to(page, feed.run_id)
+    expect(page.locator(".alert")).to_have_count(1)
+    page.evaluate("document.body.addEventListener('live-alerts', e => e.stopPropagation(), true)")
+    server.parts.alerts.resolve(server.parts.runs.alerts(feed.run_id)[0].id)
+    page.locator(".alert").get_by_role("button", name="Acknowledge").click()
+    expect(page.locator("#alerts-problem")).to_contain_text("resolved")
+    expect(page.locator(".alert")).to_have_count(1)
+
+
+def test_a_part_that_cannot_be_fetched_stays_and_comes_back(page: Page, server: LiveServer) -> None:
+    feed = server.feed("server in trouble")
+    feed.send(audits=setup_audits(lost=True))
+    feed.send(tagger(100, lost=True))
+    go_to(page, feed.run_id)
+    expect(page.locator("#head")).to_contain_text("100 steps")
+    trouble = "**/parts/run_head"
+    page.route(trouble, lambda route: route.fulfill(status=503, body="<p>no</p>"))
+    with page.expect_response(trouble):
+        feed.send(tagger(10, lost=True, after=100))
+    expect(page.locator("#head")).to_contain_text("100 steps")
+    page.unroute(trouble)
+    feed.send(tagger(10, lost=True, after=110))
+    expect(page.locator("#head")).to_contain_text("120 steps")
+
+
+def test_an_open_page_says_that_its_run_was_deleted(page: Page, server: LiveServer) -> None:
+    feed = server.feed("deleted while read")
+    feed.send({"loss/reported": [1.0]})
+    go_to(page, feed.run_id)
+    server.parts.deletion.delete(feed.run_id)
+    expect(page.locator("#content")).to_contain_text("Not Found")
+    expect(page.locator("#content")).to_contain_text(feed.run_id)
+
+
 def test_draws_where_the_mask_ends(page: Page, wrong_run: str) -> None:
     go_to(page, wrong_run)
     mask = page.locator("#mask")
@@ -171,7 +211,7 @@ def test_shows_epochs_as_they_end(page: Page, server: LiveServer) -> None:
 def test_shows_how_the_run_was_set_up(page: Page, wrong_run: str) -> None:
     go_to(page, wrong_run)
     setup = page.locator("#setup")
-    expect(setup).to_contain_text("optimizer.config.learning_rate")
+    expect(setup).to_contain_text("optimizer.learning_rate")
     expect(setup).to_contain_text("0.001")
     expect(setup).to_contain_text("3.11.2")
 

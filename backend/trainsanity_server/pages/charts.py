@@ -68,6 +68,16 @@ class Chart:
         return [signal.name for signal in self.signals]
 
     @property
+    def labels(self) -> list[str]:
+        """What tells its signals apart: witnesses of one quantity, or quantities."""
+        parts = [name.rpartition("/") for name in self.names]
+        if len({quantity for quantity, _, _ in parts}) == 1:
+            return [witness for _, _, witness in parts]
+        if len({witness for _, _, witness in parts}) == 1:
+            return [quantity for quantity, _, _ in parts]
+        return self.names
+
+    @property
     def summary(self) -> str:
         return " ".join(_in_words(signal) for signal in self.signals)
 

@@ -53,11 +53,16 @@ def _epoch(facts: Mapping[str, Any], keys: Sequence[str]) -> Epoch:
     reported, recomputed = _map(facts, "reported"), _map(facts, "recomputed")
     seconds = facts.get("seconds")
     return Epoch(
-        number=figure(facts.get("epoch")),
+        number=_as_keras_prints(facts.get("epoch")),
         steps=f"{figure(facts.get('first_step'))} to {figure(facts.get('last_step'))}",
         seconds=float(seconds) if isinstance(seconds, (int, float)) else None,
         cells=[_cell(reported.get(key), recomputed.get(key)) for key in keys],
     )
+
+
+def _as_keras_prints(epoch: Any) -> str:
+    """Keras counts epochs from 0 in its callbacks, and from 1 for people."""
+    return figure(epoch + 1) if isinstance(epoch, int) else figure(epoch)
 
 
 def _cell(reported: Any, recomputed: Any) -> Cell:

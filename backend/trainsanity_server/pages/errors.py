@@ -107,5 +107,16 @@ def error_page(
 
 def sign_in_page(request: Request, status: int, *, message: str = "") -> Response:
     """Asks for a key, and comes back to the page that was wanted."""
+    if wants_part(request):  # a page that is open shows the form in place of itself
+        return render(
+            request,
+            "partials/error.html",
+            status=status,
+            headers={"HX-Refresh": "true"},
+            number=int(status),
+            title="Sign in",
+            detail="The key is gone.",
+            advice="",
+        )
     wanted = request.url.path if request.method == "GET" else "/"
     return render(request, "pages/sign_in.html", status=status, wanted=wanted, message=message)

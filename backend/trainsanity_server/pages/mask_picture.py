@@ -6,12 +6,16 @@ travels with the tensor the rail is solid, else dashed: so the place where a mas
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainsanity_server.pages.formats import count
+
 LANE, ROW, LEFT = 18, 52, 14  # pixels: between rails, height of a row, first rail
 MIDDLE = ROW / 2
+QUIET_STRETCH = 3  # layers
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class MaskPicture:
 
 def mask_picture(facts: Mapping[str, Any]) -> MaskPicture:
     """From the audit `mask_flow`; whatever else a client may have sent there is left out."""
-    rows = [_row(layer) for layer in _maps(facts.get("layers"))]
+    rows = _without_quiet_stretches([_row(layer) for layer in _maps(facts.get("layers"))])
     lanes = _lay_rails(rows)
     return MaskPicture(
         rows=rows,
@@ -122,6 +126,41 @@ def _outputs(outputs: Any) -> list[OutputLine]:
         for name, facts in outputs.items()
         if isinstance(facts, Mapping)
     ]
+
+
+def _without_quiet_stretches(rows: Sequence[LayerRow]) -> list[LayerRow]:
+    """Three or more layers in a row without any mask, such as steps of a cell, become one line."""
+    shown: list[LayerRow] = []
+    stands_for: dict[str, str] = {}
+    for is_quiet, stretch in itertools.groupby(rows, lambda row: row.fate == "none"):
+        members = list(stretch)
+        if is_quiet and len(members) >= QUIET_STRETCH:
+            line = _one_line(members)
+            stands_for |= {row.name: line.name for row in members}
+            members = [line]
+        else:
+            stands_for |= {row.name: row.name for row in members}
+        shown += members
+    for row in shown:
+        row.inputs = [stands_for.get(name, name) for name in row.inputs if name in stands_for]
+    return shown
+
+
+def _one_line(rows: Sequence[LayerRow]) -> LayerRow:
+    names = list(dict.fromkeys(row.name for row in rows))
+    own = set(names)
+    return LayerRow(
+        name=" … ".join(dict.fromkeys((names[0], names[-1]))),
+        kind=f"{count(len(rows), 'call')} of {count(len(names), 'layer')}, none with a mask",
+        site="",
+        reason="",
+        shape="",
+        fate="none",
+        legal=None,
+        coverage_in=None,
+        coverage_out=None,
+        inputs=[name for row in rows for name in row.inputs if name not in own],
+    )
 
 
 def _lay_rails(rows: Sequence[LayerRow]) -> int:

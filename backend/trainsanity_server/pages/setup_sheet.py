@@ -48,7 +48,7 @@ def setup_sheet(run: Run, audits: Sequence[AuditFact]) -> SetupSheet:
     model = newest.get("model", {})
     return SetupSheet(
         listings=[
-            ("Compile arguments", flat(newest.get("compile", {}))),
+            ("Compile arguments", _short_names(flat(newest.get("compile", {})))),
             ("Fit arguments", flat(newest.get("fit", {}))),
             ("Declared intent", flat(run.expect)),
             ("Your configuration", flat(run.config)),
@@ -63,6 +63,10 @@ def setup_sheet(run: Run, audits: Sequence[AuditFact]) -> SetupSheet:
 def flat(facts: Mapping[str, Any]) -> dict[str, str]:
     """Facts as lines; what is null was not given and is left out."""
     return {key: _text(value) for key, value in _leaves(facts, "") if value is not None}
+
+
+def _short_names(facts: Mapping[str, str]) -> dict[str, str]:
+    return {key.replace("optimizer.config.", "optimizer."): value for key, value in facts.items()}
 
 
 def _leaves(facts: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

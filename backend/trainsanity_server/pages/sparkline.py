@@ -30,7 +30,7 @@ class Sparkline:
 
 
 def sparkline(facts: Mapping[str, Any] | None) -> Sparkline | None:
-    """From `{"signal": name, "values": [...]}`; None where there is nothing to draw."""
+    """From what `services.sparkline` made; None where there is nothing to draw."""
     if not facts:
         return None
     values = [_number(value) for value in facts.get("values") or ()]
@@ -39,7 +39,8 @@ def sparkline(facts: Mapping[str, Any] | None) -> Sparkline | None:
         return None
     name = str(facts.get("signal", ""))
     points = _points(values, min(finite), max(finite))
-    last = figure(values[-1])
+    # The curve is of means; the number beside it is the newest sample itself.
+    last = figure(facts.get("last", values[-1]))
     end = points[-1]
     return Sparkline(
         signal=name,

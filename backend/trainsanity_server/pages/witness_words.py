@@ -53,12 +53,10 @@ ENDINGS = {
 }
 
 
-def witness_words(name: str, *, first: bool) -> str:
-    """A few words; rules put what was shown or declared first, and what is true second."""
+def witness_words(name: str) -> str:
+    """A few words for a signal; empty for whatever else testifies, which is named in words."""
     quantity, _, witness = name.rpartition("/")
-    if quantity and witness in BY_WITNESS:
-        return BY_WITNESS[witness]
-    return "shown or declared" if first else "measured"
+    return BY_WITNESS.get(witness, "") if quantity else ""
 
 
 def sentence(witnesses: Sequence[Mapping[str, Any]]) -> str:

@@ -15,7 +15,10 @@ FIRST_CHOICES = ("loss/reported", "loss/batch", "loss/recomputed")
 
 
 def sparkline(run: RunView) -> dict[str, Any] | None:
-    """`{"signal": name, "values": [...]}`, 48 values at most, None where none is finite."""
+    """`{"signal": name, "values": [...], "last": sample}`; means of 48 stretches or fewer.
+
+    A value is None where no sample of its stretch is finite.
+    """
     name = next((name for name in FIRST_CHOICES if run.has(name)), None)
     if name is None:
         name = next(iter(run.names("*/reported")), None)
@@ -25,7 +28,8 @@ def sparkline(run: RunView) -> dict[str, Any] | None:
     if not len(means):
         return None
     parts = np.array_split(means, min(POINTS, len(means)))
-    return {"signal": name, "values": [_mean(part[np.isfinite(part)]) for part in parts]}
+    values = [_mean(part[np.isfinite(part)]) for part in parts]
+    return {"signal": name, "values": values, "last": run.totals(name).last}
 
 
 def _mean(values: Floats) -> float | None:

@@ -14,6 +14,7 @@ export class Chart {
     this.shared = shared;
     this.plot = element.querySelector(".plot");
     this.names = JSON.parse(element.dataset.signals);
+    this.labels = JSON.parse(element.dataset.labels);
     this.styles = stylesFor(this.names);
     this.series = this.names.map((name) => new Series(name));
     this.off = new Set();
@@ -159,15 +160,15 @@ export class Chart {
     };
   }
 
-  // A constant is drawn in the middle of a range of its own size; everything else fits itself.
+  // A constant is drawn in the middle between itself doubled and zero; all else fits itself.
   height() {
     const ends = this.series.flatMap((series) => (this.off.has(series.name) ? [] : [...series.low, ...series.high]));
     const known = ends.filter((value) => value !== null);
     const low = known.reduce((least, value) => Math.min(least, value), Infinity);
     const high = known.reduce((most, value) => Math.max(most, value), -Infinity);
     if (low !== high || this.log) return {};
-    const room = Math.abs(low) / 2 || 1;
-    return { autorange: false, range: [low - room, high + room] };
+    const range = low === 0 ? [-0.1, 1] : [Math.min(0, 2 * low), Math.max(0, 2 * low)];
+    return { autorange: false, range };
   }
 
   marks() {
@@ -232,7 +233,7 @@ export class Chart {
 
   makeLegend() {
     this.legend = this.element.querySelector(".legend");
-    this.legend.replaceChildren(...this.names.map((name, i) => this.legendEntry(name, this.styles[i])));
+    this.legend.replaceChildren(...this.names.map((name, i) => this.legendEntry(name, this.labels[i], this.styles[i])));
     const tools = this.element.querySelector(".chart-tools");
     const title = this.element.querySelector(".chart-title").textContent;
     tools.replaceChildren(
@@ -246,7 +247,7 @@ export class Chart {
     );
   }
 
-  legendEntry(name, [variable, dash]) {
+  legendEntry(name, label, [variable, dash]) {
     const entry = document.createElement("li");
     const button = document.createElement("button");
     button.type = "button";
@@ -255,7 +256,7 @@ export class Chart {
     const sample = sampleLine(variable, dash);
     const word = document.createElement("span");
     word.className = "legend-name";
-    word.textContent = name.slice(name.lastIndexOf("/") + 1);
+    word.textContent = label;
     const value = document.createElement("span");
     value.className = "number";
     button.append(sample, word, value);
