@@ -25,9 +25,7 @@ def watched_fit(
 
 
 def offline_callback(folder: str | Path, **options: Any) -> SanityCallback:
-    return SanityCallback(
-        "offline", spool_dir=folder, keep_spool=True, verbose=False, **options
-    )
+    return SanityCallback("offline", spool_dir=folder, keep_spool=True, verbose=False, **options)
 
 
 def run_of(callback: SanityCallback) -> SpooledRun:

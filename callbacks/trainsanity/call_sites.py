@@ -18,7 +18,8 @@ from typing import Any
 
 # Packages whose frames are not the user's.
 _FRAMES_OF_OTHERS = tuple(
-    os.sep + name + os.sep for name in ("keras", "tensorflow", "jax", "torch", "trainsanity", "tree")
+    os.sep + name + os.sep
+    for name in ("keras", "tensorflow", "jax", "torch", "trainsanity", "tree")
 )
 
 _sites: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()

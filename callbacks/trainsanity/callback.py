@@ -178,5 +178,3 @@ def _checked_probe_data(data: Any) -> Any:
         f"Received: {type(data).__name__}"
         + (f" of length {len(data)}" if hasattr(data, "__len__") else "")
     )
-
-

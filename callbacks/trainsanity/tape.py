@@ -139,6 +139,4 @@ class TapeReader:
         steps = np.arange(first, count, dtype=np.int64)
         rows = ring[steps % self.tape.depth].astype(np.float64)
         self.seen = count
-        return TapeRows(
-            steps + 1, {name: rows[:, i] for name, i in self.tape.names.items()}, lost
-        )
+        return TapeRows(steps + 1, {name: rows[:, i] for name, i in self.tape.names.items()}, lost)

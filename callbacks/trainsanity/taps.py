@@ -193,7 +193,5 @@ class Taps:
 
     def _collect(self, step: Step, hook: str, evidence: Any) -> None:
         for probe in self._probes:
-            columns = self._boundary.call(
-                probe.name, getattr(probe, hook), evidence, default={}
-            )
+            columns = self._boundary.call(probe.name, getattr(probe, hook), evidence, default={})
             step.columns.update(columns)

@@ -49,7 +49,9 @@ class Epochs(Probe):
                 "epoch": epoch,
                 "first_step": run.epoch_first_step,
                 "last_step": run.step,
-                "batches": self._rows if run.shared.get("taped") else run.step - run.epoch_first_step + 1,
+                "batches": self._rows
+                if run.shared.get("taped")
+                else run.step - run.epoch_first_step + 1,
                 "iterations_before": self._iterations,
                 "iterations_after": self._read_iterations(),
                 "declared_steps": run.shared.get("declared_steps"),

@@ -84,7 +84,9 @@ class Losses(Probe):
         if real is not None:
             parts["unmasked"] = _reduce(values, None, real, loss.reduction)
         if weight is not None:
-            parts["weighted"] = _reduce(values, weight, real if real is not None else mask, loss.reduction)
+            parts["weighted"] = _reduce(
+                values, weight, real if real is not None else mask, loss.reduction
+            )
         return parts
 
     def on_rows(self, rows: TapeRows) -> Columns:
@@ -137,5 +139,3 @@ def _nonfinite(tensor: Any) -> Any:
     if not backend.is_float_dtype(backend.standardize_dtype(tensor.dtype)):
         return ops.zeros(())
     return ops.sum(ops.cast(ops.logical_not(ops.isfinite(tensor)), "float32"))
-
-

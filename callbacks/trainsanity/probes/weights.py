@@ -115,6 +115,8 @@ def _indices(variable: Any) -> np.ndarray[Any, Any] | None:
     return None if size <= WHOLE else np.linspace(0, size - 1, WHOLE).astype(np.int64)
 
 
-def _take(value: np.ndarray[Any, Any], indices: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
+def _take(
+    value: np.ndarray[Any, Any], indices: np.ndarray[Any, Any] | None
+) -> np.ndarray[Any, Any]:
     flat = np.asarray(value).reshape(-1)
     return flat.copy() if indices is None else flat[indices]
