@@ -125,6 +125,20 @@ def test_steps_that_were_counted_are_not_counted_again(scene):
     assert scene.alert.count == 10
 
 
+def test_a_rule_may_say_since_when_and_count_what_is_new(scene):
+    scene.find(finding(1, 5))
+    scene.find(finding(1, 10, count=5))
+    assert scene.alert.count == 10
+
+
+def test_an_audit_that_is_found_wrong_again_counts_again(scene):
+    scene.find(finding(10, 10))
+    scene.find(finding(10, 10, message="still"))
+    assert scene.alert.count == 1
+    scene.find(finding(20, 20))
+    assert scene.alert.count == 2
+
+
 def test_the_same_words_again_are_no_news(scene):
     scene.find(finding())
     assert not scene.find(finding())

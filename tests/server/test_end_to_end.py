@@ -1,0 +1,189 @@
+"""A real server on a real port: packets in, alerts out, killed and started again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import httpx2
+import pytest
+from cast import Training, falling, healthy
+from stage import PATIENCE_SECONDS, eventually
+
+from trainsanity import wire
+from trainsanity.wire import Packet
+
+PACKETS = {"Content-Type": wire.MEDIA_TYPE}
+KILLS = 6
+
+
+@dataclass
+class Server:
+    """`trainsanity serve` in its own process."""
+
+    process: subprocess.Popen[str]
+    address: str
+
+    def post(self, client: httpx2.Client, packet: Packet) -> httpx2.Response:
+        path = f"{self.address}/api/v1/runs/{packet.run_id}/packets"
+        return client.post(path, content=wire.encode(packet), headers=PACKETS)
+
+    def get(self, path: str) -> dict:
+        return httpx2.get(f"{self.address}/api/v1{path}", timeout=PATIENCE_SECONDS).json()
+
+
+@contextlib.contextmanager
+def serving(url: str, **environment: str) -> Iterator[Server]:
+    command = [sys.executable, "-m", "trainsanity", "serve", "--port", "0", "--db", url]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        yield Server(process, next(word for word in line.split() if word.startswith("http")))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(PATIENCE_SECONDS)
+        process.stdout.close()
+
+
+def contradiction(run: Training, state: str = "running") -> Packet:
+    """The learning rate that is shown is not the one that is used."""
+    columns = {
+        "learning_rate/declared": [1e-3] * 25,
+        "learning_rate/applied": [1e-4] * 25,
+        "loss/reported": falling(run.step + 1),
+    }
+    return run.packet(state=state, dtype="f8", **columns)
+
+
+def test_a_run_is_judged_by_the_real_rules_within_a_second(database_url):
+    run = Training()
+    with serving(database_url) as server, httpx2.Client() as client:
+        assert server.post(client, contradiction(run)).status_code == 200
+        begin = time.monotonic()
+        eventually(lambda: server.get(f"/runs/{run.id}/alerts")["alerts"] != [])
+        assert time.monotonic() - begin < 5.0  # generous: the machine may be busy
+        (alert,) = server.get(f"/runs/{run.id}/alerts")["alerts"]
+        assert (alert["rule"], alert["severity"]) == ("lr-effective-mismatch", "critical")
+        server.post(client, run.packet(state="finished"))
+        eventually(lambda: server.get(f"/runs/{run.id}")["settled"])
+
+
+def test_the_stream_tells_of_a_new_alert(sqlite_url):
+    run = Training()
+    with (
+        serving(sqlite_url) as server,
+        httpx2.Client(timeout=PATIENCE_SECONDS) as client,
+        client.stream("GET", f"{server.address}/live?watch={run.id}") as stream,
+    ):
+        lines = stream.iter_lines()
+        assert any("ready" in line for line in lines)
+        with httpx2.Client() as other:
+            server.post(other, contradiction(run))
+        events = (json.loads(line[5:]) for line in lines if line.startswith("data:"))
+        assert any("alerts" in event.get("kinds", ()) for event in events)
+
+
+def test_what_was_acknowledged_survives_a_kill(database_url):
+    """Kill -9 at any moment: nothing is lost, nothing is judged twice."""
+    run = Training()
+    acknowledged = 0
+    pending: list[Packet] = []
+    for round_number in range(KILLS):
+        with serving(database_url) as server:
+            sending = threading.Event()
+
+            def kill(server: Server = server, sending: threading.Event = sending) -> None:
+                sending.wait(PATIENCE_SECONDS)
+                server.process.kill()
+
+            killer = threading.Thread(target=kill)
+            killer.start()
+            with (
+                httpx2.Client(timeout=PATIENCE_SECONDS) as client,
+                contextlib.suppress(httpx2.HTTPError),
+            ):
+                for number in range(1000):
+                    if not pending:
+                        pending.append(contradiction(run))
+                    if number == 3 + 7 * round_number:
+                        sending.set()
+                    answer = server.post(client, pending[0])
+                    assert answer.status_code == 200
+                    assert answer.json()["next_seq"] == pending[0].seq + 1
+                    acknowledged = pending.pop().seq + 1
+            sending.set()
+            killer.join()
+    with serving(database_url) as server, httpx2.Client(timeout=PATIENCE_SECONDS) as client:
+        for packet in [*pending, run.packet(state="finished")]:
+            assert server.post(client, packet).status_code == 200
+        eventually(lambda: server.get(f"/runs/{run.id}")["settled"])
+        assert acknowledged > 3 * KILLS
+        shown = server.get(f"/runs/{run.id}")
+        assert shown["steps"] == run.step
+        data = server.get(f"/runs/{run.id}/signals/data?name=loss/reported&points=20000")
+        steps = data["signals"][0]["step"]
+        assert steps == list(range(1, run.step + 1))
+        (alert,) = server.get(f"/runs/{run.id}/alerts")["alerts"]
+        assert (alert["first_step"], alert["last_step"]) == (1, run.step)
+        assert alert["count"] == run.step
+
+
+def test_a_server_with_another_database_gets_the_whole_run(sqlite_url, tmp_path):
+    run, packets = healthy(3)
+    with httpx2.Client() as client:
+        with serving(sqlite_url) as server:
+            for packet in packets[:2]:
+                server.post(client, packet)
+        with serving(f"sqlite:///{tmp_path / 'other.db'}") as server:
+            answer = server.post(client, packets[2])
+            assert (answer.status_code, answer.json()["expected_seq"]) == (409, 0)
+            for packet in packets:
+                assert server.post(client, packet).status_code == 200
+            assert server.get(f"/runs/{run.id}")["steps"] == 75
+
+
+@pytest.mark.parametrize("runs", [12])
+def test_many_runs_and_readers_at_once_find_no_locked_database(sqlite_url, runs):
+    failures: list[str] = []
+    ended = threading.Event()
+
+    def train() -> None:
+        run = Training()
+        with httpx2.Client(timeout=60.0) as client:
+            for _ in range(25):
+                answer = server.post(client, contradiction(run))
+                if answer.status_code != 200:
+                    failures.append(answer.text)
+
+    def look() -> None:
+        with httpx2.Client(timeout=60.0) as client:
+            while not ended.is_set():
+                answer = client.get(f"{server.address}/api/v1/runs")
+                if answer.status_code != 200:
+                    failures.append(answer.text)
+
+    with serving(sqlite_url) as server:
+        watchers = [threading.Thread(target=look) for _ in range(2)]
+        trainings = [threading.Thread(target=train) for _ in range(runs)]
+        for thread in [*watchers, *trainings]:
+            thread.start()
+        for thread in trainings:
+            thread.join()
+        ended.set()
+        for thread in watchers:
+            thread.join()
+        shown = server.get("/runs")["runs"]
+    assert failures == []
+    assert {run["steps"] for run in shown} == {625}
+    assert len(shown) == runs
