@@ -69,6 +69,17 @@ def test_no_page_has_a_barrier_that_axe_knows(
 def test_no_page_scrolls_sideways_on_a_phone(
     browser: Browser, server: LiveServer, watched: Watched, paths: list[str], width: int
 ) -> None:
+    wordy = server.feed(
+        "W" * 200, project="p" * 100, tags=["t" * 100] * 5, config={"k" * 99: "v" * 99}
+    )
+    embedding = f"embedding:{'x' * 200}"
+    ids = {
+        f"{embedding}/id_max": [9.0],
+        f"{embedding}/id_min": [1.0],
+        f"{embedding}/input_dim": [5.0],
+    }
+    wordy.send({**ids, f"{'m' * 200}/reported": [1.0]}, state="finished")
+    wait_until_settled(server, wordy.run_id)
     with browser.new_context(
         base_url=server.address,
         viewport={"width": width, "height": 844},
@@ -77,7 +88,7 @@ def test_no_page_scrolls_sideways_on_a_phone(
     ) as context:
         page = context.new_page()
         watched.watch(page, server.address)
-        for path in paths:
+        for path in [*paths, f"/runs/{wordy.run_id}"]:
             page.goto(path)
             settle(page)
             too_wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")

@@ -66,11 +66,12 @@ def alert_values(parts: Parts, run: Run, audits: list[AuditFact]) -> Values:
 
     def drawn_witnesses(alert: Alert) -> Chart | None:
         """The first quantity of which two or more witnesses are signals; None where none is."""
-        by_quantity: dict[str, list[Signal]] = {}
+        groups: dict[tuple[str, str], list[Signal]] = {}
         for name in dict.fromkeys(str(witness["name"]) for witness in alert.witnesses):
             if name in signals:
-                by_quantity.setdefault(name.rpartition("/")[0], []).append(signals[name])
-        for quantity, members in by_quantity.items():
+                scale = name.rpartition("/")[0], signals[name].unit
+                groups.setdefault(scale, []).append(signals[name])
+        for (quantity, _), members in groups.items():
             if len(members) > 1:
                 return chart(members, quantity)
         return None

@@ -1,5 +1,5 @@
 // One chart: fetches what it draws, follows the run, and goes down to single samples when zoomed.
-import { CONFIG, colour, faded, frame, stylesFor } from "./chart_style.js";
+import { CONFIG, colour, faded, frame, shapeOf, stylesFor } from "./chart_style.js";
 import { figure, whole } from "./numbers.js";
 import { Series } from "./series.js";
 import { fetchData } from "./signal_data.js";
@@ -137,7 +137,7 @@ export class Chart {
         hoverinfo: "none",
         name: series.name,
         mode: series.step.length <= FEW_PLACES ? "lines+markers" : "lines",
-        line: { color: ink, width: 1.75, dash },
+        line: { color: ink, width: 1.75, dash, shape: shapeOf(series.name) },
         marker: { color: ink, size: 4 },
       };
       if (series.exact) return [main];

@@ -31,6 +31,11 @@ export function stylesFor(names) {
   return chosen.map((style) => style ?? (free.length ? free : OTHERS)[next++ % (free.length || OTHERS.length)]);
 }
 
+// What somebody set stays as it is until it is set again; everything else is joined by straight lines.
+export function shapeOf(name) {
+  return name.endsWith("/declared") ? "hv" : "linear";
+}
+
 // The colour behind a variable, in the theme that is on.
 export function colour(variable) {
   const probe = document.createElement("i");
