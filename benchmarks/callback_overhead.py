@@ -35,18 +35,25 @@ Row = dict[str, Any]
 
 @dataclass
 class Times:
-    """Of one subject on one model: microseconds per batch, one value a round."""
+    """Of one subject on one model: each round's fit without and with the callback.
 
-    plain: list[float] = field(default_factory=list)
-    watched: list[float] = field(default_factory=list)
-    plain_steps: list[float] = field(default_factory=list)
-    watched_steps: list[float] = field(default_factory=list)
-    hook_p99: list[float] = field(default_factory=list)
+    A fit's times are in microseconds: `mean`, `median` and `p99` of a step, and, with the callback,
+    `hook_p99` of its batch hooks.
+    """
 
-    @property
-    def added(self) -> float:
+    plain: list[Row] = field(default_factory=list)
+    watched: list[Row] = field(default_factory=list)
+
+    def added(self, what: str) -> float:
         """Median over the rounds of the difference within a round: drift of the machine cancels."""
-        return statistics.median(w - p for w, p in zip(self.watched, self.plain, strict=True))
+        pairs = zip(self.plain, self.watched, strict=True)
+        return statistics.median(watched[what] - plain[what] for plain, watched in pairs)
+
+    def alone(self, what: str) -> float:
+        return statistics.median(plain[what] for plain in self.plain)
+
+    def hook_p99(self) -> float:
+        return statistics.median(watched["hook_p99"] for watched in self.watched)
 
 
 class Worker:
@@ -71,12 +78,8 @@ class Worker:
 
     def round(self) -> None:
         """One fit without and one with the callback."""
-        plain, watched = self._fit("none"), self._fit("subject")
-        self.times.plain.append(plain["mean"])
-        self.times.watched.append(watched["mean"])
-        self.times.plain_steps.append(plain["median"])
-        self.times.watched_steps.append(watched["median"])
-        self.times.hook_p99.append(watched["hook_p99"])
+        self.times.plain.append(self._fit("none"))
+        self.times.watched.append(self._fit("subject"))
 
     def _fit(self, what: str) -> Row:
         assert self._process.stdin is not None
@@ -194,15 +197,16 @@ def _rows(case: str, server: str, measured: dict[str, Times]) -> Iterator[Row]:
             "unit": unit,
         }
 
-    yield row("step without callback", "keras", statistics.median(ours.plain))
+    yield row("step without callback", "keras", ours.alone("mean"))
     for subject, times in measured.items():
         here = f", {server}" if subject == "trainsanity" else ""
-        yield row(f"added per batch{here}", subject, times.added)
-        share = 100 * times.added / statistics.median(times.plain)
-        yield row(f"added per batch{here}", subject, share, "% of the step")
-        steps = statistics.median(times.watched_steps) - statistics.median(times.plain_steps)
-        yield row(f"added to the median step{here}", subject, steps)
-        yield row(f"batch hook p99{here}", subject, statistics.median(times.hook_p99))
+        added = times.added("mean")
+        yield row(f"added per batch{here}", subject, added)
+        yield row(f"added per batch{here}", subject, 100 * added / times.alone("mean"), "% of step")
+        yield row(f"added to the median step{here}", subject, times.added("median"))
+        # Work outside of the hooks, such as around the step, shows here.
+        yield row(f"added to the p99 step{here}", subject, times.added("p99"))
+        yield row(f"batch hook p99{here}", subject, times.hook_p99())
 
 
 def table(rows: list[Row]) -> str:
