@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from cast import Training, lying
@@ -12,6 +14,8 @@ from trainsanity.wire import Audit
 from trainsanity_server.errors import NotFoundError
 from trainsanity_server.live import Event
 from trainsanity_server.services import deletion
+from trainsanity_server.services.rulebook import Rulebook
+from trainsanity_server.storage.database import Database
 from trainsanity_server.storage.models import Base, RunRow
 
 
@@ -110,6 +114,24 @@ def test_the_judge_leaves_it_alone(stage):
     stage.deletion.delete(run.id)
     stage.judge_all()
     assert "alerts" not in rows(stage, run.id)
+
+
+def test_the_disk_gets_its_space_back(sqlite_url):
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    database = Database(sqlite_url)
+    with Stage(database, rules=Rulebook([])) as stage:
+        run = Training()
+        for _ in range(40):
+            stage.send(run.packet(loss__reported=np.random.default_rng(1).normal(size=5000)))
+        with database.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        before = path.stat().st_size
+        stage.deletion.delete(run.id)
+        sweep(stage)
+        with database.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        assert path.stat().st_size < before / 2
+    database.close()
 
 
 def test_its_row_stays_to_tell_late_clients(stage):

@@ -402,6 +402,18 @@ def test_damaged_samples_are_told_and_the_rest_is_drawn(stage, small):
     assert only(read(stage, run, points=20)).count == 600
 
 
+def test_whoever_looks_finds_a_note_of_the_damage(stage, small):
+    """The list still works, and the run says what is wrong with it, once."""
+    run = store(stage, noise(600))
+    damage(stage, "data", 0)
+    damage(stage, "header", 0)
+    for _ in range(2):
+        assert stage.signals.data(run.id, NAMES[:1]).damage
+    (shown,) = stage.runs.page().runs
+    assert shown.damage.count("steps 65 to 128 cannot be read") == 1
+    assert stage.signals.known(run.id)
+
+
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_a_damaged_summary_is_made_again_from_what_lies_below(stage, small, level):
     values = noise(3000)

@@ -58,4 +58,5 @@ class Deletion(Worker):
             return IDLE_SECONDS
         if not self._points.delete(run_id, limit=BATCH_ROWS):
             self._database.write(lambda session: run_rows.sweep(session, run_id))
+            self._database.give_back_space()
         return 0.0

@@ -219,7 +219,7 @@ class Judge(Worker):
         alert_rows.put_verdicts(session, run.id, changed)
         row.sparkline = sparkline(case.history.view())
         if tail.damage:
-            row.damage = "\n".join([row.damage, *tail.damage]).strip()
+            run_rows.note_damage(session, run.id, tail.damage)
         return has_news
 
     def _publish(self, run: RunRow, has_news: bool) -> None:

@@ -48,7 +48,7 @@ class Signals:
         with self._database.read() as session:
             found(run_rows.get(session, checked_id(run_id)), run_id)
             declared = {row.name: row for row in evidence.signals(session, run_id)}
-        overview = self._points.overview(run_id, None, 0, MAX_STEP, 2)
+        overview = self._look(run_id, None, 0, MAX_STEP, 2)
         return [
             _signal(series, declared.get(series.name) or SignalRow(unit="", label=""))
             for series in sorted(overview.series, key=lambda series: series.name)
@@ -71,9 +71,16 @@ class Signals:
         _check(names, first_step, last_step, points)
         with self._database.read() as session:
             found(run_rows.get(session, checked_id(run_id)), run_id)
-        return self._points.overview(
-            run_id, list(dict.fromkeys(names)), first_step, last_step, points
-        )
+        return self._look(run_id, list(dict.fromkeys(names)), first_step, last_step, points)
+
+    def _look(
+        self, run_id: str, names: Sequence[str] | None, first_step: int, last_step: int, points: int
+    ) -> Overview:
+        overview = self._points.overview(run_id, names, first_step, last_step, points)
+        if overview.damage:
+            # From now on also those see it who look at other parts of the run.
+            self._database.write(lambda s: run_rows.note_damage(s, run_id, overview.damage))
+        return overview
 
 
 def _check(names: Sequence[str], first_step: int, last_step: int, points: int) -> None:

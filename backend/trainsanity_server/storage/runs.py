@@ -28,6 +28,8 @@ from trainsanity_server.storage.models import (
     VerdictRow,
 )
 
+MOST_DAMAGE = 20  # sentences about what of a run cannot be read
+
 
 def get(session: Session, run_id: str) -> RunRow | None:
     return session.get(RunRow, run_id)
@@ -96,6 +98,18 @@ def mark_silent(session: Session, run_id: str, now: float) -> bool:
         .values(state="silent", judge_due_at=now, version=RunRow.version + 1)
     )
     return cast(CursorResult[Any], changed).rowcount == 1
+
+
+def note_damage(session: Session, run_id: str, damage: Sequence[str]) -> None:
+    """Adds what cannot be read of a run to what is known of that, once."""
+    run = locked(session, run_id)
+    if run is None:
+        return
+    known = run.damage.splitlines()
+    new = [text for text in dict.fromkeys(damage) if text not in known]
+    if new and len(known) < MOST_DAMAGE:
+        run.damage = "\n".join([*known, *new][:MOST_DAMAGE])
+        run.version += 1
 
 
 def counts_by_state(session: Session) -> dict[str, int]:
