@@ -85,6 +85,19 @@ def test_a_folder_that_cannot_be_made_is_said_to_be_so(tmp_path):
         Database(f"sqlite:///{tmp_path / 'file' / 'x.db'}")
 
 
+def test_a_file_that_cannot_be_made_is_said_to_be_so(tmp_path):
+    with pytest.raises(StartupError, match=r"cannot be (made|used)"):
+        Database(f"sqlite:///{tmp_path}")
+
+
+def test_a_new_file_can_give_back_space(tmp_path):
+    database = Database(f"sqlite:///{tmp_path / 'new.db'}")
+    with database.read() as session:
+        assert session.scalar(text("PRAGMA auto_vacuum")) == 2
+        assert session.scalar(text("PRAGMA page_size")) == 8192
+    database.close()
+
+
 @pytest.mark.parametrize(("setting", "number"), [("full", 2), ("normal", 1)])
 def test_sqlite_is_as_durable_as_asked_for(sqlite_url, setting, number):
     database = Database(sqlite_url, sqlite_synchronous=setting)

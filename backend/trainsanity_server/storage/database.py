@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -52,7 +53,7 @@ class Database:
                 "the server needs a database file: several threads share it. "
                 f"Received: {self.url}. Use sqlite:///trainsanity.db"
             )
-        _make_folder(Path(self.url.database))
+        _make_file(Path(self.url.database))
         engine = create_engine(self.url, pool_size=8, max_overflow=8)
 
         @event.listens_for(engine, "connect")
@@ -60,12 +61,9 @@ class Database:
             # The driver's own transactions begin too late to lock; ours begin by `BEGIN` below.
             connection.isolation_level = None
             cursor = connection.cursor()
-            # These two count only while the file is empty.
-            cursor.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-            cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
             cursor.execute("PRAGMA journal_mode = WAL")
             cursor.execute(f"PRAGMA synchronous = {synchronous}")
-            cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
             cursor.execute("PRAGMA foreign_keys = ON")
             cursor.close()
 
@@ -117,19 +115,32 @@ class Database:
             with self._write_lock, contextlib.closing(self.engine.raw_connection()) as connection:
                 # As a script: run as a statement, the driver stops after the first page.
                 script = f"PRAGMA incremental_vacuum({FREED_PAGES})"
-                connection.cursor().executescript(script)  # type: ignore[attr-defined]
+                connection.cursor().executescript(script)
 
     def close(self) -> None:
         self.engine.dispose()
 
 
-def _make_folder(path: Path) -> None:
+def _make_file(path: Path) -> None:
+    """What can be chosen only while the file is empty."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StartupError(
             f"the folder of the database cannot be made: {path.parent} ({error.strerror}). "
             "Choose another place with --db or TRAINSANITY_DATABASE_URL."
+        ) from error
+    if path.is_file() and path.stat().st_size:
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
+            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            connection.execute("PRAGMA journal_mode = WAL")
+    except sqlite3.Error as error:
+        raise StartupError(
+            f"the database {path} cannot be made ({error}). Choose another place with --db or "
+            "TRAINSANITY_DATABASE_URL."
         ) from error
 
 
