@@ -8,8 +8,10 @@ import pytest
 from feed import setup_audits, tagger
 from playwright.sync_api import Page, expect
 from scene import LiveServer
+from sqlalchemy import update
 
 from trainsanity.rules import all_rules
+from trainsanity_server.storage.models import RunRow
 
 SOON = 2000  # milliseconds from a batch to its alert on the page
 
@@ -248,10 +250,6 @@ def test_names_with_markup_are_text(page: Page, server: LiveServer, path: str) -
 
 
 def test_a_damaged_run_says_so(page: Page, server: LiveServer) -> None:
-    from sqlalchemy import update
-
-    from trainsanity_server.storage.models import RunRow
-
     feed = server.feed("damaged")
     feed.send({"loss/reported": [1.0]}, state="finished")
     note = "chunk 3 of group 0 cannot be read"

@@ -25,7 +25,14 @@ def test_channel(parts: PartsOf, request: Request, name: str) -> Response:
     if not wants_part(request):
         return _page(parts, request, tested=name, trial=trial)
     channel = next(channel for channel in parts.channels.list() if channel.name == name)
-    return render(request, "partials/channel.html", channel=channel, trial=trial, now=parts.clock())
+    return render(
+        request,
+        "partials/channel.html",
+        channel=channel,
+        tested=name,
+        trial=trial,
+        now=parts.clock(),
+    )
 
 
 def _page(

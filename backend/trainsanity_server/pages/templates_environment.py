@@ -46,7 +46,6 @@ def environment() -> Environment:
         sparkline=sparkline,
         counter=Counter,
         witness_words=witness_words,
-        trial=None,
         version=__version__,
     )
     return made
