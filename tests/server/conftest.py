@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import postgresql
@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from rules_for_tests import rulebook
-from stage import Clock, Stage
+from stage import Clock, MakeApp, Stage
 
 from trainsanity_server.app import create_app
 from trainsanity_server.settings import Settings
@@ -95,9 +95,6 @@ def clock() -> Clock:
 def stage(database: Database, clock: Clock) -> Iterator[Stage]:
     with Stage(database, clock) as stage:
         yield stage
-
-
-MakeApp = Callable[..., FastAPI]
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
+from fastapi import FastAPI
 from rules_for_tests import rulebook
 
 from trainsanity import wire
@@ -24,6 +25,7 @@ from trainsanity_server.storage.database import Database
 from trainsanity_server.storage.sql_points import SqlPointStore
 
 PATIENCE_SECONDS = 20.0
+MakeApp = Callable[..., FastAPI]  # settings by name -> application
 
 
 class Clock:

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from cast import Training, diverging, healthy, lying
-from conftest import MakeApp
 from fastapi.testclient import TestClient
 from httpx2 import Response
-from stage import eventually
+from stage import MakeApp, eventually
 
 from trainsanity import wire
 from trainsanity.rules import all_rules
