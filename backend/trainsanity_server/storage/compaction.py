@@ -26,7 +26,7 @@ from trainsanity_server.storage.upsert import insert_or_update
 
 
 @dataclass
-class _Group:
+class Group:
     """A group of signals as it will be when the compaction is done."""
 
     number: int
@@ -42,7 +42,7 @@ class _Plan:
 
     first_seq: int
     next_seq: int
-    groups: Sequence[_Group]
+    groups: Sequence[Group]
     unreadable: Sequence[int] = ()
 
 
@@ -69,10 +69,10 @@ def compact(database: Database, run_id: str) -> bool:
     return tail.next_seq < run.judged_seq
 
 
-def _packed(session: Session, run_id: str, tail: Tail) -> list[_Group]:
+def _packed(session: Session, run_id: str, tail: Tail) -> list[Group]:
     """Groups that grow, with their new chunks."""
     newest = {
-        tuple(g.names): _Group(g.number, tuple(g.names), g.rows, g.last_step)
+        tuple(g.names): Group(g.number, tuple(g.names), g.rows, g.last_step)
         for g in groups_of(session, run_id)
     }
     number = max((group.number for group in newest.values()), default=-1)
@@ -82,13 +82,13 @@ def _packed(session: Session, run_id: str, tail: Tail) -> list[_Group]:
         if group is None or block.steps[0] <= group.last_step:
             # Steps of a group increase: a run that went back begins another one.
             number += 1
-            group = newest[block.names] = _Group(number, block.names)
+            group = newest[block.names] = Group(number, block.names)
         _extend(session, run_id, group, block)
         grown.append(group)
     return grown
 
 
-def _extend(session: Session, run_id: str, group: _Group, block: Block) -> None:
+def _extend(session: Session, run_id: str, group: Group, block: Block) -> None:
     steps, values = block.steps, block.values
     before = _unfilled(session, run_id, group)
     if before is not None:
@@ -96,12 +96,12 @@ def _extend(session: Session, run_id: str, group: _Group, block: Block) -> None:
         values = np.concatenate([before[1], values], axis=1)
     for i in range(0, len(steps), CHUNK_ROWS):
         rows = slice(i, i + CHUNK_ROWS)
-        group.chunks.append(_chunk(run_id, group, steps[rows], values[:, rows]))
+        group.chunks.append(packed_chunk(run_id, group, steps[rows], values[:, rows]))
     group.rows += len(block.steps)
     group.last_step = int(block.steps[-1])
 
 
-def _unfilled(session: Session, run_id: str, group: _Group) -> tuple[Whole, Any] | None:
+def _unfilled(session: Session, run_id: str, group: Group) -> tuple[Whole, Any] | None:
     """Samples of the last chunk, if it has room and can be read."""
     query = (
         select(ChunkRow.rows, ChunkRow.data)
@@ -118,7 +118,7 @@ def _unfilled(session: Session, run_id: str, group: _Group) -> tuple[Whole, Any]
         return None  # it stays as it is, and is told of where it is read
 
 
-def _chunk(run_id: str, group: _Group, steps: Whole, values: Any) -> dict[str, Any]:
+def packed_chunk(run_id: str, group: Group, steps: Whole, values: Any) -> dict[str, Any]:
     return {
         "run_id": run_id,
         "group_number": group.number,
@@ -144,13 +144,13 @@ def _store(session: Session, run_id: str, plan: _Plan) -> None:
     if cast(CursorResult[Any], advanced).rowcount != 1:
         return  # another was faster, or the run is gone
     if plan.groups:
-        _put_groups(session, run_id, plan.groups)
+        put_groups(session, run_id, plan.groups)
         for group in plan.groups:
             build_levels(session, run_id, group.number, len(group.names))
     forget_packets(session, run_id, plan.first_seq, plan.next_seq, keep=plan.unreadable)
 
 
-def _put_groups(session: Session, run_id: str, groups: Sequence[_Group]) -> None:
+def put_groups(session: Session, run_id: str, groups: Sequence[Group]) -> None:
     rows = [
         {
             "run_id": run_id,

@@ -89,6 +89,8 @@ class Cover:
                 level, max(first_step, row.first_step), min(last_step, row.last_step)
             )
         is_inside = (found.first_step >= first_step) & (found.last_step <= last_step)
+        if is_inside.all():
+            return [found]
         is_outside = (found.first_step > last_step) | (found.last_step < first_step)
         parts = [found[is_inside]]
         for at in np.flatnonzero(~is_inside & ~is_outside):

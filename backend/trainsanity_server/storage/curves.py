@@ -85,9 +85,12 @@ class Curves:
         if count <= self._most_raw:
             self._keep(cover.block(*self._range))
             return
-        for part in cover.buckets(level_for(count, self._most), *self._range):
-            for i, name in enumerate(names):
-                self._pieces[name].buckets.append(part.signal(i))
+        parts = cover.buckets(level_for(count, self._most), *self._range)
+        if not parts:
+            return
+        found = joined(parts)
+        for i, name in enumerate(names):
+            self._pieces[name].buckets.append(found.signal(i))
 
     @property
     def _most_raw(self) -> int:
