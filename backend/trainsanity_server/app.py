@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -25,6 +25,7 @@ from trainsanity_server.services.deletion import Deletion
 from trainsanity_server.services.ingest import Ingest
 from trainsanity_server.services.judge import Judge
 from trainsanity_server.services.outbox import Outbox
+from trainsanity_server.services.relay import Relay
 from trainsanity_server.services.rulebook import Rulebook
 from trainsanity_server.services.runs import Runs
 from trainsanity_server.services.signals import Signals
@@ -136,7 +137,11 @@ def _wire(
     deletion = Deletion(database, points, hub, clock)
     _watch(metrics, database, hub)
     # The judge starts before packets can come; whoever makes news stops before who delivers it.
-    threads: Sequence[Background] = (outbox, judge, watchman, deletion, ingest_service)
+    threads: list[Background] = [outbox, judge, watchman, deletion, ingest_service]
+    if not database.is_sqlite:
+        relay = Relay(database, hub)
+        hub.relay = relay.tell
+        threads.insert(0, relay)
     return Parts(
         settings=settings,
         clock=clock,
@@ -159,7 +164,11 @@ def _watch(metrics: Metrics, database: Database, hub: LiveHub) -> None:
         with database.read() as session:
             return counts_by_state(session)
 
+    def connections() -> dict[str, float]:
+        return {"in_use": database.connections_in_use}
+
     metrics.watch("trainsanity_runs", "Runs by state.", "state", states)
+    metrics.watch("trainsanity_database_connections", "Connections.", "state", connections)
     metrics.watch(
         "trainsanity_streams", "Open live streams.", "kind", lambda: {"sse": hub.watchers}
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -66,15 +66,26 @@ class Subscription:
 
 
 class LiveHub:
-    """Passes events on to all subscriptions of this process."""
+    """Passes events on to all subscriptions of this process.
+
+    Attributes:
+        relay: is given everything that is published here, for other processes.
+    """
 
     def __init__(self) -> None:
+        self.relay: Callable[[Event], None] | None = None
         self._lock = threading.Lock()
         self._subscriptions: set[Subscription] = set()
         self._is_closed = False
 
     def publish(self, event: Event) -> None:
         """Never blocks; called from any thread."""
+        self.deliver(event)
+        if self.relay is not None:
+            self.relay(event)
+
+    def deliver(self, event: Event) -> None:
+        """Only to those who watch in this process."""
         with self._lock:
             subscriptions = list(self._subscriptions)
         for subscription in subscriptions:

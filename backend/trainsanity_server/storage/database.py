@@ -9,12 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from sqlalchemy import Engine, create_engine, event, make_url
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import QueuePool
 
 from trainsanity_server.errors import StartupError
 
@@ -108,6 +109,11 @@ class Database:
             options = connection.execution_options(writes=True)
             with Session(options, expire_on_commit=False) as session, session.begin():
                 return work(session)
+
+    @property
+    def connections_in_use(self) -> int:
+        """Connections that somebody holds at this moment."""
+        return cast(QueuePool, self.engine.pool).checkedout()
 
     def give_back_space(self) -> None:
         """Returns free pages of an SQLite file to the disk; PostgreSQL looks after itself."""

@@ -1,0 +1,68 @@
+"""Passes live events on between the server processes that share one PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+
+from trainsanity_server.live import Event, LiveHub
+from trainsanity_server.storage.database import Database
+from trainsanity_server.storage.ids import new_id
+from trainsanity_server.storage.notices import Notices, NoticesLostError
+from trainsanity_server.worker import RETRY_SECONDS, Worker
+
+log = logging.getLogger(__name__)
+
+LISTEN_SECONDS = 0.1  # then what happened here is told the others
+
+
+class Relay(Worker):
+    """The thread that tells other processes what happened here, and the hub what happened there.
+
+    While the database is away, events are lost: pages look again when they are loaded.
+    """
+
+    name = "relay"
+
+    def __init__(self, database: Database, hub: LiveHub) -> None:
+        super().__init__()
+        self._database = database
+        self._hub = hub
+        self._own = new_id()
+        self._lock = threading.Lock()
+        self._waiting: dict[Event, None] = {}  # equal ones once, so it cannot grow
+        self._notices: Notices | None = None
+
+    def tell(self, event: Event) -> None:
+        """Called from any thread for what happened here."""
+        with self._lock:
+            self._waiting[event] = None
+
+    def step(self) -> float:
+        try:
+            if self._notices is None:
+                self._notices = Notices(self._database)
+            self._notices.send(self._texts())
+            for text in self._notices.wait(LISTEN_SECONDS):
+                self._hear(text)
+        except NoticesLostError as error:
+            log.warning("live events of other processes are lost for now: %s", error)
+            self._notices = None
+            return RETRY_SECONDS
+        return 0.0
+
+    def stop(self, timeout_seconds: float = 10.0) -> None:
+        super().stop(timeout_seconds)
+        if self._notices is not None:
+            self._notices.close()
+
+    def _texts(self) -> list[str]:
+        with self._lock:
+            events, self._waiting = list(self._waiting), {}
+        return [json.dumps([self._own, event.kind, event.run_id]) for event in events]
+
+    def _hear(self, text: str) -> None:
+        sender, kind, run_id = json.loads(text)
+        if sender != self._own:
+            self._hub.deliver(Event(kind, run_id))
