@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -151,6 +152,32 @@ def test_a_server_with_another_database_gets_the_whole_run(sqlite_url, tmp_path)
             for packet in packets:
                 assert server.post(client, packet).status_code == 200
             assert server.get(f"/runs/{run.id}")["steps"] == 75
+
+
+def test_two_hundred_open_pages_hold_no_connection(database_url):
+    """Complaint of many live dashboards: open pages eat the database's pool."""
+    run = Training()
+
+    async def play(address: str) -> str:
+        limits = httpx2.Limits(max_connections=None)
+        async with (
+            httpx2.AsyncClient(timeout=60.0, limits=limits) as client,
+            contextlib.AsyncExitStack() as streams,
+        ):
+            for _ in range(200):
+                stream = client.stream("GET", f"{address}/live?watch=*")
+                answer = await streams.enter_async_context(stream)
+                assert answer.status_code == 200
+            path = f"{address}/api/v1/runs/{run.id}/packets"
+            body = wire.encode(contradiction(run))
+            assert (await client.post(path, content=body, headers=PACKETS)).status_code == 200
+            return (await client.get(f"{address}/metrics")).text
+
+    with serving(database_url) as server:
+        metrics = asyncio.run(play(server.address)).splitlines()
+    assert 'trainsanity_streams{kind="sse"} 200.0' in metrics
+    in_use = next(m for m in metrics if m.startswith("trainsanity_database_connections{"))
+    assert float(in_use.split()[-1]) < 4
 
 
 @pytest.mark.parametrize("runs", [12])
