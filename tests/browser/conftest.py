@@ -33,7 +33,8 @@ def empty_server(tmp_path: Path) -> Iterator[LiveServer]:
     yield from run_server(tmp_path)
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: its event loop would stand in the way of other tests.
+@pytest.fixture(scope="module")
 def browser(chromium: Path) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(chromium), args=ARGUMENTS)
