@@ -5,56 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import httpx2
 import pytest
 from cast import Training, falling, healthy
+from serving import PACKETS, Server, serving
 from stage import PATIENCE_SECONDS, eventually
 
 from trainsanity import wire
 from trainsanity.wire import Packet
 
-PACKETS = {"Content-Type": wire.MEDIA_TYPE}
 KILLS = 6
-
-
-@dataclass
-class Server:
-    """`trainsanity serve` in its own process."""
-
-    process: subprocess.Popen[str]
-    address: str
-
-    def post(self, client: httpx2.Client, packet: Packet) -> httpx2.Response:
-        path = f"{self.address}/api/v1/runs/{packet.run_id}/packets"
-        return client.post(path, content=wire.encode(packet), headers=PACKETS)
-
-    def get(self, path: str) -> dict:
-        return httpx2.get(f"{self.address}/api/v1{path}", timeout=PATIENCE_SECONDS).json()
-
-
-@contextlib.contextmanager
-def serving(url: str, **environment: str) -> Iterator[Server]:
-    command = [sys.executable, "-m", "trainsanity", "serve", "--port", "0", "--db", url]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        yield Server(process, next(word for word in line.split() if word.startswith("http")))
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(PATIENCE_SECONDS)
-        process.stdout.close()
 
 
 def contradiction(run: Training, state: str = "running") -> Packet:

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Depends, Response
+from fastapi.responses import PlainTextResponse
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
@@ -23,7 +24,7 @@ def live() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses={503: {"description": "It can do no work now."}})
 def ready(parts: PartsOf) -> dict[str, str]:
     """The database answers, and every thread is at work."""
     try:
@@ -37,7 +38,12 @@ def ready(parts: PartsOf) -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/metrics", dependencies=[Depends(require_key)])
+@router.get(
+    "/metrics",
+    dependencies=[Depends(require_key)],
+    response_class=PlainTextResponse,
+    responses={401: {"description": "The server asks for a key."}},
+)
 def prometheus(parts: PartsOf) -> Any:
     """Numbers about the server itself, for Prometheus."""
     return Response(parts.metrics.text(), HTTPStatus.OK, media_type=metrics.MEDIA_TYPE)

@@ -40,7 +40,7 @@ _BODY = {
     response_model=shapes.Receipt,
     openapi_extra=_BODY,
     responses={
-        status: {"model": shapes.Problem, "description": text}
+        status: {"description": text}
         for status, text in {
             409: "Another packet is expected: `expected_seq`.",
             410: "The run has been deleted.",

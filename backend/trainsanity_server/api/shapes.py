@@ -185,19 +185,9 @@ class Receipt(Shape):
     run_url: str
 
 
-class Problem(BaseModel):
-    """RFC 9457 problem details; some problems have further members."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str
-
-
+# Every one is a problem document; see problems.py.
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": text}
+    status: {"description": text}
     for status, text in {
         401: "The server asks for a key.",
         404: "There is no such thing.",
