@@ -17,6 +17,7 @@ from stage import MakeApp, eventually
 from trainsanity import wire
 from trainsanity.rules import all_rules
 from trainsanity.wire import Audit, Packet
+from trainsanity_server.services import runs
 from trainsanity_server.storage.ids import new_id
 
 PACKETS = {"Content-Type": wire.MEDIA_TYPE}
@@ -356,8 +357,22 @@ def test_audits_come_as_they_were_measured(client):
         {"name": "model", "step": 0, "facts": {**facts, "gap": "Infinity"}},
         {"name": "fit", "step": 2, "facts": {"epochs": 3}},
     ]
+    assert answer["left_out"] == 0
     only = client.get(f"/api/v1/runs/{run.id}/audits?name=fit").json()["audits"]
     assert [audit["name"] for audit in only] == ["fit"]
+
+
+def test_an_answer_with_audits_is_bounded(client, monkeypatch):
+    """The first are always there: they say what the run is."""
+    monkeypatch.setattr(runs, "MOST_AUDITS", 8)
+    run = Training()
+    post(client, run.packet(audits=[Audit("epoch", i, {"epoch": i}) for i in range(20)]))
+    answer = client.get(f"/api/v1/runs/{run.id}/audits").json()
+    assert [a["facts"]["epoch"] for a in answer["audits"]] == [0, 1, 14, 15, 16, 17, 18, 19]
+    assert answer["left_out"] == 12
+    monkeypatch.setattr(runs, "MOST_AUDIT_BYTES", 60)
+    answer = client.get(f"/api/v1/runs/{run.id}/audits").json()
+    assert [a["facts"]["epoch"] for a in answer["audits"]] == [0, 16, 17, 18, 19]
 
 
 # Signals

@@ -225,6 +225,27 @@ def test_steps_may_have_gaps(stage, small):
     assert only(read(stage, run, ["a/b"], 1000, 9000, points=1000)).count == 8
 
 
+def test_a_chart_keeps_little_in_memory_while_much_waits(stage, small, monkeypatch):
+    """A judge that lags behind must not make charts expensive."""
+    monkeypatch.setattr(log.read_tail, "__kwdefaults__", {"most_bytes": 5000})
+    values = noise(3000)
+    run = store(stage, values, judge_every=10**6)
+    kept = []
+    monkeypatch.setattr(
+        curves.Curves,
+        "_sum_up",
+        lambda self, sum_up=curves.Curves._sum_up: (
+            sum_up(self),
+            kept.append(sum(len(s) for p in self._pieces.values() for s, _ in p.blocks)),
+        ),
+    )
+    series = only(read(stage, run, points=40))
+    assert len(kept) > 5
+    assert max(kept) < 1000
+    assert series.count == series.buckets.rows.sum() == 3000
+    assert series.buckets.max.max() == values[0].max()
+
+
 def test_an_unknown_signal_has_no_samples(stage):
     series = only(read(stage, store(stage, noise(50)), ["no/such"]))
     assert (series.count, len(series.steps)) == (0, 0)

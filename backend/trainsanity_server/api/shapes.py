@@ -124,6 +124,7 @@ class Audit(Shape):
 
 class AuditList(Shape):
     audits: list[Audit]
+    left_out: int
 
 
 class Transition(Shape):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,18 +30,16 @@ def windows(
     Args:
         packed_seq: only what came in packets before this one, all of which are in chunks.
     """
-    audits = _audits(database, run_id, packed_seq)
+    audits = _Audits(database, run_id, packed_seq)
     groups = [_Group(blocks) for blocks in points.range(run_id, tail=packed_seq is None)]
     groups = [group for group in groups if group.block is not None]
     while groups:
         edge = min(int(group.block.steps[-1]) for group in groups if group.block is not None)
         blocks = [taken for group in groups if (taken := group.take(edge)) is not None]
-        due = [audit for audit in audits if audit.step <= edge]
-        audits = [audit for audit in audits if audit.step > edge]
         groups = [group for group in groups if group.block is not None]
-        yield Window(edge, blocks, due)
+        yield Window(edge, blocks, audits.take(edge))
     if audits:
-        yield Window(MAX_STEP, (), audits)
+        yield Window(MAX_STEP, (), audits.take(MAX_STEP))
 
 
 class _Group:
@@ -60,11 +59,25 @@ class _Group:
         return taken
 
 
-def _audits(database: Database, run_id: str, packed_seq: int | None) -> list[Audit]:
-    with database.read() as session:
-        rows = evidence.audits(session, run_id)
-        return [
-            Audit(row.name, row.step, row.facts)
-            for row in rows
-            if packed_seq is None or row.seq < packed_seq
-        ]
+class _Audits:
+    """The audits of a run, read when their window comes."""
+
+    def __init__(self, database: Database, run_id: str, packed_seq: int | None) -> None:
+        self._database = database
+        self._run_id = run_id
+        with database.read() as session:
+            keys = evidence.audit_keys(session, run_id)
+        packed = [key for key in keys if packed_seq is None or key.seq < packed_seq]
+        self._keys = deque(sorted(packed, key=lambda key: key.step))
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def take(self, edge: int) -> list[Audit]:
+        """Those up to the step `edge`."""
+        due = []
+        while self._keys and self._keys[0].step <= edge:
+            due.append(self._keys.popleft())
+        with self._database.read() as session:
+            rows = evidence.audits(session, self._run_id, due)
+            return [Audit(row.name, row.step, row.facts) for row in rows]

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from trainsanity_server.storage.database import Database
 from trainsanity_server.storage.models import AlertRow, RunRow
 
 MAX_LIMIT = 500
+MOST_AUDITS = 2000  # in one answer
+MOST_AUDIT_BYTES = 8 * 1024 * 1024  # of their facts
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,18 @@ class AuditFact:
     facts: Mapping[str, Any]
 
 
+class AuditList(list[AuditFact]):
+    """Audits of a run.
+
+    Attributes:
+        left_out: how many there are between the first and the newest.
+    """
+
+    def __init__(self, audits: Iterable[AuditFact], left_out: int) -> None:
+        super().__init__(audits)
+        self.left_out = left_out
+
+
 @dataclass(frozen=True)
 class RunPage:
     """Some runs, newest first, and where the next ones begin."""
@@ -199,12 +213,16 @@ class Runs:
             known.get(rule.id, Verdict(rule.id, "not_testable", unasked)) for rule in all_rules()
         ]
 
-    def audits(self, run_id: str, name: str | None = None) -> list[AuditFact]:
-        """Audits in the order in which they arrived."""
+    def audits(self, run_id: str, name: str | None = None) -> AuditList:
+        """Audits in the order in which they arrived: the first, and the newest that fit."""
         with self._database.read() as session:
             found(run_rows.get(session, checked_id(run_id)), run_id)
-            rows = evidence.audits(session, run_id, name=name)
-            return [AuditFact(r.name, r.step, r.facts) for r in rows]
+            keys = evidence.audit_keys(session, run_id, name=name)
+            chosen, left_out = evidence.first_and_newest(
+                keys, most=MOST_AUDITS, most_bytes=MOST_AUDIT_BYTES
+            )
+            rows = evidence.audits(session, run_id, chosen)
+            return AuditList([AuditFact(r.name, r.step, r.facts) for r in rows], left_out)
 
 
 def run_of(row: RunRow) -> Run:

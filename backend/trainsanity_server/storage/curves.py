@@ -12,10 +12,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from trainsanity.wire import Block
-from trainsanity_server.storage.blocks import within
+from trainsanity_server.storage.blocks import gathered, within
 from trainsanity_server.storage.buckets import Buckets, from_rows, joined, thinned
 from trainsanity_server.storage.cover import BUCKET_ROWS, CHUNK_ROWS, Cover, bucket_rows
-from trainsanity_server.storage.log import tail_blocks
+from trainsanity_server.storage.log import loose_tails
 from trainsanity_server.storage.models import GroupRow
 from trainsanity_server.storage.points import Series
 
@@ -64,10 +64,11 @@ class Curves:
     def read(self) -> list[Series]:
         for group in groups_of(self._session, self._run_id):
             self._read_chunks(group)
-        blocks, damage = tail_blocks(self._session, self._run_id)
-        self.damage += damage
-        for block in blocks:
-            self._keep(within(block, *self._range))
+        for tail in loose_tails(self._session, self._run_id):
+            self.damage += tail.damage
+            for block in gathered(tail.blocks):
+                self._keep(within(block, *self._range))
+            self._sum_up()
         return [self._series(name, found) for name, found in self._pieces.items()]
 
     def _wants(self, name: str) -> bool:
@@ -106,13 +107,23 @@ class Curves:
             if self._wants(name):
                 self._pieces[name].blocks.append((block.steps, block.values[i]))
 
+    def _sum_up(self) -> None:
+        """While much waits to be packed, memory holds summaries of what was read."""
+        for found in self._pieces.values():
+            if found.count > self._most_raw:
+                found.buckets += [self._summaries(found, *block) for block in found.blocks]
+                found.blocks = []
+
+    def _summaries(self, found: _Pieces, steps: NDArray[np.int64], values: NDArray[Any]) -> Buckets:
+        width = max(1, found.count // (FINER * self._most))
+        return from_rows(steps, values[None, :], width)
+
     def _series(self, name: str, found: _Pieces) -> Series:
         count = found.count
         if not found.buckets and count <= self._points:
             steps, values = _samples(found)
             return Series(name, len(steps), steps=steps, values=values)
-        width = max(1, count // (FINER * self._most))
-        summaries = [from_rows(s, v[None, :], width) for s, v in found.blocks]
+        summaries = [self._summaries(found, *block) for block in found.blocks]
         return Series(name, count, buckets=thinned(joined(found.buckets + summaries), self._most))
 
 

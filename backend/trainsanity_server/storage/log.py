@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from trainsanity.wire import Block, WireError, decode
-from trainsanity_server.storage.blocks import gathered
+from trainsanity.wire import WireError, decode
 from trainsanity_server.storage.models import PacketRow, RunRow
 from trainsanity_server.storage.points import Tail
 
 TAIL_BYTES = 16 * 1024 * 1024  # of packets, read at once
-ALL = 2**31 - 1  # packets, or bytes of them
+ALL = 2**31 - 1  # packets
 
 
 def read_tail(
@@ -36,8 +37,12 @@ def read_tail(
     return Tail(packets, next_seq, size, damage, unreadable)
 
 
-def tail_blocks(session: Session, run_id: str) -> tuple[list[Block], list[str]]:
-    """Samples that are not in chunks yet."""
-    first_seq = session.scalar(select(RunRow.compacted_seq).where(RunRow.id == run_id)) or 0
-    tail = read_tail(session, run_id, first_seq, limit=ALL, most_bytes=ALL)
-    return gathered(tail.blocks), list(tail.damage)
+def loose_tails(session: Session, run_id: str) -> Iterator[Tail]:
+    """Packets whose samples are not in chunks yet, some megabytes at a time."""
+    at = session.scalar(select(RunRow.compacted_seq).where(RunRow.id == run_id)) or 0
+    while True:
+        tail = read_tail(session, run_id, at, limit=ALL)
+        if tail.next_seq == at:
+            return
+        at = tail.next_seq
+        yield tail

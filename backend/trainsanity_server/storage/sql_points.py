@@ -15,11 +15,11 @@ from sqlalchemy import CursorResult, delete, insert, select, tuple_
 from sqlalchemy.orm import Session
 
 from trainsanity.wire import MAX_STEP, Block
-from trainsanity_server.storage.blocks import within
+from trainsanity_server.storage.blocks import gathered, within
 from trainsanity_server.storage.cover import Cover
 from trainsanity_server.storage.curves import Curves, groups_of
 from trainsanity_server.storage.database import Database
-from trainsanity_server.storage.log import read_tail, tail_blocks
+from trainsanity_server.storage.log import loose_tails, read_tail
 from trainsanity_server.storage.models import ChunkRow, DigestsRow, GroupRow, PacketRow
 from trainsanity_server.storage.packets import Arrival
 from trainsanity_server.storage.points import Overview, Tail
@@ -59,7 +59,11 @@ class SqlPointStore:
     ) -> Sequence[Iterator[Block]]:
         with self._database.snapshot() as session:
             groups = groups_of(session, run_id)
-            loose = tail_blocks(session, run_id)[0] if tail else []
+            loose = (
+                [b for t in loose_tails(session, run_id) for b in gathered(t.blocks)]
+                if tail
+                else []
+            )
         # Up to where a group is now: what is compacted meanwhile is in the tail already.
         chunks = [self._chunks(g, first_step, min(last_step, g.last_step)) for g in groups]
         new = [within(block, first_step, last_step) for block in loose]
