@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -19,7 +20,9 @@ from trainsanity_server.app import create_app
 from trainsanity_server.errors import StartupError
 from trainsanity_server.services.rulebook import Rulebook
 from trainsanity_server.settings import Settings
+from trainsanity_server.storage import file_system
 from trainsanity_server.storage.database import WRITE_ATTEMPTS, Database
+from trainsanity_server.storage.file_system import Mount, network_file_system
 from trainsanity_server.storage.models import Base, RunRow
 from trainsanity_server.storage.schema import is_current, prepare, upgrade
 
@@ -96,6 +99,36 @@ def test_a_new_file_can_give_back_space(tmp_path):
         assert session.scalar(text("PRAGMA auto_vacuum")) == 2
         assert session.scalar(text("PRAGMA page_size")) == 8192
     database.close()
+
+
+MOUNTS = [
+    Mount("/", "ext4"),
+    Mount("/home", "nfs4"),
+    Mount("/home/me/scratch", "xfs"),
+    Mount("/mnt/share", "cifs"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/var/lib/ts.db", None),
+        ("/home/me/ts.db", "nfs4"),
+        ("/home/me/scratch/ts.db", None),
+        ("/home2/ts.db", None),
+        ("/mnt/share/ts.db", "cifs"),
+    ],
+)
+def test_a_network_file_system_is_noticed(path, kind):
+    assert network_file_system(Path(path), MOUNTS) == kind
+
+
+def test_a_file_on_a_network_file_system_is_warned_of(sqlite_url, monkeypatch, caplog):
+    monkeypatch.setattr(
+        file_system, "NETWORK", {p.fstype for p in psutil.disk_partitions(all=True)}
+    )
+    Database(sqlite_url).close()
+    assert "network file system" in caplog.text
 
 
 @pytest.mark.parametrize(("setting", "number"), [("full", 2), ("normal", 1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import sqlite3
 import threading
@@ -18,8 +19,10 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
 from trainsanity_server.errors import StartupError
+from trainsanity_server.storage.file_system import network_file_system
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 BUSY_SECONDS = 10.0  # how long a statement waits for another process on the same SQLite file
 PAGE_BYTES = 8192
@@ -54,7 +57,15 @@ class Database:
                 "the server needs a database file: several threads share it. "
                 f"Received: {self.url}. Use sqlite:///trainsanity.db"
             )
-        _make_file(Path(self.url.database))
+        path = Path(self.url.database)
+        _make_file(path)
+        if kind := network_file_system(path):
+            log.warning(
+                "%s lies on a network file system (%s), where SQLite may lose data. Put it on a "
+                "local disk, or use PostgreSQL.",
+                path,
+                kind,
+            )
         engine = create_engine(self.url, pool_size=8, max_overflow=8)
 
         @event.listens_for(engine, "connect")
