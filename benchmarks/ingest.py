@@ -5,7 +5,8 @@ other over one connection, as fast as the server acknowledges them. Packets are 
 clock starts: this is about the server. It runs in its own process with its default settings.
 
     python benchmarks/ingest.py --quick
-    python benchmarks/ingest.py --db postgresql://user@host/name --seconds 60 --json
+    python benchmarks/ingest.py --db postgresql://user@host/name --json
+    python benchmarks/ingest.py --peer mlflow=/venvs/mlflow/bin/python
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import click
+import ingest_mlflow
 import numpy as np
 import psutil
 
@@ -227,10 +229,11 @@ def measure(db: str, clients: int, count: int, file: Path | None) -> list[Row]:
     ]
     if file is not None:
         rows.append(("stored", stored_bytes(file) / points, "bytes/point"))
-    return [
-        {"case": case, "subject": "trainsanity", "value": float(f"{value:.4g}"), "unit": unit}
-        for case, value, unit in rows
-    ]
+    return [row(case, "trainsanity", value, unit) for case, value, unit in rows]
+
+
+def row(case: str, subject: str, value: float, unit: str) -> Row:
+    return {"case": case, "subject": subject, "value": float(f"{value:.4g}"), "unit": unit}
 
 
 def stored_bytes(file: Path) -> int:
@@ -248,19 +251,28 @@ def stored_bytes(file: Path) -> int:
 @click.option("--db", help="Database; default: a new SQLite file.")
 @click.option("--clients", default=4, show_default=True, help="Client processes.")
 @click.option("--packets", default=4000, show_default=True, help="Packets of each client.")
+@click.option("--peer", metavar="mlflow=PYTHON", help="Interpreter of an environment with MLflow.")
 @click.option("--quick", is_flag=True, help="Under a minute.")
 @click.option("--json", "as_json", is_flag=True, help="A list for programs.")
-def main(db: str | None, clients: int, packets: int, quick: bool, as_json: bool) -> None:
+def main(
+    db: str | None, clients: int, packets: int, peer: str | None, quick: bool, as_json: bool
+) -> None:
     count = min(packets, 1500) if quick else packets
     with tempfile.TemporaryDirectory(prefix="ts-bench-") as folder:
         file = None if db else Path(folder) / "bench.db"
         rows = measure(db or f"sqlite:///{file}", clients, count, file)
+        if peer:
+            python = peer.removeprefix("mlflow=")
+            # A twentieth of the packets: it takes about as long.
+            value = ingest_mlflow.storm(python, Path(folder), clients, count // 20, NAMES)
+            rows.insert(1, row(rows[0]["case"], "mlflow", value, "points/s"))
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
     click.echo(f"{clients} clients × {count} packets × {STEPS} steps × {len(NAMES)} signals")
-    for row in rows:
-        click.echo(f"{row['case']:<45} {row['value']:>12,.10g} {row['unit']}")
+    for each in rows:
+        value = f"{each['value']:>12,.10g} {each['unit']}"
+        click.echo(f"{each['case']:<45} {each['subject']:<12} {value}")
 
 
 if __name__ == "__main__":
