@@ -1,4 +1,6 @@
-"""The one place where trainsanity catches everything: between the user's training and our probes."""
+"""The one place where trainsanity catches everything: between the user's training and our
+probes.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,10 @@ log = logging.getLogger("trainsanity")
 class Boundary:
     """Calls our code on behalf of the user's training and lets no exception through.
 
-    What raised is switched off by name for the rest of the run; the traceback goes to the log, and to
-    `on_failure`, which makes an audit of it, so that the loss of a probe is visible on the run's page.
+    What raised is switched off by name for the rest of the run; the traceback goes to the log, and
+    to
+    `on_failure`, which makes an audit of it, so that the loss of a probe is visible on the run's
+    page.
     """
 
     def __init__(self, on_failure: Callable[[str, BaseException, str], None]) -> None:
@@ -31,7 +35,8 @@ class Boundary:
             self.off.add(part)
             text = traceback.format_exc()
             log.warning(
-                "trainsanity: %s failed and is off for the rest of this run; training is not affected.\n%s",
+                "trainsanity: %s failed and is off for the rest of this run; "
+                "training is not affected.\n%s",
                 part,
                 text,
             )

@@ -1,7 +1,9 @@
 """Where in the user's source an operation was written.
 
-Keras keeps no source lines. While a functional model is built it makes a `Node` for every call; from the moment this module
-is imported the user's line of each is remembered beside it (never in it), at about a microsecond a node. A model
+Keras keeps no source lines. While a functional model is built it makes a `Node` for every call;
+from the moment this module
+is imported the user's line of each is remembered beside it (never in it), at about a microsecond a
+node. A model
 that was built before has no lines; then the place is told by layers alone.
 """
 
@@ -71,9 +73,11 @@ def remember_nodes() -> None:
 
 
 def operation_between(filename: str, first: int, last: int) -> tuple[int, str] | None:
-    """The first operator or function call from line `first` to `last` of a file: its line and its source text.
+    """The first operator or function call from line `first` to `last` of a file: its line and its
+    source text.
 
-    For a mask that was lost between two calls of layers: what happened in between is most likely it.
+    For a mask that was lost between two calls of layers: what happened in between is most likely
+    it.
     """
     source = "".join(linecache.getlines(filename))
     try:

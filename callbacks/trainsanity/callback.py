@@ -13,7 +13,6 @@ from trainsanity import call_sites, fit_arguments, identity
 from trainsanity.session import Session
 from trainsanity.settings import Expect, OnAlert, Settings
 
-
 call_sites.remember_nodes()
 
 
@@ -24,7 +23,8 @@ class SanityCallback(keras.callbacks.Callback):  # type: ignore[misc]
     model.fit(x, y, callbacks=[SanityCallback()])
     ```
 
-    Training gives the same weights, bit for bit, with and without it, and never fails, waits or hangs because of it. The same
+    Training gives the same weights, bit for bit, with and without it, and never fails, waits or
+    hangs because of it. The same
     object may be used for several calls of `fit` and `evaluate`; each is a run of its own.
 
     Args:
@@ -41,7 +41,8 @@ class SanityCallback(keras.callbacks.Callback):  # type: ignore[misc]
         expect: What you intend, e.g. `Expect(shuffle=True, causal=True)`.
         on_alert: `"warn"` prints each new alert once; `"stop"` also ends training at the next batch
             after a critical one; `"silent"` does nothing; a function gets the alert as a dict.
-        update_freq: `"batch"`, or a number of batches, or `"epoch"`: how often what was measured is read from the
+        update_freq: `"batch"`, or a number of batches, or `"epoch"`: how often what was measured is
+        read from the
             device. Every batch is measured in any case.
         spool_dir: Folder in which what was measured waits until the server has it.
         keep_spool: Keep a run's spool file after the server has everything.

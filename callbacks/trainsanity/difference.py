@@ -30,7 +30,7 @@ def difference(
     first, second = first.astype(np.float64), second.astype(np.float64)
     finite = np.isfinite(first) & np.isfinite(second)
     apart = np.abs(first - second, where=finite, out=np.zeros(first.shape))
-    scale = max((float(np.abs(v[np.isfinite(v)]).max(initial=0.0)) for v in (first, second)))
+    scale = max(float(np.abs(v[np.isfinite(v)]).max(initial=0.0)) for v in (first, second))
     return {
         "largest": float(apart.max(initial=0.0)),
         "scale": scale,

@@ -10,7 +10,9 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class EpochMean:
-    """Running weighted means by name, as Keras' metrics keep them, but exact to double precision."""
+    """Running weighted means by name, as Keras' metrics keep them, but exact to double
+    precision.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[float, float]] = {}

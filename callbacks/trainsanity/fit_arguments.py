@@ -1,8 +1,10 @@
 """What the user passed to `fit` or `evaluate`, seen from inside it.
 
-A callback is told the number of epochs and steps, but not the class weights, the shuffle flag or the data.
+A callback is told the number of epochs and steps, but not the class weights, the shuffle flag or
+the data.
 These are what was *declared*, and rules compare them with what was measured. They are local
-variables of the calling frame, which is only read; where it cannot be found, the facts are unknown and the rules that need them
+variables of the calling frame, which is only read; where it cannot be found, the facts are unknown
+and the rules that need them
 say "not testable".
 """
 
@@ -48,7 +50,9 @@ class FitArguments:
 
 
 def find(model: Any) -> FitArguments:
-    """The arguments of the innermost `fit` or `evaluate` of this model that is running in this thread."""
+    """The arguments of the innermost `fit` or `evaluate` of this model that is running in this
+    thread.
+    """
     frame = sys._getframe(1)
     while frame is not None:
         names = frame.f_code.co_varnames[: frame.f_code.co_argcount]
@@ -85,7 +89,9 @@ def sample_of_arrays(arguments: FitArguments, rows: int) -> tuple[Any, Any, Any]
 
 
 def sample_of_batch(batch: Any, rows: int) -> tuple[Any, Any, Any] | None:
-    """The first rows of a batch `(x,)`, `(x, y)` or `(x, y, sample_weight)`, as arrays of their own."""
+    """The first rows of a batch `(x,)`, `(x, y)` or `(x, y, sample_weight)`, as arrays of their
+    own.
+    """
     import keras
 
     if isinstance(batch, tuple) and len(batch) == 1 and isinstance(batch[0], (tuple, list)):

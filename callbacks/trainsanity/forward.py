@@ -15,7 +15,9 @@ from trainsanity import backends
 
 @contextmanager
 def untouched(model: Any) -> Iterator[None]:
-    """Puts back, at the end, all that a forward pass may change: statistics, seeds, states, random generators."""
+    """Puts back, at the end, all that a forward pass may change: statistics, seeds, states, random
+    generators.
+    """
     generators = _generators_state()
     volatile = volatile_variables(model)
     before = [keras.ops.convert_to_numpy(v).copy() for v in volatile]
@@ -29,7 +31,9 @@ def untouched(model: Any) -> Iterator[None]:
 
 @contextmanager
 def names_untouched() -> Iterator[None]:
-    """Within, objects may be made without moving on the numbers in the names of those that come later."""
+    """Within, objects may be made without moving on the numbers in the names of those that come
+    later.
+    """
     from keras.src.backend.common import global_state
 
     before = dict(global_state.get_global_attribute("object_name_uids", default={}))

@@ -47,7 +47,7 @@ def _matched(names: Sequence[str], part: Any, *, shared: bool) -> list[Any]:
         return [None] * len(names)
     if isinstance(part, dict) and set(part) & set(names):
         return [part.get(name) for name in names]
-    leaves = keras.tree.flatten(part)
+    leaves: list[Any] = keras.tree.flatten(part)
     if len(leaves) == len(names):
         return leaves
     if len(leaves) == 1 and shared:

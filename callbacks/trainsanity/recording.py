@@ -1,6 +1,7 @@
 """Forward passes over the captured sample, with every call of a layer noted.
 
-Audits read these notes; none of them runs the model more often than it must. A pass is eager, on a few
+Audits read these notes; none of them runs the model more often than it must. A pass is eager, on a
+few
 rows, and leaves the model as it was.
 """
 
@@ -112,7 +113,9 @@ def recorded(
     stack: list[Call] | None = None,
     called: set[int] | None = None,
 ) -> Iterator[None]:
-    """Within, every call of a layer or operation of the model is noted; `stack` holds those under way."""
+    """Within, every call of a layer or operation of the model is noted; `stack` holds those under
+    way.
+    """
     stack = [] if stack is None else stack
     called = set() if called is None else called
     replaced: list[tuple[dict[str, Any], bool, Any]] = []

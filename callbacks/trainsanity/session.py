@@ -178,7 +178,9 @@ class Session:
         setattr(self.model, name, function)
 
     def _around_training(self, original: Callable[..., Any], *args: Any) -> Any:
-        """One execution of the train function; hooks for batches would make Keras dispatch callbacks in step."""
+        """One execution of the train function; hooks for batches would make Keras dispatch
+        callbacks in step.
+        """
         run = self._run
         assert run is not None
         args = self._boundary.call("sample", self._catch_sample, args, default=args)
@@ -219,7 +221,9 @@ class Session:
         return (*args[:-1], iterator)
 
     def _batches_of_one_execution(self) -> int:
-        """With `steps_per_execution` the last execution of an epoch may be shorter; corrected at its end."""
+        """With `steps_per_execution` the last execution of an epoch may be shorter; corrected at
+        its end.
+        """
         run = self._run
         assert run is not None
         steps = int(self.model.steps_per_execution or 1)
@@ -246,9 +250,12 @@ class Session:
         return self._taps is not None and self._taps.installed and any(p in text for p in ours)
 
     def _without_taps(self, error: BaseException) -> Callable[..., Any]:
-        """The last resort: the plain step, so that training goes on. One batch of data is lost to it."""
+        """The last resort: the plain step, so that training goes on. One batch of data is lost to
+        it.
+        """
         log.warning(
-            "trainsanity: an operation of a tap failed in the compiled step; the taps are removed and "
+            "trainsanity: an operation of a tap failed in the compiled step; the taps are "
+            "removed and "
             "training goes on without them from the next batch.",
             exc_info=error,
         )
@@ -296,7 +303,9 @@ class Session:
         return self._train is not None and "tape" not in self._boundary.off
 
     def _show_sample(self) -> None:
-        """Lets probes run audits on the captured rows, once, at a moment when the model is whole."""
+        """Lets probes run audits on the captured rows, once, at a moment when the model is
+        whole.
+        """
         run = self._run
         if run is None or self._sample_shown or not self.model.built:
             return
@@ -460,7 +469,8 @@ class Session:
 def _why_step_must_stay(model: Any) -> str | None:
     """Why the compiled step of an earlier `fit` must not be made anew; None where it may.
 
-    A step that Keras traced before keeps what was true then: trainable flags, values of Python callables.
+    A step that Keras traced before keeps what was true then: trainable flags, values of Python
+    callables.
     Making it anew would change how this model trains, so it is left alone and the taps stay out.
     """
     if model.train_function is None:

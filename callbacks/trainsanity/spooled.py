@@ -19,7 +19,8 @@ class Judgement:
     """What all rules say about a run.
 
     Attributes:
-        findings: (rule, finding) in the order in which they were found; the last of a subject is the newest.
+        findings: (rule, finding) in the order in which they were found; the last of a subject is
+        the newest.
         verdicts: rule slug -> ("ok" | "alert" | "not_testable", reason).
     """
 

@@ -1,8 +1,11 @@
 """The tape: a ring buffer on the device into which the compiled step writes one row per batch.
 
-It is a Keras metric whose result is empty, so Keras itself carries its variables through the step (also through
-JAX's stateless one), while logs, history and saved files never show it. The host reads the ring once
-in many batches; therefore every batch is seen, also with `steps_per_execution`, without a wait per step.
+It is a Keras metric whose result is empty, so Keras itself carries its variables through the step
+(also through
+JAX's stateless one), while logs, history and saved files never show it. The host reads the ring
+once
+in many batches; therefore every batch is seen, also with `steps_per_execution`, without a wait per
+step.
 """
 
 from __future__ import annotations
@@ -43,11 +46,15 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc]
             self.pending = self.add_variable((width,), "zeros", dtype="float32", name="pending")
 
     def carry(self, variables: list[Any]) -> None:
-        """Takes further variables along, so that Keras threads them through JAX's stateless step too."""
+        """Takes further variables along, so that Keras threads them through JAX's stateless step
+        too.
+        """
         self._variables.extend(variables)
 
     def flush(self, columns: Mapping[str, Any]) -> None:
-        """Keeps columns for the row to come. On JAX values made inside the gradient can leave it only so."""
+        """Keeps columns for the row to come. On JAX values made inside the gradient can leave it
+        only so.
+        """
         self.pending.assign(self._row(columns))
 
     def _row(self, columns: Mapping[str, Any]) -> Any:
@@ -112,7 +119,9 @@ class TapeReader:
         self._copies: list[Any] = []
 
     def note(self, model: Any, result: Any) -> None:
-        """After a step: where variables cannot be read in between, keeps a copy of the ring, made on the device."""
+        """After a step: where variables cannot be read in between, keeps a copy of the ring, made
+        on the device.
+        """
         self._steps_noted += 1
         if self._steps_noted % NOTE_EVERY == 0:
             self._copies = [*self._copies[-1:], self._backend.copy_tape(self.tape, model, result)]
@@ -131,7 +140,9 @@ class TapeReader:
         return self.decode(int(np.asarray(count)), np.asarray(ring))
 
     def decode(self, count: int, ring: np.ndarray[Any, Any] | None) -> TapeRows:
-        """Rows numbered above `seen` out of a copy of the ring taken when `count` rows had been written."""
+        """Rows numbered above `seen` out of a copy of the ring taken when `count` rows had been
+        written.
+        """
         if ring is None or count <= self.seen:
             return TapeRows(np.empty(0, np.int64), {})
         first = max(self.seen, count - self.tape.depth)

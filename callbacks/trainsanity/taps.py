@@ -1,7 +1,9 @@
 """Taps: wrappers around one model's own methods that let probes write into the compiled step.
 
-Keras calls `set_model` before it makes the train function. Whatever wraps `train_step`, `compute_loss`,
-`compute_metrics` and the optimizer's `apply` at that moment is compiled into the step. Only attributes of the
+Keras calls `set_model` before it makes the train function. Whatever wraps `train_step`,
+`compute_loss`,
+`compute_metrics` and the optimizer's `apply` at that moment is compiled into the step. Only
+attributes of the
 instances are set, and all of them are taken away again at the end.
 """
 
@@ -103,7 +105,9 @@ class Taps:
 
     @property
     def _finishes_with_metrics(self) -> bool:
-        """On JAX a step is a pure function: only inside `compute_metrics` may variables be written."""
+        """On JAX a step is a pure function: only inside `compute_metrics` may variables be
+        written.
+        """
         return bool(self.run.backend.HAS_GRADIENT_BOUNDARY)
 
     def _finish(self, step: Step) -> None:

@@ -21,7 +21,10 @@ MAX_PACKET_BYTES = 8 * 1024 * 1024
 MAX_NAME_LENGTH = 256  # characters of a signal or audit name
 MAX_STEP = 2**53  # steps are exact in every language that reads them
 STATES = ("running", "finished", "failed")
-_DTYPES = {"<f4": np.dtype("<f4"), "<f8": np.dtype("<f8")}
+_DTYPES: dict[str, np.dtype[np.float32] | np.dtype[np.float64]] = {
+    "<f4": np.dtype("<f4"),
+    "<f8": np.dtype("<f8"),
+}
 
 
 class WireError(ValueError):
@@ -76,7 +79,8 @@ class Packet:
         step: last training step the client had seen when it closed the packet.
         state: "running", "finished" or "failed".
         silent_after: seconds after which the client, if alive, will have spoken again.
-        run: the run's header (project, name, tags, versions ...); in packet 0, later only if changed.
+        run: the run's header (project, name, tags, versions ...); in packet 0, later only if
+        changed.
         signals: signals that appear for the first time.
         blocks, audits: the evidence.
     """
@@ -154,7 +158,9 @@ def decode(data: bytes) -> Packet:
     try:
         message = msgpack.unpackb(data, strict_map_key=True, max_ext_len=0)
     except (ValueError, msgpack.UnpackException) as error:
-        raise WireError(f"the body is not a msgpack map. Received: {data[:24]!r} ({error})") from error
+        raise WireError(
+            f"the body is not a msgpack map. Received: {data[:24]!r} ({error})"
+        ) from error
     if not isinstance(message, dict):
         raise WireError(f"the body must be a msgpack map. Received: {type(message).__name__}")
     version = message.get("v")

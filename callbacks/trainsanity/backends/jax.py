@@ -18,7 +18,9 @@ HAS_GRADIENT_BOUNDARY = True  # a value made inside the gradient leaves it only 
 
 
 def write_row(ring: Any, count: Any, row: Any) -> None:
-    """Writes one row of the ring and advances the counter, in the scope that carries the metrics' variables."""
+    """Writes one row of the ring and advances the counter, in the scope that carries the metrics'
+    variables.
+    """
     at = jnp.mod(count.value, ring.shape[0])
     ring.assign(ring.value.at[at].set(row))
     count.assign(count.value + 1)
@@ -30,7 +32,9 @@ def read(variable: Any) -> np.ndarray[Any, Any]:
 
 
 def read_in_step(variable: Any, model: Any, state: Any) -> np.ndarray[Any, Any]:
-    """The value of a Keras variable: out of the state right before a step, else from the variable itself."""
+    """The value of a Keras variable: out of the state right before a step, else from the variable
+    itself.
+    """
     if state is None:
         return read(variable)
     parts = zip(
@@ -56,13 +60,16 @@ def copy_tape(tape: Any, model: Any, result: Any) -> tuple[Any, Any] | None:
     place = {id(v): i for i, v in enumerate(model.metrics_variables)}
     if id(tape.ring) not in place:
         return None
-    # The step donates its state: without a copy of its own the array would be gone after the next step.
+    # The step donates its state: without a copy of its own the array would be gone after the next
+    # step.
     return jnp.copy(variables[place[id(tape.count)]]), jnp.copy(variables[place[id(tape.ring)]])
 
 
 @contextlib.contextmanager
 def no_gradient() -> Iterator[None]:
-    """Nothing: what is measured leaves the gradient as an auxiliary result, which is not differentiated."""
+    """Nothing: what is measured leaves the gradient as an auxiliary result, which is not
+    differentiated.
+    """
     yield
 
 
@@ -133,7 +140,9 @@ def put_back_generator(state: Any) -> None:
 
 
 def is_traced(tensor: Any) -> bool:
-    """Whether an array stands for a value inside a function that is being traced, such as a scan."""
+    """Whether an array stands for a value inside a function that is being traced, such as
+    a scan.
+    """
     return isinstance(tensor, jax.core.Tracer)
 
 

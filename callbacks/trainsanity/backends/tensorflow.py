@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-
 READABLE_IN_EPOCH = True  # variables hold their values between steps
 HAS_GRADIENT_BOUNDARY = False  # a value made inside the gradient may be used outside
 
@@ -49,7 +48,9 @@ def no_gradient() -> Iterator[None]:
 
 
 def peek(iterator: Any) -> tuple[Any, Iterator[Any]] | None:
-    """The next batch and an iterator that still gives it; None where it is fetched inside the graph."""
+    """The next batch and an iterator that still gives it; None where it is fetched inside the
+    graph.
+    """
     if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
         return None
     batch = next(iterator)
@@ -60,7 +61,9 @@ ROWS_CAUGHT = 8  # of the first batch, for audits
 
 
 def catch_sample(run: Any, args: tuple[Any, ...]) -> None:
-    """Inside the step: keeps the first rows of the first batch, for data that only the graph sees."""
+    """Inside the step: keeps the first rows of the first batch, for data that only the
+    graph sees.
+    """
     if run.sample is not None or "caught" in run.shared:
         return
     leaves = tf.nest.flatten(args[0])
@@ -107,7 +110,9 @@ def caught_sample(run: Any) -> Any | None:
 
 
 def pick(variable: Any, coordinates: np.ndarray[Any, Any], *, xla: bool) -> Any:
-    """Elements of a Keras variable; coordinates have shape (k, rank). Does not touch the rest of it."""
+    """Elements of a Keras variable; coordinates have shape (k, rank). Does not touch the rest of
+    it.
+    """
     if variable.shape == ():
         return tf.reshape(variable._value.read_value(), [1])
     if xla:  # knows no gather from a resource, and needs none: it fuses the read
@@ -157,7 +162,9 @@ def version() -> str:
 
 
 def generator_state() -> Any:
-    """State of the generator from which eager random operations draw their seeds; None where no seed was set."""
+    """State of the generator from which eager random operations draw their seeds; None where no
+    seed was set.
+    """
     rng = getattr(context.context(), "_rng", None)
     return None if rng is None else rng.getstate()
 
@@ -174,7 +181,9 @@ def is_traced(tensor: Any) -> bool:
 
 @contextlib.contextmanager
 def watched_reads(read: dict[int, Any], stack: list[Any]) -> Iterator[None]:
-    """Within, variables of TensorFlow's own that are read are noted too, where they are trainable."""
+    """Within, variables of TensorFlow's own that are read are noted too, where they are
+    trainable.
+    """
     with tf.GradientTape() as tape:
         yield
     for variable in tape.watched_variables():

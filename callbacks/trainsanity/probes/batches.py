@@ -41,7 +41,8 @@ def _nonfinite(tensors: list[Any]) -> Any:
 
 def _ids(layer: Any, ids: Any) -> Columns:
     name = f"embedding:{layer.name}"
-    # The ids that the table is read with: Keras casts them to int32 (keras/src/layers/core/embedding.py).
+    # The ids that the table is read with: Keras casts them to int32
+    # (keras/src/layers/core/embedding.py).
     ids = ops.cast(ids, "int32")
     outside = (ids < 0) | (ids >= layer.input_dim)
     return {

@@ -43,7 +43,9 @@ class DataOrder(Probe):
         self._batches = []
 
     def on_rows(self, rows: TapeRows) -> Columns:
-        parts = [rows.columns.get(n) for n in ("_fingerprint:rows", "_fingerprint:places", "batch/size")]
+        parts = [
+            rows.columns.get(n) for n in ("_fingerprint:rows", "_fingerprint:places", "batch/size")
+        ]
         if all(part is not None for part in parts):
             self._batches.extend(zip(*(part.tolist() for part in parts), strict=True))
         return {}
@@ -76,7 +78,9 @@ class DataOrder(Probe):
 
 
 def _row_sums(tensor: Any) -> Any:
-    """One number for each row: a sum over some of its elements with irregular weights; shape (batch,)."""
+    """One number for each row: a sum over some of its elements with irregular weights; shape
+    (batch,).
+    """
     tensor = ops.cast(tensor, "float32")
     tensor = ops.where(ops.isfinite(tensor), tensor, ops.ones_like(tensor))
     if len(tensor.shape) == 1:

@@ -145,7 +145,9 @@ def _fit(fit: Any) -> dict[str, Any]:
 
 
 def plain(value: Any, key: str = "") -> Any:
-    """Plain data of a configuration: secrets hidden, objects by their name, arrays by their shape."""
+    """Plain data of a configuration: secrets hidden, objects by their name, arrays by
+    their shape.
+    """
     if key and SECRET.search(key):
         return "(hidden)"
     if value is None or isinstance(value, (bool, int, float)):

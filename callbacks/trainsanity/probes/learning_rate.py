@@ -1,7 +1,9 @@
 """The learning rate: as declared, as read inside the step, and as the weights really move.
 
-A *shadow* optimizer, of the same class and configuration, moves copies of a few elements of the weights with the same
-gradients. For optimizers that work element by element it must move them as the real one does; the effective learning rate is the
+A *shadow* optimizer, of the same class and configuration, moves copies of a few elements of the
+weights with the same
+gradients. For optimizers that work element by element it must move them as the real one does; the
+effective learning rate is the
 rate in force times the projection of the real movement on the shadow's.
 """
 
@@ -187,7 +189,9 @@ class LearningRate(Probe):
         return ops.concatenate([ops.cast(part, "float32") for part in parts])
 
     def _pick_gradients(self, update: Update) -> Any | None:
-        """Gradients of the sampled elements after clipping, as the optimizer uses them; None where there is none."""
+        """Gradients of the sampled elements after clipping, as the optimizer uses them; None where
+        there is none.
+        """
         optimizer, backend = update.optimizer, self.run.backend
         gradients = update.gradients
         if optimizer.clipnorm or optimizer.clipvalue or optimizer.global_clipnorm:

@@ -16,7 +16,9 @@ VARIANTS = ("recomputed", "unmasked", "all", "weighted")
 
 
 class Losses(Probe):
-    """Per batch: the compiled loss from unreduced values, under the mask, the weights, and without them."""
+    """Per batch: the compiled loss from unreduced values, under the mask, the weights, and without
+    them.
+    """
 
     name = "losses"
 
@@ -61,7 +63,9 @@ class Losses(Probe):
         return total
 
     def _parts(self, step: Step, output: OutputEvidence) -> dict[str, Any] | None:
-        """The reduced loss of one output in each variant; None where the loss has no unreduced values."""
+        """The reduced loss of one output in each variant; None where the loss has no unreduced
+        values.
+        """
         loss = output.loss
         y_true = ops.convert_to_tensor(output.y_true, dtype=loss.dtype)
         y_pred = ops.convert_to_tensor(output.y_pred, dtype=loss.dtype)
@@ -69,7 +73,8 @@ class Losses(Probe):
         own_mask = mask_of(values)
         if len(values.shape) == 0 or loss.reduction in (None, "none"):
             self.run.not_testable["loss/recomputed"] = (
-                f"the loss {loss.name!r} is reduced by itself, so its positions cannot be counted again"
+                f"the loss {loss.name!r} is reduced by itself, "
+                "so its positions cannot be counted again"
             )
             return None
         values = ops.cast(values, "float32")
@@ -110,7 +115,8 @@ class Losses(Probe):
             batch = rows.columns.get(f"_loss:{variant}")
             if batch is None:
                 continue
-            # Keras weighs a batch's loss by its rows (keras/src/backend/*/trainer.py, `train_step`).
+            # Keras weighs a batch's loss by its rows (keras/src/backend/*/trainer.py,
+            # `train_step`).
             found[f"loss/{variant}"] = means.extend(variant, batch * sizes, sizes)
             if variant == "recomputed":
                 found["loss/batch"] = batch

@@ -171,7 +171,9 @@ def _facts(call: _Call, makers: dict[int, _Call]) -> dict[str, Any]:
 def _lost_before(
     call: _Call, last_masked: _Call | None, makers: dict[int, _Call]
 ) -> dict[str, Any] | None:
-    """A plain operation on tensors, outside every layer, between the last masked output and this call."""
+    """A plain operation on tensors, outside every layer, between the last masked output and this
+    call.
+    """
     if last_masked is None or any(m is not None for m in call.masks_in):
         return None
     orphans = [t for t in call.inputs if id(t) not in makers and _same_time(t, last_masked)]
@@ -193,7 +195,8 @@ def _lost_before(
         "produced": False,
         "ended": True,
         "legal": False,
-        "reason": f"the mask is on the output of {last_masked.operation.name!r} and not on the input of "
+        "reason": f"the mask is on the output of {last_masked.operation.name!r} and not on the "
+        "input of "
         f"{call.operation.name!r}: an operation on plain tensors in between does not carry it",
         "site": site,
         "output_shape": [int(d) for d in orphans[0].shape],

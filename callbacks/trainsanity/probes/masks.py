@@ -62,7 +62,9 @@ class Masks(Probe):
 
 
 def _scores_positions(output: OutputEvidence) -> bool:
-    """Whether the loss is one of Keras' own, which count every unmasked position; a loss of the user's may mask itself."""
+    """Whether the loss is one of Keras' own, which count every unmasked position; a loss of the
+    user's may mask itself.
+    """
     module = type(output.loss).__module__
     function = getattr(output.loss, "fn", None)
     if function is not None:

@@ -27,7 +27,9 @@ class CompiledMetric:
 
 
 class Metrics(Probe):
-    """Per batch and metric: numerator and denominator of Keras' mean under each choice of what counts."""
+    """Per batch and metric: numerator and denominator of Keras' mean under each choice of what
+    counts.
+    """
 
     name = "metrics"
 
@@ -138,6 +140,7 @@ def compiled_metrics(model: Any) -> list[CompiledMetric]:
                 entries.extend((metric, output, weighted) for metric in metric_list.metrics)
     keys = list(compiled.result())
     if len(keys) != len(entries):
-        # Two metrics under one key: Keras shows the last one only, and which is which cannot be told.
+        # Two metrics under one key: Keras shows the last one only, and which is which cannot be
+        # told.
         return []
     return [CompiledMetric(key, *entry) for key, entry in zip(keys, entries, strict=True)]

@@ -14,7 +14,9 @@ from trainsanity.recording import Call, Passes, call_model
 
 
 class Mode(Probe):
-    """Makes the audit `mode` from one training pass, one inference pass, and layers called alone."""
+    """Makes the audit `mode` from one training pass, one inference pass, and layers called
+    alone.
+    """
 
     name = "mode"
 

@@ -13,7 +13,12 @@ from trainsanity.probes.learning_rate import ELEMENTWISE, slot_lists
 from trainsanity.probes.probe import Probe
 
 # Names that other versions and frameworks give to arguments of ours.
-OLD_NAMES = {"lr": "learning_rate", "decay": "weight_decay", "eps": "epsilon", "alpha": "learning_rate"}
+OLD_NAMES = {
+    "lr": "learning_rate",
+    "decay": "weight_decay",
+    "eps": "epsilon",
+    "alpha": "learning_rate",
+}
 
 # Model -> (optimizer, iterations, norm of the slots) at the end of the last watched fit.
 _left: weakref.WeakKeyDictionary[Any, tuple[Any, int, float]] = weakref.WeakKeyDictionary()
@@ -62,7 +67,11 @@ class OptimizerFacts(Probe):
     def _norm(self, optimizer: Any) -> float:
         """L2 norm over all slots; large slots are read on the device that holds them."""
         squares = [
-            float(keras.ops.convert_to_numpy(keras.ops.sum(keras.ops.square(keras.ops.cast(v, "float32")))))
+            float(
+                keras.ops.convert_to_numpy(
+                    keras.ops.sum(keras.ops.square(keras.ops.cast(v, "float32")))
+                )
+            )
             for lists in slot_lists(optimizer)
             for v in lists.values()
         ]
@@ -77,7 +86,9 @@ class OptimizerFacts(Probe):
 
 
 def _stray(optimizer: Any) -> list[dict[str, Any]]:
-    """Numbers set on the optimizer under names that a new one of its class and configuration does not have."""
+    """Numbers set on the optimizer under names that a new one of its class and configuration does
+    not have.
+    """
     config = {**optimizer.get_config(), "name": "trainsanity_fresh", "learning_rate": 0.0}
     fresh = vars(type(optimizer).from_config(config))
     rows = []

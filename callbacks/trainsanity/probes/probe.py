@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from trainsanity.run import Run
     from trainsanity.tape import TapeRows
 
-# Scalar tensors by column name. A name without a leading "_" becomes a signal of that name; one with it is
+# Scalar tensors by column name. A name without a leading "_" becomes a signal of that name; one
+# with it is
 # raw material for the probe's `on_rows`.
 Columns = Mapping[str, Any]
 
@@ -90,9 +91,12 @@ class Update:
 class Probe:
     """Base of all probes; one file holds one probe, found by walking the folder.
 
-    Hooks named `trace_*` run while Keras traces the step and return scalar tensors; they must use only
-    operations that cannot fail at run time and change no state of the model. All other hooks run on the host.
-    A probe that raises is switched off, with its traceback in the log and in an audit; training goes on.
+    Hooks named `trace_*` run while Keras traces the step and return scalar tensors; they must use
+    only
+    operations that cannot fail at run time and change no state of the model. All other hooks run on
+    the host.
+    A probe that raises is switched off, with its traceback in the log and in an audit; training
+    goes on.
     """
 
     name: ClassVar[str]
@@ -122,10 +126,14 @@ class Probe:
         """Before Keras makes its functions: the place to create variables and to hand in audits."""
 
     def on_sample(self) -> None:
-        """Once, when `run.sample` holds rows of the data and the model is whole: the time for audits."""
+        """Once, when `run.sample` holds rows of the data and the model is whole: the time for
+        audits.
+        """
 
     def on_rows(self, rows: TapeRows) -> Columns:
-        """New rows of training batches; returns further columns (n,) made of them, by signal name."""
+        """New rows of training batches; returns further columns (n,) made of them, by
+        signal name.
+        """
         return {}
 
     def on_test_rows(self, rows: TapeRows) -> Columns:
@@ -133,7 +141,9 @@ class Probe:
         return {}
 
     def before_step(self, step: int) -> None:
-        """On the host, right before Keras runs `step` (the first of several with steps_per_execution)."""
+        """On the host, right before Keras runs `step` (the first of several with
+        steps_per_execution).
+        """
 
     def after_step(self, step: int) -> None:
         """On the host, right after Keras ran all steps up to `step`."""
@@ -154,7 +164,9 @@ class Probe:
         return None
 
     def on_released(self) -> None:
-        """After `on_end`, when the taps are out of the model: for audits that use its own methods."""
+        """After `on_end`, when the taps are out of the model: for audits that use its own
+        methods.
+        """
 
     def on_end(self) -> None:
         return None

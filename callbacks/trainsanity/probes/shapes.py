@@ -58,7 +58,9 @@ def _about(call: Call) -> dict[str, Any]:
 
 
 def declared_outputs(call: Call) -> list[tuple[str, list[int | None]]]:
-    """What the layer says of each of its outputs: by the functional graph, else by its own `compute_output_shape`."""
+    """What the layer says of each of its outputs: by the functional graph, else by its own
+    `compute_output_shape`.
+    """
     actual = [[int(d) for d in t.shape] for t in call.outputs]
     candidates = [
         [list(t.shape) for t in node.output_tensors]

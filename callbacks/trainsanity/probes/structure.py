@@ -12,7 +12,9 @@ from trainsanity.recording import Call, Passes
 
 
 class Structure(Probe):
-    """Makes the audit `structure` at the end of the first epoch, when it is known which weights get gradients."""
+    """Makes the audit `structure` at the end of the first epoch, when it is known which weights get
+    gradients.
+    """
 
     name = "structure"
 

@@ -1,6 +1,7 @@
 """Which positions count, and how much: arithmetic that several probes share.
 
-Shapes: a *position* is one element of the unreduced loss or metric, `(batch,)` for plain models, `(batch, time)` for
+Shapes: a *position* is one element of the unreduced loss or metric, `(batch,)` for plain models,
+`(batch, time)` for
 sequences. Masks are `(batch, time)`; sample weights `(batch,)`, `(batch, 1)` or `(batch, time)`.
 Only operations that cannot fail at run time are used: static shapes decide what is compared.
 """
@@ -39,7 +40,8 @@ def mean_parts(values: Any, weight: Any | None) -> tuple[Any, Any]:
     """Numerator and denominator of Keras' weighted mean over one batch; two float32 scalars.
 
     Keras averages each sample over its inner axes first and then sums over samples
-    (keras/src/metrics/reduction_metrics.py, `reduce_to_samplewise_values`), so batches of longer sequences do
+    (keras/src/metrics/reduction_metrics.py, `reduce_to_samplewise_values`), so batches of longer
+    sequences do
     not weigh more. Positions of weight 0 do not count, whatever their value.
     """
     values = ops.cast(values, "float32")
@@ -61,9 +63,11 @@ def product(*weights: Any | None) -> Any | None:
 
 
 def real_positions(step: Step, output: OutputEvidence, model: Any) -> Any | None:
-    """Positions of this output that are real according to the input, `(batch, time)` bool; None where unknown.
+    """Positions of this output that are real according to the input, `(batch, time)` bool; None
+    where unknown.
 
-    The ids that an `Embedding(mask_zero=True)` receives, or the values that a `Masking` layer receives, are compared with the
+    The ids that an `Embedding(mask_zero=True)` receives, or the values that a `Masking` layer
+    receives, are compared with the
     padding here, independently of the mask that Keras computes and carries.
     """
     key = ("real", output.name)
@@ -113,7 +117,9 @@ def _fit_time(real: Any, y_pred: Any) -> Any:
 
 
 def leading_source(model: Any, output_name: str, layers: list[Any]) -> Any | None:
-    """Of several masked inputs the one whose positions an output continues: the chain of first inputs leads to it."""
+    """Of several masked inputs the one whose positions an output continues: the chain of first
+    inputs leads to it.
+    """
     outputs = getattr(model, "outputs", None)
     names = getattr(model, "output_names", None)
     if not outputs:

@@ -11,7 +11,8 @@ import numpy as np
 
 from trainsanity.probes.probe import Probe
 
-WHOLE = 65_536  # elements up to which a variable is compared whole; of larger ones as many, evenly spread
+# Elements up to which a variable is compared whole; of larger ones as many, evenly spread.
+WHOLE = 65_536
 
 
 @dataclass
@@ -25,7 +26,9 @@ class _Watched:
 
 
 class Weights(Probe):
-    """Makes the audit `weights` at the end of each epoch from copies of (samples of) all weights."""
+    """Makes the audit `weights` at the end of each epoch from copies of (samples of) all
+    weights.
+    """
 
     name = "weights"
 
@@ -60,7 +63,9 @@ class Weights(Probe):
         self._spent += time.monotonic() - started
 
     def _is_over_budget(self) -> bool:
-        """Copies of large models take time; they may not take more than audits in all are allowed."""
+        """Copies of large models take time; they may not take more than audits in all are
+        allowed.
+        """
         elapsed = time.monotonic() - self._began
         return self._spent > max(1.0, self.run.settings.audit_budget * elapsed)
 
