@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import importlib.util
 import json
 import multiprocessing
 import multiprocessing.pool
@@ -28,9 +29,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import click
-import ingest_mlflow
 import numpy as np
 import psutil
+from storm import mlflow_server
 
 from trainsanity import wire
 from trainsanity.wire import Block, Packet
@@ -247,6 +248,13 @@ def stored_bytes(file: Path) -> int:
     return int((pages - free) * size)
 
 
+def _with_mlflow(peer: str | None) -> str | None:
+    """The interpreter that was named, or this one if it has MLflow."""
+    if peer is not None:
+        return peer.removeprefix("mlflow=")
+    return sys.executable if importlib.util.find_spec("mlflow") else None
+
+
 @click.command(help=__doc__)
 @click.option("--db", help="Database; default: a new SQLite file.")
 @click.option("--clients", default=4, show_default=True, help="Client processes.")
@@ -261,10 +269,10 @@ def main(
     with tempfile.TemporaryDirectory(prefix="ts-bench-") as folder:
         file = None if db else Path(folder) / "bench.db"
         rows = measure(db or f"sqlite:///{file}", clients, count, file)
-        if peer:
-            python = peer.removeprefix("mlflow=")
+        python = _with_mlflow(peer)
+        if python is not None:
             # A twentieth of the packets: it takes about as long.
-            value = ingest_mlflow.storm(python, Path(folder), clients, count // 20, NAMES)
+            value = mlflow_server.storm(python, Path(folder), clients, count // 20, NAMES)
             rows.insert(1, row(rows[0]["case"], "mlflow", value, "points/s"))
     if as_json:
         click.echo(json.dumps(rows, indent=2))
