@@ -35,11 +35,15 @@ class EpochMean:
         d = before_d + np.cumsum(denominators, dtype=np.float64)
         if len(n):
             self._sums[name] = (float(n[-1]), float(d[-1]))
-        return np.divide(n, d, out=np.full(len(n), np.nan), where=d != 0)
+        return _divided(n, d)
 
     @staticmethod
     def of_each(numerators: Floats, denominators: Floats) -> Floats:
         """The mean of each batch alone; NaN where nothing counted."""
-        return np.divide(
-            numerators, denominators, out=np.full(len(numerators), np.nan), where=denominators != 0
-        )
+        return _divided(numerators, denominators)
+
+
+def _divided(numerators: Floats, denominators: Floats) -> Floats:
+    means: Floats = np.full(len(numerators), np.nan)
+    np.divide(numerators, denominators, out=means, where=denominators != 0)
+    return means

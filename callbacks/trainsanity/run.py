@@ -40,7 +40,7 @@ class Run:
     kind: str = "fit"
     optimizer: Any = None
     fit: FitArguments | None = None
-    sample: tuple[Any, Any, Any] | None = None
+    sample: Any = None
     step: int = 0
     # JAX's state right before a step, while `before_step` runs: variables are empty then.
     state: Any = None

@@ -110,9 +110,10 @@ class Session:
         if self._probe_data is not None:
             x, y, *weight = self._probe_data
             return (x, y, weight[0] if weight else None)
-        return self._boundary.call(
+        sample: tuple[Any, Any, Any] | None = self._boundary.call(
             "sample", fit_arguments.sample_of_arrays, self._arguments, SAMPLE_ROWS
         )
+        return sample
 
     def _install_taps(self) -> None:
         run = self._run
@@ -290,7 +291,7 @@ class Session:
         if self._run is None:
             return
         self._read_train(whole=True)
-        if self._is_taped:
+        if self._train is not None and self._is_taped:
             self._run.step = self._train.seen
         self._run.shared["taped"] = self._is_taped
         self._slow_readings(force=True)

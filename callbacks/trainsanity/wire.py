@@ -21,7 +21,7 @@ MAX_PACKET_BYTES = 8 * 1024 * 1024
 MAX_NAME_LENGTH = 256  # characters of a signal or audit name
 MAX_STEP = 2**53  # steps are exact in every language that reads them
 STATES = ("running", "finished", "failed")
-_DTYPES: dict[str, np.dtype[np.float32] | np.dtype[np.float64]] = {
+_DTYPES: dict[str, np.dtype[Any]] = {
     "<f4": np.dtype("<f4"),
     "<f8": np.dtype("<f8"),
 }
@@ -217,8 +217,8 @@ def _decode_block(row: Any) -> Block:
         raise WireError(
             f"steps must increase strictly within 0..{MAX_STEP}. Received: {steps[:5].tolist()} ..."
         )
-    values = np.frombuffer(value_bytes, dtype=dtype).reshape(len(checked), len(steps))
-    return Block(checked, steps, values)
+    values: NDArray[np.floating[Any]] = np.frombuffer(value_bytes, dtype=dtype)
+    return Block(checked, steps, values.reshape(len(checked), len(steps)))
 
 
 def _decode_audit(row: Any) -> Audit:

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ def read(variable: Any) -> np.ndarray[Any, Any]:
     """The value of a Keras variable on the host."""
     value = variable.value.detach().cpu()
     # numpy knows no bfloat16.
-    return value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy().copy()
+    return np.array(value.float() if value.dtype == torch.bfloat16 else value)
 
 
 def read_in_step(variable: Any, model: Any, state: Any) -> np.ndarray[Any, Any]:
@@ -40,9 +40,9 @@ def copy_tape(tape: Any, model: Any, result: Any) -> None:
     """Nothing: the tape can be read at any time."""
 
 
-def no_gradient() -> AbstractContextManager[Any]:
+def no_gradient() -> AbstractContextManager[None]:
     """What is measured must not lengthen the graph that is differentiated."""
-    return torch.no_grad()
+    return cast(AbstractContextManager[None], torch.no_grad())
 
 
 def peek(iterator: Any) -> tuple[Any, Iterator[Any]] | None:

@@ -46,8 +46,9 @@ class DataOrder(Probe):
         parts = [
             rows.columns.get(n) for n in ("_fingerprint:rows", "_fingerprint:places", "batch/size")
         ]
-        if all(part is not None for part in parts):
-            self._batches.extend(zip(*(part.tolist() for part in parts), strict=True))
+        columns = [part.tolist() for part in parts if part is not None]
+        if len(columns) == len(parts):
+            self._batches.extend(zip(*columns, strict=True))
         return {}
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:

@@ -54,7 +54,7 @@ class Losses(Probe):
 
     def _is_compiled_loss(self) -> bool:
         """Whether the model computes its loss as compiled, not by a `compute_loss` of its own."""
-        return type(self.run.model).compute_loss.__module__.startswith("keras.")
+        return str(type(self.run.model).compute_loss.__module__).startswith("keras.")
 
     def _added(self) -> Any:
         total = ops.zeros(())

@@ -130,7 +130,7 @@ def compiled_metrics(model: Any) -> list[CompiledMetric]:
     compiled = getattr(model, "_compile_metrics", None)
     if compiled is None or not compiled.built:
         return []
-    entries = []
+    entries: list[tuple[Any, int, bool]] = []
     for weighted, lists in (
         (False, compiled._flat_metrics),
         (True, compiled._flat_weighted_metrics),

@@ -24,9 +24,13 @@ class VariablesRead(Probe):
         calls: list[Call] = []
         stack: list[Call] = []
         read: dict[int, tuple[Any, Call | None]] = {}
-        with untouched(model), recorded(model, calls, stack), noted_reads(read, stack):
-            with self.run.backend.watched_reads(read, stack):
-                call_model(model, self.run.sample[0], training=False)
+        with (
+            untouched(model),
+            recorded(model, calls, stack),
+            noted_reads(read, stack),
+            self.run.backend.watched_reads(read, stack),
+        ):
+            call_model(model, self.run.sample[0], training=False)
         # All that the model carries: also seeds, metric and optimizer state.
         known = {id(v) for v in model.variables}
         known |= {id(getattr(v, "_value", None)) for v in model.variables}
@@ -60,7 +64,7 @@ def noted_reads(read: dict[int, tuple[Any, Call | None]], stack: list[Call]) -> 
 
 
 def _is_float(variable: Any) -> bool:
-    return keras.backend.is_float_dtype(keras.backend.standardize_dtype(variable.dtype))
+    return bool(keras.backend.is_float_dtype(keras.backend.standardize_dtype(variable.dtype)))
 
 
 def _row(variable: Any, call: Call | None) -> dict[str, Any]:
