@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -28,7 +29,7 @@ class Paths(Probe):
         with untouched(model), _own_predict_function(model):
             compiled = tensors_of(model.predict_on_batch(x))
         single = tensors_of(quiet_forward(model, first_rows(x, 1)))
-        ways = (
+        ways: tuple[tuple[str, list[str], Callable[[Any], Any], list[Any]], ...] = (
             ("execution", ["eager call", "predict"], lambda t: t, compiled),
             ("batch", ["in a batch", "alone"], lambda t: t[:1], single),
         )
@@ -45,7 +46,7 @@ class Paths(Probe):
         leaves = keras.tree.flatten(x)
         if not any(np.asarray(leaf).dtype.kind == "f" for leaf in leaves):
             return [None] * len(outputs)
-        moved = keras.tree.map_structure(_next, x)
+        moved: Any = keras.tree.map_structure(_next, x)
         others = tensors_of(quiet_forward(self.run.model, moved))
         return [difference(a, b)["largest"] for a, b in zip(outputs, others, strict=True)]
 
