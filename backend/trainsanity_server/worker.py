@@ -6,7 +6,7 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,6 @@ class Worker(ABC):
     def _guarded_step(self) -> float:
         try:
             return self.step()
-        except DBAPIError:
+        except SQLAlchemyError:
             log.exception("%s could not use the database and tries again", self.name)
             return RETRY_SECONDS

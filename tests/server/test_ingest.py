@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from cast import Training, healthy
 from sqlalchemy import event, func, select
-from stage import PATIENCE_SECONDS, Stage
+from stage import PATIENCE_SECONDS, Stage, eventually
 
 from trainsanity import wire
 from trainsanity.wire import Audit
 from trainsanity_server.errors import ConflictError, GoneError, MalformedError, UnavailableError
 from trainsanity_server.live import Event
+from trainsanity_server.services import ingest
 from trainsanity_server.services.ingest import arrival_of
 from trainsanity_server.storage.database import Database
 from trainsanity_server.storage.models import AuditRow, PacketRow, RunRow
@@ -186,6 +188,51 @@ def test_a_database_that_cannot_be_written_is_said_to_be_so(stage):
     assert caught.value.members["retry_after"] > 0
     event.remove(stage.database.engine, "before_cursor_execute", fail)
     assert stage.send(packets[0]).next_seq == 1
+
+
+def test_a_packet_the_database_refuses_does_not_harm_those_that_share_its_commit(stage):
+    """As a text would that a column cannot hold."""
+    good, bad = Training(), Training()
+
+    @event.listens_for(stage.database.engine, "before_cursor_execute")
+    def fail(conn, cursor, statement, parameters, context, executemany):
+        if statement.startswith("INSERT INTO packets") and bad.id.replace("-", "") in (
+            repr(parameters).replace("-", "")
+        ):
+            cursor.execute("INSERT INTO no_such_table VALUES (1)")
+
+    arrivals = [arrival_of(wire.encode(run.packet(a=[1.0])), run.id) for run in (bad, good)]
+    waiting = [ingest._Waiting(arrival, 0, Future()) for arrival in arrivals]
+    stage.ingest._store(waiting)
+    assert isinstance(waiting[0].answer.exception(PATIENCE_SECONDS), UnavailableError)
+    assert waiting[1].answer.result(PATIENCE_SECONDS).next_seq == 1
+    event.remove(stage.database.engine, "before_cursor_execute", fail)
+
+
+def test_whoever_has_gone_does_not_harm_the_others(stage):
+    gone, here = Training(), Training()
+    arrivals = [arrival_of(wire.encode(run.packet(a=[1.0])), run.id) for run in (gone, here)]
+    waiting = [ingest._Waiting(arrival, 0, Future()) for arrival in arrivals]
+    waiting[0].answer.cancel()
+    stage.ingest._store(waiting)
+    assert waiting[1].answer.result(PATIENCE_SECONDS).next_seq == 1
+    assert [run.id for run in stage.runs.page().runs] == [here.id]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_after_a_fault_of_ours_nobody_waits_for_ever(stage, monkeypatch):
+    _, packets = healthy(2)
+    fault = ZeroDivisionError("a fault")
+
+    def store(*args, **kwargs):
+        raise fault
+
+    monkeypatch.setattr(ingest.packets, "store", store)
+    with pytest.raises(ZeroDivisionError):
+        stage.send(packets[0])
+    eventually(lambda: not stage.ingest.is_alive)
+    with pytest.raises(UnavailableError, match="restart it"):
+        stage.send(packets[0])
 
 
 def test_what_is_acknowledged_is_there_for_another_connection(stage, database_url):

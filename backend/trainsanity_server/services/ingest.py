@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from trainsanity import wire
@@ -34,6 +34,7 @@ from trainsanity_server.storage.points import PointStore
 MAX_BATCH_BYTES = 16 * 1024 * 1024  # in one COMMIT
 MAX_WAITING_BYTES = 128 * 1024 * 1024  # in memory, not yet stored
 RETRY_AFTER_SECONDS = 2
+ENDED = "this server stores no packets any more; restart it, then they will be sent again"
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,9 @@ class _Waiting:
     arrival: Arrival
     cursor: int
     answer: Future[Receipt]
+
+
+_Result = tuple[Receipt | Exception, Outcome | None]
 
 
 def arrival_of(body: bytes, run_id: str) -> Arrival:
@@ -139,8 +143,10 @@ class Ingest:
         """The receipt comes when the packet is durable.
 
         Raises:
-            UnavailableError: too much waits already.
+            UnavailableError: too much waits already, or the thread has died.
         """
+        if not self.is_alive:
+            raise UnavailableError(ENDED)
         size = len(arrival.body)
         with self._lock:
             if self._waiting_bytes + size > MAX_WAITING_BYTES:
@@ -154,11 +160,21 @@ class Ingest:
         return answer
 
     def _run(self) -> None:
-        while (first := self._queue.get()) is not None:
-            batch, is_last = self._batch(first)
-            self._store(batch)
-            if is_last:
-                return
+        try:
+            while (first := self._queue.get()) is not None:
+                batch, is_last = self._batch(first)
+                self._store(batch)
+                if is_last:
+                    return
+        finally:
+            self._turn_away()
+
+    def _turn_away(self) -> None:
+        """Nobody shall wait for a thread that has ended."""
+        while not self._queue.empty():
+            waiting = self._queue.get()
+            if waiting is not None and waiting.answer.set_running_or_notify_cancel():
+                waiting.answer.set_exception(UnavailableError(ENDED))
 
     def _batch(self, first: _Waiting) -> tuple[list[_Waiting], bool]:
         batch, size = [first], len(first.arrival.body)
@@ -174,13 +190,16 @@ class Ingest:
         return batch, False
 
     def _store(self, batch: list[_Waiting]) -> None:
-        try:
-            results = self._database.write(lambda session: self._transaction(session, batch))
-        except DBAPIError as error:
-            log.exception("packets could not be stored")
-            results = [(_unavailable(error), None)] * len(batch)
         with self._lock:
             self._waiting_bytes -= sum(len(w.arrival.body) for w in batch)
+        # Of those whose client has gone meanwhile, nothing is stored: they will be sent again.
+        batch = [w for w in batch if w.answer.set_running_or_notify_cancel()]
+        try:
+            results = self._results(batch)
+        except BaseException as error:
+            for waiting in batch:
+                waiting.answer.set_exception(error)
+            raise
         for waiting, (answer, _) in zip(batch, results, strict=True):
             if isinstance(answer, Exception):
                 waiting.answer.set_exception(answer)
@@ -188,9 +207,16 @@ class Ingest:
                 waiting.answer.set_result(answer)
         self._tell(batch, [outcome for _, outcome in results])
 
-    def _transaction(
-        self, session: Session, batch: list[_Waiting]
-    ) -> list[tuple[Receipt | Exception, Outcome | None]]:
+    def _results(self, batch: list[_Waiting]) -> list[_Result]:
+        try:
+            return self._database.write(lambda session: self._transaction(session, batch))
+        except SQLAlchemyError as error:
+            if len(batch) > 1:  # one of them must not harm the others
+                return [result for waiting in batch for result in self._results([waiting])]
+            log.exception("a packet could not be stored")
+            return [(_unavailable(error), None)]
+
+    def _transaction(self, session: Session, batch: list[_Waiting]) -> list[_Result]:
         arrivals = [w.arrival for w in batch]
         outcomes = packets.store(session, arrivals, self._clock(), append=self._points.append)
         return [
@@ -245,8 +271,9 @@ def _conflict(packet: wire.Packet, outcome: Outcome) -> str:
     )
 
 
-def _unavailable(error: DBAPIError) -> UnavailableError:
-    reason = str(error.orig).splitlines()[0] if str(error.orig) else type(error.orig).__name__
+def _unavailable(error: SQLAlchemyError) -> UnavailableError:
+    cause = getattr(error, "orig", None) or error
+    reason = str(cause).partition("\n")[0] or type(cause).__name__
     return UnavailableError(
         f"the database cannot be written now ({reason}); try again",
         retry_after=RETRY_AFTER_SECONDS,

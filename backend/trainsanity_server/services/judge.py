@@ -6,10 +6,12 @@ the next judge looks at the same packets again.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from trainsanity.rules import RunFacts, RunHistory
@@ -31,6 +33,8 @@ from trainsanity_server.storage.models import AlertRow, RunRow
 from trainsanity_server.storage.packets import ENDED
 from trainsanity_server.storage.points import PointStore, Tail
 from trainsanity_server.worker import Worker
+
+log = logging.getLogger(__name__)
 
 PACKETS_AT_ONCE = 512  # judged together
 RUNS_AT_ONCE = 64
@@ -98,7 +102,11 @@ class Judge(Worker):
 
     def stop(self, timeout_seconds: float = 10.0) -> None:
         super().stop(timeout_seconds)
-        self._database.write(lambda s: judging.release(s, self.owner))
+        try:
+            self._database.write(lambda s: judging.release(s, self.owner))
+        except SQLAlchemyError:
+            # Then others wait until the leases end.
+            log.exception("the judge could not let go of its runs")
 
     def step(self) -> float:
         """Judges every run that has something new."""
