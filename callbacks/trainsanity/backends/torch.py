@@ -28,7 +28,8 @@ def read(variable: Any) -> np.ndarray[Any, Any]:
     """The value of a Keras variable on the host."""
     value = variable.value.detach().cpu()
     # numpy knows no bfloat16.
-    return np.array(value.float() if value.dtype == torch.bfloat16 else value)
+    plain = value.float() if value.dtype == torch.bfloat16 else value
+    return np.array(plain.numpy())
 
 
 def read_in_step(variable: Any, model: Any, state: Any) -> np.ndarray[Any, Any]:
@@ -88,6 +89,11 @@ def square_sum(tensor: Any) -> Any:
 def end_of_data_errors() -> tuple[type[BaseException], ...]:
     """What the train function raises to say that the data has ended."""
     return (StopIteration,)
+
+
+def forward_errors() -> tuple[type[Exception], ...]:
+    """What an eager call may raise besides Python's own errors."""
+    return ()
 
 
 def device_memory() -> float | None:

@@ -93,7 +93,7 @@ def _row_sums(tensor: Any) -> Any:
     chosen = np.unique(np.linspace(0, size - 1, min(ELEMENTS, size)).astype(np.int32))
     flat = ops.take(ops.reshape(tensor, (-1, size)), chosen, axis=1)
     weights = (np.cos(1.7 * np.arange(len(chosen))) + 1.5).astype(np.float32)
-    return ops.sum(flat * weights, axis=1)
+    return ops.sum(flat * ops.convert_to_tensor(weights), axis=1)
 
 
 def _digest(array: np.ndarray[Any, Any]) -> str:
