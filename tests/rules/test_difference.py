@@ -47,6 +47,13 @@ def test_rounding_in_a_real_network_is_never_a_disagreement(seed, depth, width, 
     assert not difference(exact, rounded, dtype).disagrees
 
 
+def test_numbers_below_the_smallest_normal_are_rounded_evenly():
+    """Found in a deep float16 network: values near 5e-6, where float16 knows steps of 6e-8."""
+    found = Difference(largest=1.9e-7, scale=5.4e-6, dtype="float16", noise=0.0)
+    assert not found.disagrees
+    assert Difference(largest=1.9e-5, scale=5.4e-4, dtype="float16", noise=0.0).disagrees
+
+
 @given(st.floats(1e-30, 1e30), st.floats(0.01, 1.0))
 def test_a_percent_of_the_scale_disagrees_in_float32(scale, part):
     assert Difference(largest=part * scale, scale=scale, noise=0.0).disagrees

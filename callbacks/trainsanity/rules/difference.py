@@ -20,6 +20,8 @@ NETWORK_ROUNDINGS = 64 * 4 * 64
 # Matrix kernels in half precision usually accumulate in float32, so only the results of 64 layers
 # are rounded.
 HALF_ROUNDINGS = 64
+# Below it numbers lie evenly: a rounding errs by a share of this, not of the number. IEEE 754.
+SMALLEST_NORMAL = {"float16": 2.0**-14, "float64": 2.0**-1022}
 # Two more runs may lie this much further apart than the two whose difference was measured.
 NOISE_FACTOR = 8
 # A reordered network errs like many perturbed inputs: one for each of 64 layers.
@@ -79,10 +81,14 @@ class Difference:
         half = self.dtype in ("float16", "bfloat16")
         roundings = HALF_ROUNDINGS if half else NETWORK_ROUNDINGS
         return (
-            roundings * unit_roundoff(self.dtype) * self.scale
+            roundings * unit_roundoff(self.dtype) * max(self.scale, self._smallest_normal)
             + NOISE_FACTOR * (self.noise or 0.0)
             + SENSITIVITY_FACTOR * (self.sensitivity or 0.0)
         )
+
+    @property
+    def _smallest_normal(self) -> float:
+        return SMALLEST_NORMAL.get(self.dtype, 2.0**-126)  # float32 and bfloat16
 
     @property
     def disagrees(self) -> bool:
