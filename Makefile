@@ -30,6 +30,8 @@ demo: $(STAMPS)/base $(FRONTEND) ## four real trainings on a running server at h
 test: $(STAMPS)/tools $(STAMPS)/backends $(FRONTEND) ## all tests; ARGS="tests/rules -k lr" picks some
 	@.ci/system-packages
 	@$(BIN)/python -m pytest $(ARGS)
+	@$(if $(ARGS),,set -e; for backend in jax torch; do echo "== real fits on $$backend"; \
+	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest tests/fits; done)
 
 lint: $(STAMPS)/tools ## ruff and mypy, strict
 	@$(BIN)/ruff check .

@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
+
+# The same examples every time where a machine decides; new ones on every other run.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI") == "true":
+    settings.load_profile("ci")
 
 # Before any Keras is imported: warnings of C++ code would drown what the tests print.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
