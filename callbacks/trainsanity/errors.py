@@ -11,6 +11,10 @@ class TrainsanityError(Exception):
     """Base of everything the client raises on purpose."""
 
 
+class CannotAudit(TrainsanityError):  # noqa: N818 - says a state
+    """An audit cannot be made of this model or data, for a reason that is nobody's mistake."""
+
+
 class SettingsError(TrainsanityError, ValueError):
     """An argument or a TRAINSANITY_* variable cannot be used; the text says what to change."""
 

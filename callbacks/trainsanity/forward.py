@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from trainsanity import backends
+from trainsanity.errors import CannotAudit
 
 
 @contextmanager
@@ -70,6 +71,36 @@ def _all_variables(model: Any) -> list[Any]:
 def quiet_forward(model: Any, x: Any, *, training: bool = False) -> Any:
     """The model's output on a sample, called eagerly, with nothing changed."""
     with untouched(model):
-        if model._call_has_training_arg:
-            return model(x, training=training)
-        return model(x)
+        return call_model(model, x, training=training)
+
+
+def call_model(model: Any, x: Any, *, training: bool) -> Any:
+    """One eager call.
+
+    Raises:
+        CannotAudit: the model itself raises on these rows.
+    """
+    with refused("an eager call of the model on the captured rows raises"):
+        return model(x, training=training) if model._call_has_training_arg else model(x)
+
+
+@contextmanager
+def refused(what: str) -> Iterator[None]:
+    """Within, what models raise on data that they do not take becomes `CannotAudit`."""
+    expected = (ValueError, TypeError, IndexError, KeyError, RuntimeError)
+    try:
+        yield
+    except (*expected, *backends.active().forward_errors()) as error:
+        text = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {text[0] if text else ''}"
+        raise CannotAudit(f"{what}: {reason[:200]}") from error
+
+
+def fixed_batch(model: Any) -> int | None:
+    """The batch size that the model was built for; None where it takes any."""
+    try:
+        inputs = model.inputs
+    except AttributeError:
+        return None
+    sizes = {t.shape[0] for t in inputs or [] if len(t.shape) and t.shape[0] is not None}
+    return max(sizes, default=None)

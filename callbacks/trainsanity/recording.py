@@ -7,6 +7,7 @@ rows, and leaves the model as it was.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +17,10 @@ from typing import Any
 import keras
 
 from trainsanity import backends, call_sites
-from trainsanity.forward import untouched
+from trainsanity.forward import call_model, fixed_batch, untouched
 from trainsanity.masking import mask_of
+
+_ends = itertools.count(1)
 
 
 @dataclass
@@ -30,7 +33,9 @@ class Call:
         result: what it returned.
         inputs, outputs: the tensors in them.
         masks_in: the mask on each input, or None.
+        masks_out: the mask on each output, as it was when the next call began.
         caller: the call in whose `call` this one was made; None for the model itself.
+        ended: rises with the order in which calls ended.
         training: the flag that `call` received; None where it takes none.
         file, line: the user's line that made the call, where there is one.
     """
@@ -45,6 +50,8 @@ class Call:
     line: int | None
     result: Any = None
     outputs: list[Any] = field(default_factory=list)
+    masks_out: list[Any] = field(default_factory=list)
+    ended: int = 0
 
     @property
     def name(self) -> str:
@@ -102,8 +109,38 @@ def run_pass(model: Any, x: Any, *, training: bool) -> Pass:
     return Pass(calls, result, called)
 
 
-def call_model(model: Any, x: Any, *, training: bool) -> Any:
-    return model(x, training=training) if model._call_has_training_arg else model(x)
+@contextmanager
+def noted_calls(model: Any, called: set[int]) -> Iterator[None]:
+    """Within, the ids of operations that are called are noted, and nothing else."""
+
+    def noting(operation: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            called.add(id(operation))
+            return original(*args, **kwargs)
+
+        return call
+
+    with _calls_replaced(model, noting):
+        yield
+
+
+@contextmanager
+def _calls_replaced(
+    model: Any, make: Callable[[Any, Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    replaced: list[tuple[dict[str, Any], bool, Any]] = []
+    for operation in operations_of(model):
+        own = operation.__dict__
+        replaced.append((own, "call" in own, own.get("call")))
+        own["call"] = make(operation, operation.call)
+    try:
+        yield
+    finally:
+        for own, had_own, original in replaced:
+            if had_own:
+                own["call"] = original
+            else:
+                own.pop("call", None)
 
 
 @contextmanager
@@ -118,19 +155,14 @@ def recorded(
     """
     stack = [] if stack is None else stack
     called = set() if called is None else called
-    replaced: list[tuple[dict[str, Any], bool, Any]] = []
-    for operation in operations_of(model):
-        own = operation.__dict__
-        replaced.append((own, "call" in own, own.get("call")))
-        own["call"] = _noting(operation, operation.call, calls, stack, called)
-    try:
+    unsettled: list[Call] = []
+
+    def noting(operation: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+        return _noting(operation, original, calls, stack, called, unsettled)
+
+    with _calls_replaced(model, noting):
         yield
-    finally:
-        for own, had_own, original in replaced:
-            if had_own:
-                own["call"] = original
-            else:
-                own.pop("call", None)
+        _settle(unsettled)
 
 
 def operations_of(model: Any) -> list[Any]:
@@ -149,6 +181,7 @@ def _noting(
     calls: list[Call],
     stack: list[Call],
     called: set[int],
+    unsettled: list[Call],
 ) -> Callable[..., Any]:
     is_traced = backends.active().is_traced
 
@@ -157,6 +190,7 @@ def _noting(
         called.add(id(operation))
         if any(is_traced(tensor) for tensor in inputs):
             return original(*args, **kwargs)  # inside a scan or loop: nothing there has a value
+        _settle(unsettled)
         frame = call_sites.user_frame(sys._getframe(1))
         noted = Call(
             operation,
@@ -175,9 +209,21 @@ def _noting(
         finally:
             stack.pop()
         noted.outputs = tensors_of(noted.result)
+        noted.ended = next(_ends)
+        unsettled.append(noted)
         return noted.result
 
     return call
+
+
+def _settle(unsettled: list[Call]) -> None:
+    """Reads the masks that Keras has put on outputs since their calls ended.
+
+    Not later: MultiHeadAttention takes the mask off the tensors that it is given.
+    """
+    for call in unsettled:
+        call.masks_out = [mask_of(tensor) for tensor in call.outputs]
+    unsettled.clear()
 
 
 def tensors_of(structure: Any) -> list[Any]:
@@ -215,8 +261,10 @@ class Passes:
         return self._make("training", training=True)
 
     @property
-    def half(self) -> Pass:
-        """Inference on the first half of the rows."""
+    def half(self) -> Pass | None:
+        """Inference on the first half of the rows; None where the batch size is fixed."""
+        if fixed_batch(self._run.model) is not None:
+            return None
         return self._make("half", training=False, share=2)
 
     def _make(self, name: str, *, training: bool, share: int = 1) -> Pass:

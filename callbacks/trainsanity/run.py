@@ -41,6 +41,7 @@ class Run:
     optimizer: Any = None
     fit: FitArguments | None = None
     sample: Any = None
+    sample_rows: int = 8  # as many as the model demands, where its batch size is fixed
     step: int = 0
     # JAX's state right before a step, while `before_step` runs: variables are empty then.
     state: Any = None

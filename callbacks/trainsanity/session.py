@@ -14,7 +14,9 @@ import keras
 
 from trainsanity import backends, fit_arguments, identity
 from trainsanity.boundary import Boundary
+from trainsanity.errors import CannotAudit
 from trainsanity.fit_arguments import FitArguments
+from trainsanity.forward import fixed_batch
 from trainsanity.probes import all_probes
 from trainsanity.probes.probe import Probe
 from trainsanity.run import Run
@@ -26,6 +28,8 @@ from trainsanity.taps import Taps
 log = logging.getLogger("trainsanity")
 
 SAMPLE_ROWS = 8  # of the training data, kept in the process for audits
+START_UP_SECONDS = 0.5  # that audits of the sample may take at a time
+LAST_SECONDS = 3.0  # that those left at the end of training may take at least
 READ_SECONDS = 0.4  # the tape is read after this time even if few batches have run
 SLOW_READ_SECONDS = 1.0  # readings that belong to no step, such as memory
 
@@ -64,6 +68,8 @@ class Session:
         self._test_executions = 0
         self._looked_for_sample = False
         self._sample_shown = False
+        self._auditors: list[Probe] = []
+        self._opened = time.monotonic()
         self._begun = False
         self._ended = False
         self._in_test = False
@@ -94,7 +100,8 @@ class Session:
         self._run = run = Run(self.model, backend, self._stream, self._settings, kind=kind)
         run.optimizer = getattr(self.model, "optimizer", None)
         run.fit = self._arguments
-        run.sample = self._sample()
+        run.sample_rows = fixed_batch(self.model) or SAMPLE_ROWS
+        run.sample = self._sample(run)
         self._probes = [
             probe
             for make in all_probes()
@@ -106,12 +113,12 @@ class Session:
         self._boundary.call("taps", self._install_taps)
         self._watch_frame()
 
-    def _sample(self) -> tuple[Any, Any, Any] | None:
+    def _sample(self, run: Run) -> tuple[Any, Any, Any] | None:
         if self._probe_data is not None:
             x, y, *weight = self._probe_data
             return (x, y, weight[0] if weight else None)
         sample: tuple[Any, Any, Any] | None = self._boundary.call(
-            "sample", fit_arguments.sample_of_arrays, self._arguments, SAMPLE_ROWS
+            "sample", fit_arguments.sample_of_arrays, self._arguments, run.sample_rows
         )
         return sample
 
@@ -218,7 +225,7 @@ class Session:
         if caught is None:
             return args
         batch, iterator = caught
-        run.sample = fit_arguments.sample_of_batch(batch, SAMPLE_ROWS)
+        run.sample = fit_arguments.sample_of_batch(batch, run.sample_rows)
         return (*args[:-1], iterator)
 
     def _batches_of_one_execution(self) -> int:
@@ -295,6 +302,7 @@ class Session:
             self._run.step = self._train.seen
         self._run.shared["taped"] = self._is_taped
         self._slow_readings(force=True)
+        self._audit(START_UP_SECONDS)
         self._show_sample()
         self._tell("on_epoch_end", epoch, dict(logs))
 
@@ -313,11 +321,31 @@ class Session:
         if run.sample is None:
             caught = self._boundary.call("sample", run.backend.caught_sample, run)
             if caught is not None:
-                run.sample = fit_arguments.sample_of_batch(caught, SAMPLE_ROWS)
-        if run.sample is not None:
-            self._sample_shown = True
-            self._tell("on_sample")
-            run.shared.pop("passes", None)
+                run.sample = fit_arguments.sample_of_batch(caught, run.sample_rows)
+        if run.sample is None:
+            return
+        self._sample_shown = True
+        self._auditors = sorted(self._probes, key=lambda probe: probe.cost)
+        self._audit(START_UP_SECONDS)
+
+    def _audit(self, seconds: float) -> None:
+        """Lets probes audit the sample until the time is up; the others wait for an epoch end."""
+        run = self._run
+        if run is None or not self._auditors:
+            return
+        started = time.monotonic()
+        while self._auditors and time.monotonic() - started < seconds:
+            self._tell_one(self._auditors.pop(0), "on_sample")
+        run.shared.pop("passes", None)  # the tensors take memory
+
+    def _audit_rest(self) -> None:
+        """At the end of training: what is left, as far as the share of the time allows it."""
+        spent = time.monotonic() - self._opened
+        self._audit(max(LAST_SECONDS, self._settings.audit_budget * spent))
+        while self._auditors:
+            probe = self._auditors.pop(0)
+            if type(probe).on_sample is not Probe.on_sample:
+                self._say_not_testable(probe, "audits had used up their share of the training time")
 
     def test_begin(self) -> None:
         if self._run is None or self._ended:
@@ -346,6 +374,7 @@ class Session:
             return
         self._read_train(whole=True)
         self._slow_readings(force=True)
+        self._boundary.call("callback", self._audit_rest)
         self._tell("on_end")
         self._boundary.call("taps", self._remove_taps)
         self._tell("on_released")
@@ -421,7 +450,20 @@ class Session:
 
     def _tell(self, hook: str, *args: Any) -> None:
         for probe in self._probes:
-            self._boundary.call(probe.name, getattr(probe, hook), *args)
+            self._tell_one(probe, hook, *args)
+
+    def _tell_one(self, probe: Probe, hook: str, *args: Any) -> None:
+        self._boundary.call(probe.name, self._hear_out, probe, hook, *args)
+
+    def _hear_out(self, probe: Probe, hook: str, *args: Any) -> None:
+        try:
+            getattr(probe, hook)(*args)
+        except CannotAudit as reason:
+            self._say_not_testable(probe, str(reason))
+
+    def _say_not_testable(self, probe: Probe, reason: str) -> None:
+        assert self._run is not None
+        self._run.audit(probe.audit or probe.name, {"not_testable": reason})
 
     # people
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import keras
 
+from trainsanity.first_layers import first_weighted_layers
 from trainsanity.outputs import outputs_of
 from trainsanity.probes.probe import LayerCall, Probe, Step, Update
+from trainsanity.recording import noted_calls
 from trainsanity.tape import Tape
 
 if TYPE_CHECKING:
@@ -51,8 +54,14 @@ class Taps:
         if self.run.optimizer is not None:
             optimizer = self.run.optimizer
             self._replace(optimizer, "apply", self._around_update(optimizer, optimizer.apply))
+            if not branches_in_update(optimizer):
+                self._replace(
+                    optimizer, "_clip_gradients", self._after_clipping(optimizer._clip_gradients)
+                )
+        first = {id(layer) for _, layer in first_weighted_layers(model)}
         for layer in model._flatten_layers():
-            if isinstance(layer, (keras.layers.Embedding, keras.layers.Masking)):
+            is_source = isinstance(layer, (keras.layers.Embedding, keras.layers.Masking))
+            if is_source or id(layer) in first:
                 self._replace(layer, "call", self._before_call(layer, layer.call))
         model.train_function = None
         model.test_function = None
@@ -90,9 +99,12 @@ class Taps:
 
     def _around_step(self, original: Callable[..., Any], *, training: bool) -> Callable[..., Any]:
         def step(*args: Any) -> Any:
-            self._local.step = current = Step(training=training)
+            self._local.step = current = Step(training=training, given=batch_parts(args[-1]))
+            if training:
+                self._note_trace(args[-1])
             try:
-                result = original(*args)
+                with self._first_trace(training=training):
+                    result = original(*args)
             finally:
                 self._local.step = None
             if not self._finishes_with_metrics:
@@ -102,6 +114,14 @@ class Taps:
             return result
 
         return step
+
+    def _first_trace(self, *, training: bool) -> AbstractContextManager[None]:
+        """Notes which layers run while the training step is traced for the first time."""
+        if not training or "called_in_step" in self.run.shared:
+            return nullcontext()
+        called: set[int] = set()
+        self.run.shared["called_in_step"] = called
+        return noted_calls(self.run.model, called)
 
     @property
     def _finishes_with_metrics(self) -> bool:
@@ -172,7 +192,9 @@ class Taps:
         return compute_metrics
 
     def _find_outputs(self, step: Step) -> None:
-        step.outputs = outputs_of(self.run.model, step.y, step.y_pred, step.sample_weight)
+        step.outputs = outputs_of(
+            self.run.model, step.y, step.y_pred, step.sample_weight, step.given[2]
+        )
 
     def _around_update(self, optimizer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
         def apply(grads: Any, trainable_variables: Any = None) -> Any:
@@ -195,7 +217,44 @@ class Taps:
 
         return apply
 
+    def _after_clipping(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def clip_gradients(grads: Any) -> Any:
+            clipped = original(grads)
+            if self._step is not None:
+                self._step.shared["clipped"] = list(clipped)
+            return clipped
+
+        return clip_gradients
+
+    def _note_trace(self, data: Any) -> None:
+        shared = self.run.shared
+        shared["traced"] = True  # by the execution that is running
+        shared.setdefault("signatures", set()).add(_signature(data))
+
     def _collect(self, step: Step, hook: str, evidence: Any) -> None:
         for probe in self._probes:
             columns = self._boundary.call(probe.name, getattr(probe, hook), evidence, default={})
             step.columns.update(columns)
+
+
+def batch_parts(data: Any) -> tuple[Any, Any, Any]:
+    """Inputs, labels and sample weights of a batch; None for what it does not have."""
+    if not isinstance(data, (tuple, list)):
+        return (data, None, None)
+    x, y, weight, *_ = (*data, None, None, None)
+    return (x, y, weight) if len(data) <= 3 else (None, None, None)
+
+
+def branches_in_update(optimizer: Any) -> bool:
+    """Whether the update runs in a branch of the graph, whose tensors cannot be used outside."""
+    return bool(getattr(optimizer, "gradient_accumulation_steps", None)) or hasattr(
+        optimizer, "inner_optimizer"
+    )
+
+
+def _signature(data: Any) -> str:
+    """Structure, shapes and dtypes of a batch."""
+    shapes = keras.tree.map_structure(
+        lambda leaf: f"{getattr(leaf, 'dtype', type(leaf))} {getattr(leaf, 'shape', '')}", data
+    )
+    return str(shapes)

@@ -115,6 +115,11 @@ def end_of_data_errors() -> tuple[type[BaseException], ...]:
     return (StopIteration,)
 
 
+def forward_errors() -> tuple[type[Exception], ...]:
+    """What an eager call may raise besides Python's own errors."""
+    return ()
+
+
 def device_memory() -> float | None:
     """Bytes in use on the first accelerator, or None where there is none."""
     device = jax.devices()[0]

@@ -24,7 +24,10 @@ def write_row(ring: Any, count: Any, row: Any) -> None:
         indices=tf.math.floormod(counter, variable.shape[0]),
         updates=row,
     )
-    counter.assign_add(1)
+    # Bound to the row: where data of unknown length has ended, the graph runs once more for what
+    # does not depend on a batch, and this must not count.
+    with tf.control_dependencies([row]):
+        counter.assign_add(1)
 
 
 def read(variable: Any) -> np.ndarray[Any, Any]:
@@ -57,9 +60,6 @@ def peek(iterator: Any) -> tuple[Any, Iterator[Any]] | None:
     return batch, itertools.chain([batch], iterator)
 
 
-ROWS_CAUGHT = 8  # of the first batch, for audits
-
-
 def catch_sample(run: Any, args: tuple[Any, ...]) -> None:
     """Inside the step: keeps the first rows of the first batch, for data that only the
     graph sees.
@@ -76,7 +76,7 @@ def catch_sample(run: Any, args: tuple[Any, ...]) -> None:
 
     def keep() -> tf.Tensor:
         for variable, leaf in zip(kept, leaves, strict=True):
-            variable.assign(leaf[:ROWS_CAUGHT])
+            variable.assign(leaf[: run.sample_rows])
         done.assign(True)
         return tf.constant(True)
 
@@ -144,6 +144,11 @@ def square_sum(tensor: Any) -> Any:
 def end_of_data_errors() -> tuple[type[BaseException], ...]:
     """What the train function raises to say that the data has ended."""
     return (StopIteration, tf.errors.OutOfRangeError)
+
+
+def forward_errors() -> tuple[type[Exception], ...]:
+    """What an eager call may raise besides Python's own errors."""
+    return (tf.errors.OpError,)
 
 
 def device_memory() -> float | None:

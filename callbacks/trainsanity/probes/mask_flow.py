@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
 from trainsanity import call_sites
-from trainsanity.forward import quiet_forward
 from trainsanity.masking import mask_of
 from trainsanity.probes.probe import Probe
-
-
-@dataclass
-class _Call:
-    """One call of a layer or operation in the forward pass."""
-
-    operation: Any
-    inputs: list[Any]
-    outputs: list[Any]
-    masks_in: list[Any]
-    file: str | None
-    line: int | None
+from trainsanity.recording import Call, Passes, tensors_of
 
 
 class MaskFlow(Probe):
@@ -48,11 +32,9 @@ class MaskFlow(Probe):
         run = self.run
         if not any(_makes_mask(layer) for layer in run.model._flatten_layers()):
             return
-        calls: list[_Call] = []
-        with recorded(run.model, calls):
-            prediction = quiet_forward(run.model, run.sample[0])
-        run.audit("mask_flow", _flow(run.model, calls, prediction))
         self._said = True
+        found = Passes.of(run).inference
+        run.audit("mask_flow", _flow(run.model, found.calls, found.result))
 
     def on_end(self) -> None:
         if not self._said:
@@ -64,60 +46,26 @@ def _makes_mask(layer: Any) -> bool:
     return isinstance(layer, keras.layers.Masking) or bool(getattr(layer, "mask_zero", False))
 
 
-@contextmanager
-def recorded(model: Any, calls: list[_Call]) -> Iterator[None]:
-    """Within, every call of a layer or operation of the model is noted."""
-    replaced: list[tuple[Any, bool, Any]] = []
-    for operation in _operations(model):
-        own = operation.__dict__
-        replaced.append((operation, "call" in own, own.get("call")))
-        own["call"] = _noting(operation, operation.call, calls)
-    try:
-        yield
-    finally:
-        for operation, had_own, original in replaced:
-            if had_own:
-                operation.__dict__["call"] = original
-            else:
-                operation.__dict__.pop("call", None)
+def _listed(calls: list[Call]) -> list[Call]:
+    """Calls in the order in which they ended; no models, no insides of Keras' own layers."""
+    calls = sorted(calls, key=lambda call: call.ended)
+    return [c for c in calls if not isinstance(c.operation, keras.Model) and not _is_inside(c)]
 
 
-def _operations(model: Any) -> list[Any]:
-    """All layers, nested ones too, and the plain operations of functional graphs; no models."""
-    found: dict[int, Any] = {}
-    for layer in model._flatten_layers():
-        for operation in getattr(layer, "operations", [layer]):
-            is_container = isinstance(operation, keras.Model)
-            if not is_container and not isinstance(operation, keras.layers.InputLayer):
-                found[id(operation)] = operation
-    return list(found.values())
+def _is_inside(call: Call) -> bool:
+    """Whether Keras' own layer made this call: cells in their loop, projections of attention."""
+    caller = call.caller
+    return caller is not None and (
+        not isinstance(caller.operation, keras.Model)
+        and type(caller.operation).__module__.startswith("keras.")
+    )
 
 
-def _noting(operation: Any, original: Callable[..., Any], calls: list[_Call]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        inputs = [t for t in keras.tree.flatten((args, kwargs)) if hasattr(t, "shape")]
-        masks = [mask_of(t) for t in inputs]
-        frame = call_sites.user_frame(sys._getframe(1))
-        outputs = original(*args, **kwargs)
-        calls.append(
-            _Call(
-                operation,
-                inputs,
-                [t for t in keras.tree.flatten(outputs) if hasattr(t, "shape")],
-                masks,
-                frame.f_code.co_filename if frame else None,
-                frame.f_lineno if frame else None,
-            )
-        )
-        return outputs
-
-    return call
-
-
-def _flow(model: Any, calls: list[_Call], prediction: Any) -> dict[str, Any]:
+def _flow(model: Any, calls: list[Call], prediction: Any) -> dict[str, Any]:
+    calls = _listed(calls)
     makers = {id(t): call for call in calls for t in call.outputs}
-    layers = []
-    last_masked: _Call | None = None
+    layers: list[dict[str, Any]] = []
+    last_masked: Call | None = None
     lost_at: str | None = None
     for call in calls:
         facts = _facts(call, makers)
@@ -132,7 +80,7 @@ def _flow(model: Any, calls: list[_Call], prediction: Any) -> dict[str, Any]:
             last_masked = call
     outputs = {}
     names = getattr(model, "output_names", None) or []
-    leaves = [t for t in keras.tree.flatten(prediction) if hasattr(t, "shape")]
+    leaves = tensors_of(prediction)
     for index, tensor in enumerate(leaves):
         name = names[index] if index < len(names) and len(leaves) > 1 else "output"
         coverage = _coverage(mask_of(tensor))
@@ -144,10 +92,10 @@ def _flow(model: Any, calls: list[_Call], prediction: Any) -> dict[str, Any]:
     return {"layers": layers, "outputs": outputs}
 
 
-def _facts(call: _Call, makers: dict[int, _Call]) -> dict[str, Any]:
+def _facts(call: Call, makers: dict[int, Call]) -> dict[str, Any]:
     mask_in = next((m for m in call.masks_in if m is not None), None)
     out = call.outputs[0] if call.outputs else None
-    mask_out = mask_of(out)
+    mask_out = _mask_of(call)
     ended = mask_in is not None and mask_out is None
     legal = _has_lost_time(mask_in, out) if ended else None
     operation = call.operation
@@ -163,13 +111,13 @@ def _facts(call: _Call, makers: dict[int, _Call]) -> dict[str, Any]:
         "ended": ended,
         "legal": legal,
         "reason": _reason(operation, is_layer, legal) if ended else None,
-        "site": _site(call),
+        "site": call.site,
         "output_shape": [int(d) for d in out.shape] if out is not None else None,
     }
 
 
 def _lost_before(
-    call: _Call, last_masked: _Call | None, makers: dict[int, _Call]
+    call: Call, last_masked: Call | None, makers: dict[int, Call]
 ) -> dict[str, Any] | None:
     """A plain operation on tensors, outside every layer, between the last masked output and this
     call.
@@ -203,11 +151,11 @@ def _lost_before(
     }
 
 
-def _mask_of(call: _Call) -> Any:
-    return mask_of(call.outputs[0]) if call.outputs else None
+def _mask_of(call: Call) -> Any:
+    return call.masks_out[0] if call.masks_out else None
 
 
-def _same_time(tensor: Any, masked: _Call) -> bool:
+def _same_time(tensor: Any, masked: Call) -> bool:
     mask = _mask_of(masked)
     return (
         mask is not None
@@ -233,25 +181,13 @@ def _reason(operation: Any, is_layer: bool, legal: bool | None) -> str:
     return "the layer's compute_mask returned None"
 
 
-def _site(call: _Call) -> str | None:
-    for node in getattr(call.operation, "_inbound_nodes", []):
-        site = call_sites.site_of_node(node)
-        if site is not None:
-            return site
-    if call.file is None or call.line is None:
-        return None
-    # A functional model runs its layers from `fit`: that line says nothing about the layer.
-    is_functional = bool(getattr(call.operation, "_inbound_nodes", []))
-    return None if is_functional else f"{call_sites._short(call.file)}:{call.line}"
-
-
 def _coverage(mask: Any) -> float | None:
     if mask is None:
         return None
     return float(np.mean(np.asarray(keras.ops.convert_to_numpy(mask), np.float64)))
 
 
-def _is_aligned(tensor: Any, calls: list[_Call]) -> bool:
+def _is_aligned(tensor: Any, calls: list[Call]) -> bool:
     """Whether an output has the time axis of a mask that some layer made."""
     masks = [m for call in calls if (m := _mask_of(call)) is not None]
     return any(

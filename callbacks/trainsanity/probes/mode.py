@@ -19,6 +19,7 @@ class Mode(Probe):
     """
 
     name = "mode"
+    cost = 0.4
 
     def on_sample(self) -> None:
         run = self.run
@@ -55,6 +56,7 @@ class Mode(Probe):
             "alone": alone,
             "acted": difference(alone_off, call.outputs[0], noise=noise),
             "declared": _is_declared(layer),
+            "overridden_at": _overridden_at(call),
             "switched_at": switched.name if switched else None,
             "switched_model": switched is not None and isinstance(switched.operation, keras.Model),
             "site": call.site,
@@ -119,7 +121,36 @@ def _recurrent_states(layer: Any) -> list[Any]:
 
 def _is_declared(layer: Any) -> bool:
     """Whether the user fixed the mode of this layer in a functional graph."""
-    return any("training" in node.arguments.kwargs for node in layer._inbound_nodes)
+    return any(flag is not None for flag in _recorded_flags(layer))
+
+
+def _recorded_flags(operation: Any) -> list[bool | None]:
+    """The `training=` of each call in a functional graph; None where the user gave none.
+
+    Keras records the default of `call` as if it had been given, so that a given default cannot be
+    told from it.
+    """
+    parameters = getattr(operation, "_call_signature", None)
+    parameter = parameters.parameters.get("training") if parameters else None
+    default = parameter.default if parameter else None
+    flags = [node.arguments.kwargs.get("training") for node in operation._inbound_nodes]
+    return [None if flag == default else flag for flag in flags]
+
+
+def _overridden_at(call: Call) -> str | None:
+    """The outermost layer that a functional graph calls with `training=False`, and that trains yet.
+
+    Keras 3 gives every layer of a functional model the flag of the model's own call instead of the
+    recorded one (keras/src/models/functional.py, `operation_fn`).
+    """
+    found = None
+    current: Call | None = call
+    while current is not None:
+        flags = _recorded_flags(current.operation)
+        if current.training is True and flags and all(flag is False for flag in flags):
+            found = current.name
+        current = current.caller
+    return found
 
 
 def _switched_at(call: Call) -> Call | None:

@@ -29,8 +29,13 @@ class OptimizerFacts(Probe):
 
     name = "optimizer_facts"
 
+    @property
+    def _optimizer(self) -> Any:
+        """The one that moves the weights: loss scaling wraps it."""
+        return getattr(self.run.optimizer, "inner_optimizer", self.run.optimizer)
+
     def on_begin(self) -> None:
-        optimizer = self.run.optimizer
+        optimizer = self._optimizer
         if optimizer is None or self.run.kind != "fit":
             return
         self.run.audit("optimizer", self._facts(optimizer), 0)
@@ -78,7 +83,7 @@ class OptimizerFacts(Probe):
         return float(np.sqrt(sum(squares)))
 
     def on_released(self) -> None:
-        optimizer = self.run.optimizer
+        optimizer = self._optimizer
         if optimizer is None or self.run.kind != "fit":
             return
         iterations = int(self.run.backend.read(optimizer._iterations))

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from trainsanity.difference import array_of, difference
-from trainsanity.forward import quiet_forward, untouched
+from trainsanity.forward import fixed_batch, quiet_forward, refused, untouched
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import first_rows, rows_of, tensors_of
 
@@ -18,6 +18,7 @@ class Paths(Probe):
     """Makes the audit `paths` from the sample."""
 
     name = "paths"
+    cost = 0.6
 
     def on_sample(self) -> None:
         model, x = self.run.model, self.run.sample[0]
@@ -26,15 +27,18 @@ class Paths(Probe):
         noise = [difference(a, b)["largest"] for a, b in zip(eager, again, strict=True)]
         sensitivity = self._sensitivity(eager, x)
         comparisons = []
-        with untouched(model), _own_predict_function(model):
+        predicts = refused("predict on the captured rows raises")
+        with untouched(model), _own_predict_function(model), predicts:
             compiled = tensors_of(model.predict_on_batch(x))
-        single = tensors_of(quiet_forward(model, first_rows(x, 1)))
+        single = None
+        if rows_of(x) > 1 and fixed_batch(model) is None:
+            single = tensors_of(quiet_forward(model, first_rows(x, 1)))
         ways: tuple[tuple[str, list[str], Callable[[Any], Any], list[Any]], ...] = (
             ("execution", ["eager call", "predict"], lambda t: t, compiled),
             ("batch", ["in a batch", "alone"], lambda t: t[:1], single),
         )
         for kind, names, part, others in ways:
-            if kind == "batch" and rows_of(x) < 2:
+            if kind == "batch" and single is None:
                 continue
             for i, (a, b) in enumerate(zip(eager, others, strict=True)):
                 compared = self._compare(i, kind, names, part(a), b, noise[i], sensitivity[i])

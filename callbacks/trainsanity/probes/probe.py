@@ -34,6 +34,7 @@ class OutputEvidence:
         sample_weight: (batch,), (batch, 1) or (batch, time), or None.
         mask: the mask that Keras carries on `y_pred`, (batch, time) bool, or None.
         loss: the compiled loss function of this output, or None; `loss_weight` its factor, or None.
+        given_weight: the sample weight that came with the batch, or None.
     """
 
     name: str
@@ -43,6 +44,7 @@ class OutputEvidence:
     mask: Any
     loss: Any = None
     loss_weight: Any = None
+    given_weight: Any = None
 
     def quantity(self, word: str) -> str:
         return f"{word}:{self.name}" if self.name else word
@@ -54,8 +56,10 @@ class Step:
 
     Attributes:
         training: False in `evaluate` and validation.
-        x, y, y_pred, sample_weight: as Keras passes them.
-        calls: calls of embedding and masking layers in the forward pass.
+        given: the batch `(x, y, sample_weight)` as `train_step` receives it.
+        x, y, y_pred, sample_weight: as Keras passes them to `compute_loss`.
+        calls: calls of embedding and masking layers, and of the first layers with weights, in the
+            forward pass.
         outputs: one entry per output that has a label.
         loss: what `compute_loss` returned.
         results: what `compute_metrics` returned: log key -> tensor.
@@ -63,6 +67,7 @@ class Step:
     """
 
     training: bool
+    given: tuple[Any, Any, Any] = (None, None, None)
     x: Any = None
     y: Any = None
     y_pred: Any = None
@@ -100,6 +105,10 @@ class Probe:
     """
 
     name: ClassVar[str]
+    # The audit that `on_sample` makes, where its name is not the probe's.
+    audit: ClassVar[str | None] = None
+    # Seconds, roughly, that `on_sample` takes: cheap audits come first.
+    cost: ClassVar[float] = 0.0
 
     def __init__(self, run: Run) -> None:
         self.run = run

@@ -16,7 +16,9 @@ class Shapes(Probe):
 
     def on_sample(self) -> None:
         passes = Passes.of(self.run)
-        small = {(id(c.operation), i): c for i, c in _numbered(passes.half.leaves)}
+        half = passes.half
+        leaves = half.leaves if half else []
+        small = {(id(c.operation), i): c for i, c in _numbered(leaves)}
         layers: list[dict[str, Any]] = []
         for i, call in _numbered(passes.inference.leaves):
             if call.is_layer and call.outputs:

@@ -31,9 +31,16 @@ class Structure(Probe):
             self._ran.setdefault(id(call.operation), []).append(call)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
+        self._hand_in()
+
+    def on_end(self) -> None:
+        self._hand_in()
+
+    def _hand_in(self) -> None:
         if self._ran is None:
             return
         ran, self._ran = self._ran, None
+        self._called |= self.run.shared.get("called_in_step", set())
         layers = self.run.model._flatten_layers(include_self=False)
         self.run.audit("structure", {"layers": [self._row(x, ran.get(id(x), [])) for x in layers]})
 

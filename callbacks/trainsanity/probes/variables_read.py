@@ -18,6 +18,7 @@ class VariablesRead(Probe):
     """Makes the audit `variables_read`."""
 
     name = "variables_read"
+    cost = 0.2
 
     def on_sample(self) -> None:
         model = self.run.model
@@ -33,7 +34,10 @@ class VariablesRead(Probe):
             call_model(model, self.run.sample[0], training=False)
         # All that the model carries: also seeds, metric and optimizer state.
         known = {id(v) for v in model.variables}
-        known |= {id(getattr(v, "_value", None)) for v in model.variables}
+        # On TensorFlow a Keras variable holds one of TensorFlow's own: the same read.
+        inside = {id(getattr(v, "_value", None)) for v in model.variables}
+        inside |= {id(getattr(v, "_value", None)) for v, _ in read.values()}
+        read = {k: found for k, found in read.items() if k not in inside}
         floating = {k: v for k, v in read.items() if _is_float(v[0])}
         untracked = [_row(v, call) for k, (v, call) in floating.items() if k not in known]
         self.run.audit(

@@ -49,6 +49,7 @@ class ModeFlagLost(Rule):
             moved = maps(audit.facts, "inference_state")
             testable |= bool(layers or moved)
             found += [f for row in layers for f in _lost(audit, row)]
+            found += [_overridden(audit, row) for row in layers if _is_overridden(row)]
             found += [_changed(audit, row) for row in moved if (real(row, "moved") or 0.0) > 0.0]
         if run.new_audits("mode") and not testable:
             raise NotTestable("no layer of the model acts differently in training and inference")
@@ -59,6 +60,38 @@ def _has_effect(row: Mapping[str, Any]) -> bool:
     """Whether the layer, called alone, differs between training and inference at all."""
     alone = Difference.of(row, "alone")
     return alone is not None and alone.disagrees
+
+
+def _is_overridden(row: Mapping[str, Any]) -> bool:
+    """Whether the graph says `training=False`, and the layer acts as in training nevertheless."""
+    acted = Difference.of(row, "acted")
+    return bool(text(row, "overridden_at")) and acted is not None and acted.disagrees
+
+
+def _overridden(audit: Audit, row: Mapping[str, Any]) -> Finding:
+    name, where = text(row, "name") or "?", text(row, "overridden_at") or "?"
+    acted = Difference.of(row, "acted")
+    return Finding(
+        subject=f"{where}: training=False",
+        title=f"{where} was called with training=False, and {name} trains nevertheless",
+        message=(
+            f"The functional graph calls {where} with training=False. In the model's training "
+            f"pass {name} ({text(row, 'class') or 'layer'}) received True: its output differs from "
+            f"inference by {number(acted.largest if acted else 0.0)}. Keras 3 replaces the flag of "
+            "the graph by the one of the model's own call."
+        ),
+        witnesses=(
+            Witness("effect of training asked for", 0.0),
+            Witness("effect of training, in the model", acted.largest if acted else 0.0),
+        ),
+        suggestion=(
+            f"Set {where}.trainable = False (batch normalization then runs in inference mode), or "
+            "call it inside a layer of your own that passes training=False."
+        ),
+        first_step=audit.step,
+        last_step=audit.step,
+        certainty="What the graph says, what the layer received and what it did.",
+    )
 
 
 def _lost(audit: Audit, row: Mapping[str, Any]) -> Iterator[Finding]:
