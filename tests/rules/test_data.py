@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainsanity.rules import NotTestable, RunFacts, history
+from trainsanity.rules import NotTestable, RunFacts, Severity, history
 from trainsanity.rules.class_imbalance import ClassImbalance
 from trainsanity.rules.data_coverage import DataCoverage
 from trainsanity.rules.data_order_repeat import DataOrderRepeat
@@ -12,22 +12,42 @@ from trainsanity.rules.validation_overlap import ValidationOverlap
 
 
 class TestOrder:
-    def found(self, *orders, shuffle=True, batches=32, expect=None, epochs=None):
+    def found(
+        self,
+        *orders,
+        shuffle=True,
+        batches=32,
+        expect=None,
+        epochs=None,
+        data="tf.data",
+        backend="",
+    ):
         numbers = epochs or range(len(orders))
         audits = [
             ("data_epoch", 10 * (i + 1), {"epoch": n, "order": order, "distinct_batches": batches})
             for i, (n, order) in enumerate(zip(numbers, orders, strict=True))
         ]
-        facts = RunFacts(expect=expect or {})
-        run = history(facts=facts, audits=[("fit", 0, {"shuffle": shuffle}), *audits])
+        facts = RunFacts(expect=expect or {}, backend=backend)
+        fit = {"shuffle": shuffle, "data": data}
+        run = history(facts=facts, audits=[("fit", 0, fit), *audits])
         return list(DataOrderRepeat().check(run.view()))
 
-    def test_the_same_order_again_is_a_warning(self):
-        (found,) = self.found("a", "a")
+    def test_the_same_order_again_is_a_warning_where_the_user_declared_shuffling(self):
+        (found,) = self.found("a", "a", expect={"shuffle": True})
         assert found.severity is None
         assert "epoch 2 saw its 32 different batches in exactly the order of epoch 1" in (
             found.message
         )
+
+    def test_the_default_of_fit_is_no_more_than_advice(self):
+        (found,) = self.found("a", "a")
+        assert found.severity is Severity.ADVICE
+        assert "Keras" not in found.message
+
+    def test_arrays_on_tensorflow_are_the_frameworks_doing(self):
+        (found,) = self.found("a", "a", data="arrays", backend="tensorflow")
+        assert found.severity is Severity.ADVICE
+        assert "Keras on TensorFlow does this to arrays" in found.message
 
     def test_another_order_is_well(self):
         assert not self.found("a", "b", "a")

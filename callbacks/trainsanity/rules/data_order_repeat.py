@@ -26,6 +26,10 @@ class DataOrderRepeat(Rule):
     Try: `shuffle(..., reshuffle_each_iteration=True)`, shuffle before `cache` and `batch`, or
     `on_epoch_end` in a PyDataset.
 
+    Where nothing but the `shuffle` of `fit` (True by default) declares it, this is advice: with
+    TensorFlow, Keras shuffles arrays by an operation that, once `keras.utils.set_random_seed` was
+    called, draws the same order in every epoch.
+
     Source: TensorFlow issue 29558. With b different batches an honest shuffle repeats their order
     once in b! epochs; fewer than ten batches say too little (10! = 3.6 million).
     """
@@ -58,10 +62,10 @@ class DataOrderRepeat(Rule):
             found
             for before, after in itertools.pairwise(audits)
             if id(after) in new
-            for found in self._of(before, after)
+            for found in self._of(run, before, after)
         )
 
-    def _of(self, before: Audit, after: Audit) -> Iterator[Finding]:
+    def _of(self, run: RunView, before: Audit, after: Audit) -> Iterator[Finding]:
         order, batches = text(before.facts, "order"), self._batches(after)
         follows = (whole(after.facts, "epoch") or 0) - (whole(before.facts, "epoch") or 0) == 1
         if not follows or order != text(after.facts, "order") or batches < self.least_batches:
@@ -71,7 +75,7 @@ class DataOrderRepeat(Rule):
             subject="data",
             title="Epochs see the data in the same order",
             message=f"Shuffling was declared, but epoch {epoch + 1} saw its {number(batches)} "
-            f"different batches in exactly the order of epoch {epoch}.",
+            f"different batches in exactly the order of epoch {epoch}.{_framework(run)}",
             witnesses=(
                 Witness(f"order of epoch {epoch}", order or "", "digest"),
                 Witness(f"order of epoch {epoch + 1}", text(after.facts, "order") or "", "digest"),
@@ -82,6 +86,7 @@ class DataOrderRepeat(Rule):
             "declare shuffle.",
             first_step=before.step + 1,
             last_step=after.step,
+            severity=None if run.expects("shuffle") is True else Severity.ADVICE,
             certainty=f"Fingerprints are equal; chance repeats an order of {number(batches)} "
             f"batches once in {_factorial(batches)}.",
         )
@@ -95,6 +100,18 @@ def _is_shuffled(run: RunView) -> bool:
     if declared is None and run.has_audit("fit"):
         declared = run.audit("fit").facts.get("shuffle")
     return declared is True or declared == "batch"
+
+
+def _framework(run: RunView) -> str:
+    """Who repeats the order of arrays: not the user."""
+    if run.facts.backend != "tensorflow" or not run.has_audit("fit"):
+        return ""
+    if run.audit("fit").facts.get("data") != "arrays":
+        return ""
+    return (
+        " Keras on TensorFlow does this to arrays after keras.utils.set_random_seed: its shuffling "
+        "operation is seeded anew at every epoch."
+    )
 
 
 def _factorial(n: int) -> str:
