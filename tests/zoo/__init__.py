@@ -1,0 +1,1 @@
+"""Every silent bug of the study, made again, beside its healthy twin: `make zoo`."""

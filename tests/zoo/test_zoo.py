@@ -1,0 +1,45 @@
+"""Every silent bug of the study is caught by the rule that is meant to, and its twin is left alone."""
+
+from __future__ import annotations
+
+import keras
+import pytest
+
+from tests.zoo.case import Case, all_cases, run
+from tests.zoo.study import BUGS, STUDY
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="the zoo is made for TensorFlow"
+)
+
+
+@pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_rule_speaks_and_the_twin_is_left_alone(case: Case):
+    outcome = run(case)
+    assert not outcome.twin
+    if not case.caught:
+        return
+    assert outcome.found, f"{case.rule} did not speak; others did: {outcome.others}"
+    finding = outcome.found[0]
+    assert len(finding.witnesses) >= 2
+    assert finding.message
+    assert finding.suggestion
+
+
+def test_every_case_is_of_the_study_or_founded_the_product():
+    assert {bug for case in all_cases() for bug in case.bugs} <= set(BUGS)
+
+
+def test_no_bug_has_two_cases():
+    named = [bug for case in all_cases() for bug in case.bugs]
+    assert len(named) == len(set(named))
+
+
+def test_what_is_not_caught_says_why():
+    assert all(case.not_reachable for case in all_cases() if not case.caught)
+
+
+def test_the_study_has_77_bugs():
+    counts = [sum(bug.catchable == word for bug in STUDY) for word in ("yes", "partly", "no")]
+    assert counts == [49, 26, 2]
