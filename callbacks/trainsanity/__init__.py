@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainsanity.audit import audit
     from trainsanity.callback import SanityCallback
     from trainsanity.settings import Expect
 
 __version__ = "0.1.0"
-__all__ = ["Expect", "SanityCallback", "__version__"]
+__all__ = ["Expect", "SanityCallback", "__version__", "audit"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +24,14 @@ def __getattr__(name: str) -> Any:
         from trainsanity.callback import SanityCallback
 
         return SanityCallback
+    if name == "audit":
+        import sys
+
+        from trainsanity.audit import audit
+
+        # The module of this name must not take the function's place.
+        setattr(sys.modules[__name__], name, audit)
+        return audit
     if name == "Expect":
         from trainsanity.settings import Expect
 

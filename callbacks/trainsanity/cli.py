@@ -343,6 +343,39 @@ def doctor(url: str | None, api_key: str | None, as_json: bool) -> None:
         sys.exit(1)
 
 
+@main.command()
+@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A few rows: an .npz file with the arrays x and, where there are labels, y and "
+    "sample_weight.",
+)
+@click.option(
+    "--fail-on",
+    type=click.Choice([severity.value for severity in Severity]),
+    help="Exit with status 1 where something as bad as this or worse is found.",
+)
+@click.option("--causal", is_flag=True, help="Later positions must not change earlier outputs.")
+def audit(model: Path, data: Path, fail_on: str | None, causal: bool) -> None:
+    """Check the saved MODEL on a few rows, without training it."""
+    import keras
+    import numpy as np
+
+    expect = trainsanity.Expect(causal=True) if causal else None
+    with np.load(data) as arrays:
+        parts = {name: arrays[name] for name in arrays.files}
+    if "x" not in parts:
+        raise Failure(f"{data} must hold an array called x. Received: {sorted(parts)}")
+    loaded = keras.saving.load_model(model)
+    report = trainsanity.audit(
+        loaded, parts["x"], parts.get("y"), parts.get("sample_weight"), expect
+    )
+    if fail_on is not None and report.judgement.at_least(fail_on):
+        sys.exit(1)
+
+
 def _print(text: Iterable[str]) -> None:
     for line in text:
         click.echo(printable(line))

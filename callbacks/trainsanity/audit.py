@@ -1,0 +1,136 @@
+"""All audits of a model on a few rows, without training."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from trainsanity import backends, identity
+from trainsanity.boundary import Boundary
+from trainsanity.columns import table
+from trainsanity.errors import CannotAudit
+from trainsanity.fit_arguments import FitArguments
+from trainsanity.probes import all_probes
+from trainsanity.probes.probe import Probe
+from trainsanity.rules import Finding, Rule
+from trainsanity.run import Run
+from trainsanity.settings import Expect, Settings
+from trainsanity.spooled import Judgement, SpooledRun
+from trainsanity.stream import RunStream
+
+AFTER_TRAINING = ("roundtrip",)  # probes that audit in `on_released`
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the rules say of a model that was audited.
+
+    Attributes:
+        judgement: findings, and one verdict for every rule.
+        run: the audits themselves.
+    """
+
+    judgement: Judgement
+    run: SpooledRun
+
+    @property
+    def findings(self) -> list[tuple[Rule, Finding]]:
+        return self.judgement.findings
+
+    def __str__(self) -> str:
+        out = io.StringIO()
+        for line in self.lines():
+            print(line, file=out)
+        return out.getvalue()
+
+    def lines(self) -> Iterator[str]:
+        """Findings, then the verdict of every rule."""
+        for rule, finding in self.findings:
+            yield f"{finding.severity or rule.severity}  {rule.id}: {finding.title}"
+            yield f"    {finding.message}"
+            yield f"    Try: {finding.suggestion}"
+        if not self.findings:
+            yield "no findings"
+        yield ""
+        verdicts = sorted(self.judgement.verdicts.items())
+        yield from table(("rule", "verdict", "why"), ((k, *v) for k, v in verdicts))
+
+
+def audit(
+    model: Any, x: Any, y: Any = None, sample_weight: Any = None, expect: Expect | None = None
+) -> Report:
+    """Checks a model on a few rows and prints what was found; nothing of the model is changed.
+
+    Args:
+        model: A built Keras model; what needs labels is checked where it is compiled.
+        x: Arrays of a few rows, as `fit` takes them; every row is used.
+        y: Their labels.
+        sample_weight: Their weights.
+        expect: What you intend, e.g. `Expect(causal=True)`.
+
+    Returns:
+        Findings and verdicts; `print(report)` shows them again.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        report = _audited(model, (x, y, sample_weight), expect or Expect(), Path(folder))
+    print(report, end="")
+    return report
+
+
+def _audited(model: Any, sample: tuple[Any, Any, Any], expect: Expect, folder: Path) -> Report:
+    settings = Settings.resolve("offline", spool_dir=folder, keep_spool=True, expect=expect)
+    run_id = identity.new_run_id()
+    stream = RunStream(settings, run_id, _header(model, expect), lambda alert: None)
+    run = Run(model, backends.active(), stream, settings)
+    run.optimizer = getattr(model, "optimizer", None)
+    run.sample = sample
+    run.fit = FitArguments()
+    _look(run)
+    stream.close("finished")
+    spooled = SpooledRun.read(settings.spool_dir / f"{run_id}.spool")
+    return Report(spooled.judge(), spooled)
+
+
+def _look(run: Run) -> None:
+    def report(part: str, error: BaseException, text: str) -> None:
+        facts = {"probe": part, "error": f"{type(error).__name__}: {error}", "traceback": text}
+        run.audit("probe_failed", facts)
+
+    boundary = Boundary(report)
+    for make in sorted(all_probes(), key=lambda make: make.cost):
+        if make.on_sample is not Probe.on_sample or make.name in AFTER_TRAINING:
+            boundary.call(make.name, _look_with, make, run)
+
+
+def _look_with(make: type[Probe], run: Run) -> None:
+    probe = make(run)
+    try:
+        probe.on_sample()
+        probe.on_end()
+        if probe.name in AFTER_TRAINING:
+            probe.on_released()
+    except CannotAudit as reason:
+        run.audit(probe.audit or probe.name, {"not_testable": str(reason)})
+
+
+def _header(model: Any, expect: Expect) -> dict[str, Any]:
+    return {
+        "project": "audit",
+        "name": model.name,
+        "tags": [],
+        "kind": "fit",
+        "session_id": identity.session_id(),
+        "started_at": time.time(),
+        "keras_version": keras.__version__,
+        "backend": keras.backend.backend(),
+        "config": {},
+        "expect": expect.as_facts(),
+        "environment": {"host": identity.host()},
+    }

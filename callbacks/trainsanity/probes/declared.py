@@ -1,0 +1,116 @@
+"""What was declared for an object, and what it holds when training begins."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from trainsanity.difference import difference
+from trainsanity.forward import names_untouched, refused, untouched
+from trainsanity.probes.probe import Probe
+
+# Optimizer's argument -> name of the list of slots that it fills.
+FILLED = {"initial_accumulator_value": ("_accumulators", "accumulator")}
+
+
+class Declared(Probe):
+    """Makes the audit `declared`: expected weights, slots of the optimizer, defaults."""
+
+    name = "declared"
+
+    def on_begin(self) -> None:
+        if self.run.kind != "fit":
+            return
+        items = [*self._expected(), *self._slots(), *self._defaults()]
+        facts = {"items": items} if items else {"not_testable": "nothing was declared"}
+        self.run.audit(self.name, facts, 0)
+
+    def _expected(self) -> list[dict[str, Any]]:
+        path = self.run.settings.expect.initial_weights
+        model = self.run.model
+        if path is None or not model.built:
+            return []
+        # Making a model draws seeds.
+        with untouched(model), names_untouched(), refused("loading initial_weights raises"):
+            held = [np.array(self.run.backend.read(w)) for w in model.weights]
+            other = keras.models.clone_model(model)
+            other.load_weights(Path(path))
+        return [
+            _array_item(f"weight {w.path}", self.run.backend.read(v), value)
+            for w, v, value in zip(model.weights, other.weights, held, strict=True)
+        ]
+
+    @property
+    def _optimizer(self) -> Any:
+        return getattr(self.run.optimizer, "inner_optimizer", self.run.optimizer)
+
+    def _slots(self) -> list[dict[str, Any]]:
+        """Slots against the argument that fills them, while no update has run."""
+        optimizer = self._optimizer
+        if optimizer is None or not optimizer.built:
+            return []
+        if int(self.run.backend.read(optimizer._iterations)) != 0:
+            return []
+        items = []
+        for argument, lists in FILLED.items():
+            declared = getattr(optimizer, argument, None)
+            slots = next((v for n in lists if (v := getattr(optimizer, n, None))), None)
+            if declared is None or not slots:
+                continue
+            values = [np.asarray(self.run.backend.read(slot), np.float64) for slot in slots]
+            furthest = max(values, key=lambda v: float(np.abs(v - declared).max(initial=0.0)))
+            at = np.abs(furthest - declared).argmax() if furthest.size else 0
+            items.append(self._item(argument, "slot", declared, float(furthest.reshape(-1)[at])))
+        return items
+
+    def _defaults(self) -> list[dict[str, Any]]:
+        """An optimizer given by name, against a new one of its class."""
+        optimizer = self._optimizer
+        config = getattr(self.run.model, "_compile_config", None)
+        given = getattr(config, "config", {}).get("optimizer") if config else None
+        if optimizer is None or not isinstance(given, str):
+            return []
+        with names_untouched():
+            fresh = type(optimizer)().get_config()
+        held = optimizer.get_config()
+        return [
+            self._item(name, "default", value, held[name])
+            for name, value in fresh.items()
+            if name in held and _is_plain(value) and _is_plain(held[name])
+        ]
+
+    def _item(self, name: str, kind: str, declared: Any, held: Any) -> dict[str, Any]:
+        return {
+            "subject": f"optimizer {type(self._optimizer).__name__}",
+            "name": name,
+            "kind": kind,
+            "declared": declared,
+            "held": held,
+            "difference": None,
+            "site": None,
+        }
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _array_item(subject: str, declared: Any, held: Any) -> dict[str, Any]:
+    return {
+        "subject": subject,
+        "name": "initial value",
+        "kind": "expected",
+        "declared": _hash(declared),
+        "held": _hash(held),
+        "difference": difference(declared, held, noise=0.0),
+        "site": None,
+    }
+
+
+def _hash(value: Any) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(value).tobytes(), digest_size=8).hexdigest()

@@ -1,0 +1,161 @@
+"""Whether masked positions, or later ones, change what they must not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from trainsanity.difference import array_of, difference
+from trainsanity.errors import CannotAudit
+from trainsanity.forward import refused, untouched
+from trainsanity.masking import set_mask
+from trainsanity.probes.probe import Probe
+from trainsanity.recording import Call, Passes, call_model, tensors_of
+
+
+class MaskSemantics(Probe):
+    """Makes the audit `mask_semantics`: layers called again with other content where masked."""
+
+    name = "mask_semantics"
+    cost = 0.5
+
+    def on_sample(self) -> None:
+        calls = Passes.of(self.run).inference.leaves
+        checks = [row for call in calls if (row := self._padding(call)) is not None]
+        checks += [row for call in calls if (row := _masked_output(call)) is not None]
+        checks += self._future()
+        if not checks:
+            raise CannotAudit("no layer receives a mask, and no causality is declared")
+        self.run.audit(self.name, {"checks": checks})
+
+    # padding
+
+    def _padding(self, call: Call) -> dict[str, Any] | None:
+        mask = _mask_with_padding(call)
+        if mask is None or len(call.inputs) < 1 or not call.outputs:
+            return None
+        inputs, output = call.inputs[0], call.outputs[0]
+        time = tuple(mask.shape)
+        if len(inputs.shape) != 3 or tuple(inputs.shape[:2]) != time or not _is_float(inputs):
+            return None
+        other = _with_other_content(inputs, mask)
+        changed, again = self._again(call, other), self._again(call, inputs)
+        if changed is None or again is None:
+            return None
+        real = np.asarray(keras.ops.convert_to_numpy(mask), bool)
+        kept = [_valid(array_of(t), real) for t in (output, changed, again)]
+        if any(k is None for k in kept):
+            return None
+        noise = difference(kept[0], kept[2])["largest"]
+        found = difference(kept[0], kept[1], noise=noise)
+        return _row(call, "padding", found | {"dtype": str(_dtype(output))})
+
+    def _again(self, call: Call, value: Any) -> Any | None:
+        """The layer's first output on another value in place of its first input."""
+        first = call.inputs[0]
+        args, kwargs = keras.tree.map_structure(
+            lambda leaf: value if leaf is first else leaf, (call.args, call.kwargs)
+        )
+        with untouched(self.run.model), refused(f"{call.name} called alone raises"):
+            outputs = tensors_of(call.operation.call(*args, **kwargs))
+        return outputs[0] if outputs else None
+
+    # future
+
+    def _future(self) -> list[dict[str, Any]]:
+        if not self.run.settings.expect.causal:
+            return []
+        model, x = self.run.model, self.run.sample[0]
+        leaves = keras.tree.flatten(x)
+        if len(leaves) != 1 or leaves[0].ndim < 2 or leaves[0].shape[1] < 2:
+            return []
+        with untouched(model):
+            before, again = (tensors_of(call_model(model, x, training=False))[0] for _ in range(2))
+            other = np.array(leaves[0])
+            half = other.shape[1] // 2
+            # Other ids that occur in the data: a table holds rows for them.
+            other[:, half:] = np.flip(other[:, :half].repeat(3, axis=1), axis=1)[
+                :, : other.shape[1] - half
+            ]
+            whole = keras.tree.map_structure(lambda _: other, x)
+            after = tensors_of(call_model(model, whole, training=False))[0]
+        if len(before.shape) < 3 or before.shape[1] != leaves[0].shape[1]:
+            return []
+        noise = difference(before[:, :half], again[:, :half])["largest"]
+        found = difference(before[:, :half], after[:, :half], noise=noise)
+        about = {"layer": "model", "class": type(model).__name__, "uses_mask": False}
+        return [{**about, "kind": "future", "difference": found, **_NO_WORDS, "site": None}]
+
+
+_NO_WORDS = {"declared": None, "actual": None}
+
+
+def _mask_with_padding(call: Call) -> Any | None:
+    """The mask on the layer's first input, where it masks something and not everything of a row."""
+    if not call.is_layer or not call.masks_in:
+        return None
+    mask = call.masks_in[0]
+    if mask is None or len(mask.shape) != 2:
+        return None
+    real = np.asarray(keras.ops.convert_to_numpy(mask), bool)
+    return mask if real.any() and not real.all() else None
+
+
+def _with_other_content(inputs: Any, mask: Any) -> Any:
+    """The tensor with what is masked turned round and moved, and its mask."""
+    keep = keras.ops.cast(keras.ops.expand_dims(mask, -1), inputs.dtype)
+    other = keras.ops.flip(inputs, axis=2) + keras.ops.ones_like(inputs)
+    mixed = inputs * keep + other * (1 - keep)
+    set_mask(mixed, mask)
+    return mixed
+
+
+def _valid(output: np.ndarray[Any, Any], real: np.ndarray[Any, Any]) -> Any | None:
+    """What must not change: real positions; of outputs without time, all."""
+    if output.ndim >= 3 and output.shape[:2] == real.shape:
+        return output[real]
+    if output.ndim >= 1 and output.shape[0] == real.shape[0]:
+        return output[real.any(axis=1)]
+    return None
+
+
+def _masked_output(call: Call) -> dict[str, Any] | None:
+    """What a recurrent layer gives at masked positions, against its flag `zero_output_for_mask`."""
+    flag = getattr(call.operation, "zero_output_for_mask", None)
+    mask = _mask_with_padding(call)
+    if flag is None or mask is None or not getattr(call.operation, "return_sequences", False):
+        return None
+    real = np.asarray(keras.ops.convert_to_numpy(mask), bool)
+    output = array_of(call.outputs[0])
+    # Before the first real position there is no state but the initial one, which is zeros too.
+    after = np.logical_or.accumulate(real, axis=1) & ~real
+    if output.shape[:2] != real.shape or not after.any():
+        return None
+    words = ("carried state", "zeros")
+    actual = words[bool((output[after] == 0).all())]
+    row = _row(call, "masked_output", None)
+    return row | {"declared": words[bool(flag)], "actual": actual}
+
+
+def _row(call: Call, kind: str, found: dict[str, Any] | None) -> dict[str, Any]:
+    parameters = getattr(call.operation, "_call_signature", None)
+    names = parameters.parameters if parameters else {}
+    return {
+        "layer": call.name,
+        "class": call.kind,
+        "kind": kind,
+        "uses_mask": any(name == "mask" or name.endswith("_mask") for name in names),
+        "difference": found,
+        **_NO_WORDS,
+        "site": call.site,
+    }
+
+
+def _dtype(tensor: Any) -> str:
+    return str(keras.backend.standardize_dtype(tensor.dtype))
+
+
+def _is_float(tensor: Any) -> bool:
+    return bool(keras.backend.is_float_dtype(_dtype(tensor)))

@@ -1,0 +1,50 @@
+"""The inputs as they were given, before any layer normalizes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from trainsanity.probes.probe import Probe
+
+ROWS = 256  # looked at, evenly spread
+
+
+class RawData(Probe):
+    """Makes the audit `raw_data` of floating-point arrays given to `fit`."""
+
+    name = "raw_data"
+
+    def on_begin(self) -> None:
+        fit = self.run.fit
+        if fit is None or fit.data_kind != "arrays":
+            reason = "the data was not given as arrays"
+            self.run.audit(self.name, {"not_testable": reason}, 0)
+            return
+        leaves = [x for x in keras.tree.flatten(fit.get("x")) if isinstance(x, np.ndarray)]
+        names = getattr(self.run.model, "input_names", None) or []
+        rows = [
+            _row(names[i] if i < len(names) else f"input_{i}", leaf)
+            for i, leaf in enumerate(leaves)
+            if leaf.dtype.kind in "fu" and leaf.size
+        ]
+        self.run.audit(self.name, {"inputs": rows}, 0)
+
+
+def _row(name: str, leaf: np.ndarray[Any, Any]) -> dict[str, Any]:
+    chosen = np.unique(np.linspace(0, len(leaf) - 1, min(ROWS, len(leaf))).astype(int))
+    rows = np.asarray(leaf[chosen], np.float64)
+    return {
+        "name": name,
+        "rows": len(rows),
+        "mean": float(rows.mean()),
+        "std": float(rows.std()),
+        "border_zero": _border_zero(rows) if rows.ndim == 4 else None,
+    }
+
+
+def _border_zero(rows: np.ndarray[Any, Any]) -> float:
+    edges = (rows[:, 0], rows[:, -1], rows[:, :, 0], rows[:, :, -1])
+    return float(np.mean(np.concatenate([edge.reshape(-1) for edge in edges]) == 0))

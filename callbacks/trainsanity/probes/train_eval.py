@@ -1,0 +1,93 @@
+"""The same rows in training mode and in inference mode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from trainsanity.errors import CannotAudit
+from trainsanity.forward import untouched
+from trainsanity.probes.probe import Probe
+from trainsanity.recording import call_model, rows_of
+
+PASSES = 4  # in training mode, each with other random numbers
+
+
+class TrainEval(Probe):
+    """Makes the audit `train_eval` of the loss at epoch ends, on the captured rows."""
+
+    name = "train_eval"
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
+        reason = self._why_not()
+        if reason is not None:
+            if epoch == 0:
+                self.run.audit(self.name, {"not_testable": reason})
+            return
+        model = self.run.model
+        mode_layers = [x for x in model._flatten_layers(include_self=False) if _has_modes(x)]
+        with untouched(model):
+            passes = [self._loss(training=True) for _ in range(PASSES if mode_layers else 1)]
+        with untouched(model):
+            inference = self._loss(training=False)
+        momenta = [float(x.momentum) for x in mode_layers if hasattr(x, "moving_mean")]
+        optimizer = self.run.optimizer
+        self.run.audit(
+            self.name,
+            {
+                "rows": rows_of(self.run.sample[0]),
+                "passes": len(passes),
+                "mode_layers": [layer.name for layer in mode_layers],
+                "updates": int(self.run.backend.read(optimizer._iterations)) if optimizer else 0,
+                "momentum": max(momenta, default=None),
+                "keys": [
+                    {
+                        "key": "loss",
+                        "training": float(np.mean(passes)),
+                        "spread": float(np.std(passes)),
+                        "inference": inference,
+                        "higher_is_better": False,
+                    }
+                ],
+            },
+        )
+
+    def _why_not(self) -> str | None:
+        run = self.run
+        if run.sample is None or run.sample[1] is None:
+            return "no labelled sample of the data could be taken; pass probe_data=(x, y)"
+        loss = getattr(run.model, "_compile_loss", None)
+        if loss is None or not type(run.model).compute_loss.__module__.startswith("keras."):
+            return "the loss is computed by the model itself"
+        return None
+
+    def _loss(self, *, training: bool) -> float:
+        """The compiled loss without added losses."""
+        x, y, weight = self.run.sample
+        prediction = call_model(self.run.model, x, training=training)
+        compiled = self.run.model._compile_loss
+        if not compiled.built:
+            raise CannotAudit("the loss has not been built")
+        tracked = [v for m in compiled.metrics for v in m.variables]
+        before = [np.array(self.run.backend.read(v)) for v in tracked]
+        try:
+            value = compiled(y, prediction, weight)
+        finally:
+            for variable, old in zip(tracked, before, strict=True):
+                variable.assign(old)
+        return float(keras.ops.convert_to_numpy(value))
+
+
+def _has_modes(layer: Any) -> bool:
+    """Whether training changes what this layer gives; a layer of the user's own may always."""
+    if not getattr(layer, "_call_has_training_arg", False) or isinstance(layer, keras.Model):
+        return False
+    if getattr(layer, "rate", None) or hasattr(layer, "moving_mean"):
+        return True
+    if any(getattr(layer, name, 0.0) for name in ("dropout", "recurrent_dropout", "stddev")):
+        return True
+    known = ("Dropout", "Random", "Noise", "Augment", "BatchNorm", "Spectral")
+    return any(word in type(layer).__name__ for word in known)

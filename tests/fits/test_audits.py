@@ -1,0 +1,237 @@
+"""Audits of real models: a faulty one, and a healthy one that looks much like it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from watched import watched_fit
+
+import trainsanity
+from trainsanity import Expect
+from trainsanity.spooled import SpooledRun
+
+RNG = np.random.default_rng(7)
+X = RNG.normal(size=(64, 6)).astype("float32")
+Y = RNG.normal(size=(64, 1)).astype("float32")
+IDS = RNG.integers(1, 20, size=(64, 6))
+IDS[:, 4:] = 0
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    keras.utils.set_random_seed(3)
+
+
+def fitted(model: keras.Model, x: Any = X, y: Any = Y, **kwargs: Any) -> SpooledRun:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras warns of some of the faults itself
+        run = watched_fit(model, x, y, **{"epochs": 3, "batch_size": 16, **kwargs})
+    failed = [a.facts["traceback"] for a in run.audits("probe_failed")]
+    assert not failed, failed[0]
+    return run
+
+
+def compiled(inputs: Any, outputs: Any, **options: Any) -> keras.Model:
+    model = keras.Model(inputs, outputs)
+    model.compile(**{"optimizer": "sgd", "loss": "mse", **options})
+    return model
+
+
+def slugs(run: SpooledRun) -> set[str]:
+    return {rule.id for rule, _ in run.judge().findings}
+
+
+def base_with_dropout() -> keras.Model:
+    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(8), keras.layers.Dropout(0.5)])
+
+
+def test_finds_a_base_that_trains_although_called_with_training_false() -> None:
+    inputs = keras.Input((6,))
+    hidden = base_with_dropout()(inputs, training=False)
+    run = fitted(compiled(inputs, keras.layers.Dense(1)(hidden)))
+    (finding, *_) = run.judge().of("mode-flag-lost")
+    assert "training=False" in finding.title
+
+
+def test_is_quiet_about_a_base_whose_mode_nobody_fixed() -> None:
+    inputs = keras.Input((6,))
+    hidden = base_with_dropout()(inputs)
+    run = fitted(compiled(inputs, keras.layers.Dense(1)(hidden)))
+    assert run.judge().verdicts["mode-flag-lost"][0] == "ok"
+
+
+class PeeksAhead(keras.layers.Layer):
+    """Each position sees the mean of all, masked or not."""
+
+    def __init__(self, *, honours: bool) -> None:
+        super().__init__()
+        self.supports_masking = True
+        self.honours = honours
+
+    def call(self, x: Any, mask: Any = None) -> Any:
+        if not self.honours:
+            return x + keras.ops.mean(x, axis=1, keepdims=True)
+        weight = keras.ops.expand_dims(keras.ops.cast(mask, x.dtype), -1)
+        total = keras.ops.sum(x * weight, axis=1, keepdims=True)
+        return x + total / keras.ops.sum(weight, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("honours", "expected"), [(False, True), (True, False)])
+def test_finds_a_layer_that_takes_the_mask_and_does_not_honour_it(
+    honours: bool, expected: bool
+) -> None:
+    inputs = keras.Input((6,), dtype="int32")
+    hidden = keras.layers.Embedding(20, 4, mask_zero=True)(inputs)
+    model = compiled(
+        inputs, keras.layers.Dense(1)(PeeksAhead(honours=honours)(hidden)), optimizer="adam"
+    )
+    run = fitted(model, IDS, IDS[..., None].astype("float32"))
+    assert ("mask-semantics" in slugs(run)) is expected
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_finds_attention_that_looks_ahead_where_causality_is_declared(causal: bool) -> None:
+    inputs = keras.Input((6,), dtype="int32")
+    hidden = keras.layers.Embedding(20, 4)(inputs)
+    attention = keras.layers.MultiHeadAttention(2, 4)
+    hidden = attention(hidden, hidden, use_causal_mask=causal)
+    run = fitted(
+        compiled(inputs, keras.layers.Dense(1)(hidden)),
+        RNG.integers(1, 20, size=(64, 6)),
+        np.ones((64, 6, 1), "float32"),
+        options={"expect": Expect(causal=True)},
+    )
+    assert ("mask-semantics" in slugs(run)) is not causal
+
+
+def test_follows_a_mask_that_attention_takes_off_its_input() -> None:
+    inputs = keras.Input((6,), dtype="int32")
+    hidden = keras.layers.Embedding(20, 8, mask_zero=True)(inputs)
+    attended = keras.layers.MultiHeadAttention(2, 4)(hidden, hidden)
+    outputs = keras.layers.LSTM(4)(keras.layers.LayerNormalization()(attended))
+    run = fitted(compiled(inputs, keras.layers.Dense(1)(outputs)), IDS)
+    rows = {row["class"]: row for row in run.audits("mask_flow")[0].facts["layers"]}
+    assert rows["MultiHeadAttention"]["mask_in"] == pytest.approx(4 / 6)
+    assert rows["LSTM"]["mask_in"] == pytest.approx(4 / 6)
+    assert "LSTMCell" not in rows
+
+
+class Swallows(keras.layers.Layer):
+    """Turns NaN into numbers, as `where(x > 0, x, 0)` does."""
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.where(x > 0, x, keras.ops.zeros_like(x))
+
+
+@pytest.mark.parametrize(("guarded", "expected"), [(False, True), (True, False)])
+def test_finds_a_layer_that_swallows_nan_made_in_the_model(guarded: bool, expected: bool) -> None:
+    inputs = keras.Input((6,))
+    inside = keras.ops.abs(inputs) if guarded else inputs
+    run = fitted(compiled(inputs, keras.layers.Dense(1)(Swallows()(keras.ops.sqrt(inside)))))
+    titles = [f.title for f in run.judge().of("nonfinite-propagation")]
+    assert any("swallows turns NaN" in title for title in titles) is expected
+
+
+@pytest.mark.parametrize(("shared", "expected"), [(16, True), (0, False)])
+def test_finds_validation_rows_among_the_training_rows(shared: int, expected: bool) -> None:
+    inputs = keras.Input((6,))
+    other = RNG.normal(size=(40 - shared, 6)).astype("float32")
+    x = np.concatenate([X[:shared], other])
+    y = np.concatenate([Y[:shared], np.zeros((40 - shared, 1), "float32")])
+    run = fitted(compiled(inputs, keras.layers.Dense(1)(inputs)), validation_data=(x, y))
+    assert run.audits("validation_overlap")[0].facts["shared"] == shared
+    assert ("validation-overlap" in slugs(run)) is expected
+
+
+@pytest.mark.parametrize(("rare", "expected"), [(2, True), (32, False)])
+def test_finds_an_accuracy_no_better_than_the_most_common_class(rare: int, expected: bool) -> None:
+    inputs = keras.Input((6,))
+    labels = (np.arange(64) < rare).astype("int64")
+    model = compiled(
+        inputs,
+        keras.layers.Dense(2, activation="softmax")(inputs),
+        optimizer=keras.optimizers.SGD(0.1),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    run = fitted(model, X * 0.01, labels, epochs=12)
+    assert run.audits("label_counts")[0].facts["outputs"][0]["counts"]["1"] == rare
+    assert ("class-imbalance" in slugs(run)) is expected
+
+
+class Inverted(keras.layers.Layer):
+    """Scales in training alone."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        return x * self.factor if training else x
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(3.0, True), (1.0, False)])
+def test_finds_a_loss_that_differs_between_the_modes(factor: float, expected: bool) -> None:
+    inputs = keras.Input((6,))
+    run = fitted(compiled(inputs, keras.layers.Dense(1)(Inverted(factor)(inputs)), loss="mae"))
+    assert ("train-eval-disagreement" in slugs(run)) is expected
+
+
+def test_takes_as_many_rows_as_a_fixed_batch_demands() -> None:
+    inputs = keras.Input(batch_shape=(16, 6))
+    run = fitted(compiled(inputs, keras.layers.Dense(1)(inputs)))
+    assert run.audits("shapes")[0].facts["layers"][0]["actual"][0] == 16
+
+
+def test_reads_an_optimizer_inside_loss_scaling() -> None:
+    inputs = keras.Input((6,))
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.02))
+    run = fitted(compiled(inputs, keras.layers.Dense(1)(inputs), optimizer=optimizer))
+    facts = run.audits("optimizer")[0].facts
+    assert facts["class"] == "SGD"
+    assert facts["learning_rate"] == pytest.approx(0.02)
+
+
+def test_says_which_expected_weights_a_model_does_not_hold(tmp_path: Any) -> None:
+    inputs = keras.Input((6,))
+    model = compiled(inputs, keras.layers.Dense(1)(inputs))
+    path = tmp_path / "start.weights.h5"
+    model.save_weights(path)
+    options = {"expect": Expect(initial_weights=str(path))}
+    assert "declared-config-drift" not in slugs(fitted(model, options=options))
+    # Trained by now: no longer what was expected.
+    assert "declared-config-drift" in slugs(fitted(model, options=options))
+
+
+def test_audits_a_model_without_training_it(capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = keras.Input((6,))
+    hidden = base_with_dropout()(inputs, training=False)
+    model = compiled(inputs, keras.layers.Dense(1)(hidden))
+    before = [np.array(keras.ops.convert_to_numpy(w)) for w in model.weights]
+    report = trainsanity.audit(model, X[:8], Y[:8])
+    assert "mode-flag-lost" in {rule.id for rule, _ in report.findings}
+    assert "probe-failed" not in {rule.id for rule, _ in report.findings}, str(report)
+    assert "mode-flag-lost" in capsys.readouterr().out
+    after = [keras.ops.convert_to_numpy(w) for w in model.weights]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_training_is_the_same_to_the_bit_with_audits() -> None:
+    def weights(*, watched: bool) -> list[Any]:
+        keras.utils.set_random_seed(5)
+        inputs = keras.Input((6,), dtype="int32")
+        hidden = keras.layers.Embedding(20, 4, mask_zero=True)(inputs)
+        hidden = keras.layers.Dropout(0.3)(keras.layers.LSTM(4)(hidden))
+        model = compiled(inputs, keras.layers.Dense(1)(hidden), optimizer="adam")
+        if watched:
+            fitted(model, IDS, options={"expect": Expect(causal=True)})
+        else:
+            model.fit(IDS, Y, epochs=3, batch_size=16, verbose=0)
+        return [keras.ops.convert_to_numpy(w) for w in model.weights]
+
+    pairs = zip(weights(watched=False), weights(watched=True), strict=True)
+    assert all(np.array_equal(a, b) for a, b in pairs)
