@@ -11,19 +11,23 @@ from trainsanity.masking import mask_of
 from trainsanity.probes.probe import OutputEvidence
 
 
-def outputs_of(model: Any, y: Any, y_pred: Any, sample_weight: Any) -> list[OutputEvidence]:
+def outputs_of(
+    model: Any, y: Any, y_pred: Any, sample_weight: Any, given_weight: Any = None
+) -> list[OutputEvidence]:
     """One entry per output that has a label; outputs nested deeper than one level are numbered."""
     names, predictions = _named(model, y_pred)
     labels = _matched(names, y, shared=False)
     weights = _matched(names, sample_weight, shared=True)
+    given = _matched(names, given_weight, shared=True)
     losses = _losses(model, names)
     found = []
-    for name, prediction, label, weight in zip(names, predictions, labels, weights, strict=True):
+    rows = zip(names, predictions, labels, weights, given, strict=True)
+    for name, prediction, label, weight, came in rows:
         if label is None or not hasattr(prediction, "shape"):
             continue
         loss, loss_weight = losses.get(name, (None, None))
         mask = mask_of(prediction)
-        found.append(OutputEvidence(name, label, prediction, weight, mask, loss, loss_weight))
+        found.append(OutputEvidence(name, label, prediction, weight, mask, loss, loss_weight, came))
     return found
 
 

@@ -301,6 +301,7 @@ class Session:
         if self._train is not None and self._is_taped:
             self._run.step = self._train.seen
         self._run.shared["taped"] = self._is_taped
+        self._run.shared["progress_total"] = self._params().get("steps")
         self._slow_readings(force=True)
         self._audit(START_UP_SECONDS)
         self._show_sample()
@@ -363,6 +364,7 @@ class Session:
         if self._run is None or not self._in_test:
             return
         self._in_test = False
+        self._run.shared["progress_total"] = self._params().get("steps")
         self._read_test(whole=True)
         self._tell("on_test_end", dict(logs))
         if self._run.kind == "evaluate":
@@ -529,7 +531,7 @@ def _why_step_must_stay(model: Any) -> str | None:
 
 
 def _width(model: Any) -> int:
-    """Columns the tape may need: about ten for each metric and output, four for each embedding."""
+    """Columns the tape may need, by the number of metrics, outputs, inputs and embeddings."""
     compiled = getattr(model, "_compile_metrics", None)
     named = (
         keras.tree.flatten([compiled._user_metrics, compiled._user_weighted_metrics])
@@ -538,7 +540,8 @@ def _width(model: Any) -> int:
     )
     outputs = len(keras.tree.flatten(getattr(model, "outputs", None) or [0]))
     embeddings = sum(isinstance(x, keras.layers.Embedding) for x in model._flatten_layers())
-    return 40 + outputs * (16 + 12 * len(named)) + 4 * embeddings
+    inputs = len(keras.tree.flatten(getattr(model, "inputs", None) or [0]))
+    return 52 + outputs * (32 + 12 * len(named)) + 4 * embeddings + 5 * inputs
 
 
 def _alert_text(alert: Mapping[str, Any]) -> str:

@@ -241,8 +241,10 @@ def batch_parts(data: Any) -> tuple[Any, Any, Any]:
     """Inputs, labels and sample weights of a batch; None for what it does not have."""
     if not isinstance(data, (tuple, list)):
         return (data, None, None)
-    x, y, weight, *_ = (*data, None, None, None)
-    return (x, y, weight) if len(data) <= 3 else (None, None, None)
+    if len(data) > 3:
+        return (None, None, None)
+    parts = list(data) + [None] * (3 - len(data))
+    return (parts[0], parts[1], parts[2])
 
 
 def branches_in_update(optimizer: Any) -> bool:

@@ -104,9 +104,14 @@ def is_sparse(tensor: Any) -> bool:
     return not isinstance(tensor, jax.Array)
 
 
+def dense_part(tensor: Any) -> Any:
+    """The tensor, or the touched rows of a sparse gradient."""
+    return tensor.data if is_sparse(tensor) else tensor
+
+
 def square_sum(tensor: Any) -> Any:
     """Sum of squares as float32; of the touched rows for a sparse gradient."""
-    values = tensor.data if is_sparse(tensor) else tensor
+    values = dense_part(tensor)
     return jnp.sum(jnp.square(values.astype(jnp.float32)))
 
 

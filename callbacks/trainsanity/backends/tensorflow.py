@@ -135,9 +135,14 @@ def is_sparse(tensor: Any) -> bool:
     return isinstance(tensor, tf.IndexedSlices)
 
 
+def dense_part(tensor: Any) -> Any:
+    """The tensor, or the touched rows of a sparse gradient."""
+    return tensor.values if is_sparse(tensor) else tensor
+
+
 def square_sum(tensor: Any) -> Any:
     """Sum of squares as float32; of the touched rows for a sparse gradient."""
-    values = tensor.values if is_sparse(tensor) else tensor
+    values = dense_part(tensor)
     return 2.0 * tf.nn.l2_loss(tf.cast(values, tf.float32))
 
 

@@ -79,9 +79,14 @@ def is_sparse(tensor: Any) -> bool:
     return bool(tensor.is_sparse)
 
 
+def dense_part(tensor: Any) -> Any:
+    """The tensor, or the touched rows of a sparse gradient."""
+    return tensor.coalesce().values() if tensor.is_sparse else tensor
+
+
 def square_sum(tensor: Any) -> Any:
     """Sum of squares as float32; of the touched rows for a sparse gradient."""
-    values = tensor.coalesce().values() if tensor.is_sparse else tensor
+    values = dense_part(tensor)
     flat = values.detach().reshape(-1).float()
     return torch.dot(flat, flat)
 

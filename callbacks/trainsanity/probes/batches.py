@@ -9,6 +9,8 @@ from keras import backend, ops
 
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
 
+BEYOND = 3.0e38  # larger than any label
+
 
 class Batches(Probe):
     """Per batch: size, non-finite values, ids of every embedding, labels, sample weights."""
@@ -27,7 +29,25 @@ class Batches(Probe):
         for output in step.outputs:
             columns.update(_labels(output))
             columns.update(_weights(output))
+            columns.update(_range(output))
+        columns.update(self._declared_weight(step))
         return columns
+
+    def _declared_weight(self, step: Step) -> Columns:
+        """Mean weight that `class_weight` asks for; Keras takes it for one output only."""
+        declared = self.run.fit.get("class_weight") if self.run.fit is not None else None
+        if not declared or not step.training or len(step.outputs) != 1:
+            return {}
+        classes = _class_numbers(step.given[1])
+        if classes is None:
+            return {}
+        weights = ops.ones_like(classes)
+        for key, weight in declared.items():
+            number = _as_number(key)
+            if number is not None:
+                chosen = ops.full((), float(weight))
+                weights = ops.where(classes == number, chosen, weights)
+        return {f"{step.outputs[0].quantity('sample_weight')}/declared_mean": ops.mean(weights)}
 
 
 def _nonfinite(tensors: list[Any]) -> Any:
@@ -61,19 +81,80 @@ def _labels(output: OutputEvidence) -> Columns:
         return {}
     quantity = output.quantity("labels")
     labels = ops.cast(output.y_true, "float32")
-    columns = {f"{quantity}/min": ops.min(labels), f"{quantity}/max": ops.max(labels)}
+    least, most = ops.min(labels), ops.max(labels)
+    ignored = option(loss, "ignore_class")
+    if ignored is not None:
+        counts = labels != float(ignored)
+        unknown = ops.full((), float("nan"))
+        some = ops.any(counts)
+        least = ops.where(some, ops.min(ops.where(counts, labels, ops.full((), BEYOND))), unknown)
+        most = ops.where(some, ops.max(ops.where(counts, labels, ops.full((), -BEYOND))), unknown)
+    columns = {f"{quantity}/min": least, f"{quantity}/max": most}
     if output.y_pred.shape[-1] is not None:
         columns[f"{quantity}/classes"] = ops.full((), float(output.y_pred.shape[-1]))
     return columns
 
 
 def _weights(output: OutputEvidence) -> Columns:
-    if output.sample_weight is None:
-        return {}
+    columns: dict[str, Any] = {}
     quantity = output.quantity("sample_weight")
-    weight = ops.cast(output.sample_weight, "float32")
+    if output.given_weight is not None:
+        columns.update(_summary(f"{quantity}/given_", output.given_weight))
+    if output.sample_weight is not None:
+        columns.update(_summary(f"{quantity}/", output.sample_weight))
+    elif output.given_weight is not None:
+        columns.update(_summary(f"{quantity}/", ops.ones((1,))))
+    return columns
+
+
+def _summary(prefix: str, weight: Any) -> Columns:
+    weight = ops.cast(weight, "float32")
     return {
-        f"{quantity}/mean": ops.mean(weight),
-        f"{quantity}/min": ops.min(weight),
-        f"{quantity}/max": ops.max(weight),
+        f"{prefix}mean": ops.mean(weight),
+        f"{prefix}min": ops.min(weight),
+        f"{prefix}max": ops.max(weight),
     }
+
+
+def _range(output: OutputEvidence) -> Columns:
+    """Smallest and largest element of an output, and of its sums over the last axis."""
+    if not backend.is_float_dtype(backend.standardize_dtype(output.y_pred.dtype)):
+        return {}
+    quantity = output.quantity("outputs")
+    values = ops.cast(output.y_pred, "float32")
+    columns = {f"{quantity}/min": ops.min(values), f"{quantity}/max": ops.max(values)}
+    if len(values.shape) >= 2 and values.shape[-1] is not None and values.shape[-1] > 1:
+        sums = ops.sum(values, axis=-1)
+        columns[f"{quantity}/sum_min"] = ops.min(sums)
+        columns[f"{quantity}/sum_max"] = ops.max(sums)
+    return columns
+
+
+def _class_numbers(y: Any) -> Any | None:
+    """The class of each row, as Keras reads labels for `class_weight`; None for other labels.
+
+    Source: keras/src/trainers/data_adapters/data_adapter_utils.py, class_weight_to_sample_weights.
+    """
+    leaves = keras.tree.flatten(y)
+    if len(leaves) != 1 or not 1 <= len(getattr(leaves[0], "shape", ())) <= 2:
+        return None
+    labels = leaves[0]
+    if len(labels.shape) == 2:
+        if labels.shape[-1] is None:
+            return None
+        single = labels.shape[-1] == 1
+        labels = ops.squeeze(labels, -1) if single else ops.argmax(labels, axis=-1)
+    return ops.round(ops.cast(labels, "float32"))
+
+
+def _as_number(key: Any) -> float | None:
+    try:
+        return float(key)
+    except (TypeError, ValueError):
+        return None
+
+
+def option(loss: Any, name: str) -> Any | None:
+    """An option of a compiled loss, such as `from_logits`; None where it has no such option."""
+    kwargs = getattr(loss, "_fn_kwargs", {})
+    return kwargs[name] if name in kwargs else getattr(loss, name, None)

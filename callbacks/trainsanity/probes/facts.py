@@ -10,7 +10,8 @@ import keras
 import numpy as np
 
 from trainsanity import identity
-from trainsanity.probes.probe import Probe
+from trainsanity.probes.batches import option
+from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
 from trainsanity.tape import TapeRows
 
 # Keys whose values stay in the process.
@@ -35,6 +36,12 @@ class Facts(Probe):
             run.audit("compile", _compiled(run.model), 0)
         if run.fit is not None:
             run.audit("fit", _fit(run.fit), 0)
+
+    def trace_loss(self, step: Step) -> Columns:
+        facts = self.run.shared.setdefault("output_facts", {})
+        for output in step.outputs:
+            facts.setdefault(output.name, _output(self.run.model, output))
+        return {}
 
     def on_rows(self, rows: TapeRows) -> Any:
         if not self._said_columns:
@@ -124,6 +131,7 @@ def _compiled(model: Any) -> dict[str, Any]:
         "run_eagerly": bool(model.run_eagerly),
         "steps_per_execution": int(model.steps_per_execution or 1),
         "custom_train_step": own_train_step,
+        "custom_compute_loss": not type(model).compute_loss.__module__.startswith("keras."),
         "optimizers": len({id(o) for o in optimizers}),
     }
 
@@ -136,12 +144,61 @@ def _fit(fit: Any) -> dict[str, Any]:
         "steps_per_epoch": fit.get("steps_per_epoch"),
         "declared_steps": getattr(iterator, "num_batches", None),
         "batch_size": fit.get("batch_size"),
-        "shuffle": fit.get("shuffle") if isinstance(fit.get("shuffle"), bool) else None,
+        "shuffle": _shuffle(fit),
         "class_weight": plain(fit.get("class_weight")),
         "has_sample_weight": fit.get("sample_weight") is not None,
         "validation": fit.get("validation_data") is not None,
         "data": fit.data_kind,
     }
+
+
+def _shuffle(fit: Any) -> bool | None:
+    """None where Keras ignores the argument."""
+    shuffle = fit.get("shuffle")
+    obeyed = fit.data_kind in ("arrays", "PyDataset")
+    return shuffle if obeyed and isinstance(shuffle, bool) else None
+
+
+def _output(model: Any, output: OutputEvidence) -> dict[str, Any]:
+    loss = output.loss
+    from_logits = option(loss, "from_logits")
+    return {
+        "name": output.name,
+        "shape": _shape_of(output.y_pred),
+        "dtype": keras.backend.standardize_dtype(output.y_pred.dtype),
+        "label_shape": _shape_of(output.y_true),
+        "loss": None if loss is None else loss.name,
+        "from_logits": from_logits if isinstance(from_logits, bool) else None,
+        "activation": _activation(model, output.name),
+        "ignore_class": option(loss, "ignore_class"),
+        "aligned_with_mask": _is_aligned(output),
+    }
+
+
+def _shape_of(tensor: Any) -> list[int | None]:
+    """With None for the rows of the batch."""
+    return [None, *list(tensor.shape)[1:]] if len(tensor.shape) else []
+
+
+def _is_aligned(output: OutputEvidence) -> bool:
+    """Whether a mask arrives that has the axes of the output."""
+    if output.mask is None or len(output.mask.shape) > len(output.y_pred.shape):
+        return False
+    pairs = zip(output.mask.shape, output.y_pred.shape, strict=False)
+    return all(m is None or p is None or m == p for m, p in pairs)
+
+
+def _activation(model: Any, name: str) -> str | None:
+    """Name of the activation that makes an output of a functional model."""
+    outputs = getattr(model, "outputs", None) or []
+    names = list(getattr(model, "output_names", None) or []) if name else [name]
+    if name not in names or len(outputs) != len(names):
+        return None
+    operation = outputs[names.index(name)]._keras_history.operation
+    if isinstance(operation, (keras.layers.Softmax, keras.layers.ReLU)):
+        return type(operation).__name__.lower()
+    activation = getattr(getattr(operation, "activation", None), "__name__", None)
+    return activation if isinstance(activation, str) else None
 
 
 def plain(value: Any, key: str = "") -> Any:

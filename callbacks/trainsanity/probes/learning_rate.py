@@ -192,12 +192,12 @@ class LearningRate(Probe):
         """Gradients of the sampled elements after clipping, as the optimizer uses them; None where
         there is none.
         """
-        optimizer, backend = update.optimizer, self.run.backend
+        backend = self.run.backend
         gradients = update.gradients
-        if optimizer.clipnorm or optimizer.clipvalue or optimizer.global_clipnorm:
-            present = [g for g in gradients if g is not None]
-            clipped = iter(optimizer._clip_gradients(present))
-            gradients = [None if g is None else next(clipped) for g in gradients]
+        clipped = update.shared.get("clipped", ())
+        if len(clipped) == sum(g is not None for g in gradients):
+            rest = iter(clipped)
+            gradients = [None if g is None else next(rest) for g in gradients]
         by_variable = {id(v): g for v, g in zip(update.variables, gradients, strict=True)}
         parts, mask = [], []
         for sampled in self._sampled:

@@ -33,20 +33,41 @@ class Losses(Probe):
             "loss/added": added,
             "loss/nonfinite": _nonfinite(step.loss),
         }
+        totals = self._totals(step) if self._is_compiled_loss() else {}
+        columns.update({f"_loss:{variant}": value for variant, value in totals.items()})
+        for variant in ("recomputed", "unweighted"):
+            if variant in totals:
+                columns[f"_loss:{variant}"] = totals[variant] + added
+        if totals:
+            columns.update(_elements(step))
+            columns.update(self._by_position(step))
+        return columns
+
+    def _totals(self, step: Step) -> dict[str, Any]:
+        """The loss of the batch in each variant, over all outputs; empty where one is unknown."""
         totals: dict[str, Any] = {}
         for output in step.outputs:
             if output.loss is None:
                 continue
             parts = self._parts(step, output)
             if parts is None:
-                return columns
+                return {}
             for variant, value in parts.items():
                 scaled = value if output.loss_weight is None else value * output.loss_weight
                 totals[variant] = totals.get(variant, 0.0) + scaled
-        if totals and self._is_compiled_loss():
-            columns.update({f"_loss:{variant}": value for variant, value in totals.items()})
-            columns["_loss:recomputed"] = totals["recomputed"] + added
-        return columns
+        return totals
+
+    def _by_position(self, step: Step) -> Columns:
+        """Sum and number of what the loss counts; where it is a masked mean of one output."""
+        scored = [output for output in step.outputs if output.loss is not None]
+        if len(scored) != 1 or self.run.model.losses:
+            return {}
+        parts = step.shared.get(("loss_positions", scored[0].name))
+        if parts is None or scored[0].loss.reduction != "sum_over_batch_size":
+            return {}
+        total, count = parts
+        factor = 1.0 if scored[0].loss_weight is None else scored[0].loss_weight
+        return {"_loss:position:n": total * factor, "_loss:position:d": count}
 
     def trace_metrics(self, step: Step) -> Columns:
         reported = step.results.get("loss")
@@ -84,6 +105,11 @@ class Losses(Probe):
         real = real_positions(step, output, self.run.model)
         real = None if real is None else spread_if_any(real, values)
         parts = {"recomputed": _reduce(values, weight, mask, loss.reduction)}
+        if step.given[2] is not None:
+            parts["unweighted"] = _reduce(values, None, mask, loss.reduction)
+        if mask is not None:
+            total = _sum_of(values, product(weight, mask))
+            step.shared[("loss_positions", output.name)] = (total, ops.sum(mask))
         if real is not None or mask is not None or weight is not None:
             parts["all"] = _reduce(values, None, None, loss.reduction)
         if real is not None:
@@ -120,7 +146,36 @@ class Losses(Probe):
             found[f"loss/{variant}"] = means.extend(variant, batch * sizes, sizes)
             if variant == "recomputed":
                 found["loss/batch"] = batch
+        if "_loss:unweighted" in rows.columns:
+            found["loss/batch_unweighted"] = rows.columns["_loss:unweighted"]
+        if "_loss:position:n" in rows.columns:
+            n, d = (rows.columns[f"_loss:position:{part}"] for part in "nd")
+            found["loss/by_position"] = means.extend("by_position", n, d)
         return found
+
+
+def _elements(step: Step) -> Columns:
+    """Elements of the unreduced losses, and the most there can be without broadcasting."""
+    elements, expected = ops.zeros(()), ops.zeros(())
+    for output in step.outputs:
+        values = step.shared.get(("loss_values", output.name))
+        if values is not None:
+            elements = elements + _size(values)
+            labels = ops.convert_to_tensor(output.y_true)
+            expected = expected + ops.maximum(_size(labels), _size(output.y_pred))
+    return {"loss/elements": elements, "loss/expected_elements": expected}
+
+
+def _size(tensor: Any) -> Any:
+    shape = ops.shape(tensor) or (1,)
+    return ops.cast(ops.prod(ops.convert_to_tensor(shape, "int32")), "float32")
+
+
+def _sum_of(values: Any, counted: Any | None) -> Any:
+    """The weighted sum; what does not count adds nothing, whatever its value."""
+    if counted is None:
+        return ops.sum(values)
+    return ops.sum(ops.where(counted != 0, values * counted, ops.zeros_like(values)))
 
 
 def _reduce(values: Any, weight: Any | None, mask: Any | None, reduction: str) -> Any:
@@ -129,16 +184,12 @@ def _reduce(values: Any, weight: Any | None, mask: Any | None, reduction: str) -
     With a mask, "sum_over_batch_size" divides by the unmasked positions, not by the weights' sum.
     """
     counted = product(weight, mask)
-    if counted is None:
-        total = ops.sum(values)
-    else:
-        total = ops.sum(ops.where(counted != 0, values * counted, ops.zeros_like(values)))
+    total = _sum_of(values, counted)
     if reduction == "sum":
         return total
     if reduction == "mean_with_sample_weight" and counted is not None:
         return ops.divide_no_nan(total, ops.sum(counted))
-    elements = ops.cast(ops.prod(ops.convert_to_tensor(ops.shape(values), "int32")), "float32")
-    return ops.divide_no_nan(total, elements if mask is None else ops.sum(mask))
+    return ops.divide_no_nan(total, _size(values) if mask is None else ops.sum(mask))
 
 
 def _nonfinite(tensor: Any) -> Any:

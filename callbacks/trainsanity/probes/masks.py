@@ -7,7 +7,7 @@ from typing import Any
 from keras import backend, ops
 
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
-from trainsanity.probes.weighting import real_positions, spread
+from trainsanity.probes.weighting import real_positions, source_ids, spread
 
 
 class Masks(Probe):
@@ -58,6 +58,9 @@ class Masks(Probe):
         if target is not None:
             columns[f"{quantity}/target_padding"] = _share_of(counted & target, counted)
             columns[f"{quantity}/input_target_padding"] = _share_of(real & target, real)
+            per_row = ops.sum(ops.cast(counted & real & target, "float32"), axis=1)
+            columns[f"{quantity}/target_padding_most"] = ops.max(per_row)
+            columns.update(_next_input(step, output, real))
         return columns
 
 
@@ -75,6 +78,11 @@ def _scores_positions(output: OutputEvidence) -> bool:
 
 def _target_padding(output: OutputEvidence) -> Any | None:
     """Where an integer target `(batch, time)` is the padding id 0; None for other targets."""
+    target = _integer_target(output)
+    return None if target is None else target == 0
+
+
+def _integer_target(output: OutputEvidence) -> Any | None:
     y = output.y_true
     if not backend.is_int_dtype(backend.standardize_dtype(y.dtype)):
         return None
@@ -82,7 +90,18 @@ def _target_padding(output: OutputEvidence) -> Any | None:
         y = ops.squeeze(y, -1)
     if len(y.shape) != 2 or y.shape[1] != output.y_pred.shape[1] or y.shape[1] is None:
         return None
-    return y == 0
+    return y
+
+
+def _next_input(step: Step, output: OutputEvidence, real: Any) -> Columns:
+    """How many targets are the id that follows in the input, of those that have one."""
+    ids, target = source_ids(step, output), _integer_target(output)
+    if ids is None or target is None or ids.shape[1] != target.shape[1]:
+        return {}
+    followed = real[:, :-1] & real[:, 1:]
+    equal = ops.cast(target[:, :-1], "int32") == ops.cast(ids[:, 1:], "int32")
+    name = f"{output.quantity('mask')}/target_next_input"
+    return {name: _share_of(followed & equal, followed)}
 
 
 def _share(mask: Any) -> Any:

@@ -87,8 +87,16 @@ def _find_real_positions(step: Step, output: OutputEvidence, model: Any) -> Any 
         sources = {k: v for k, v in sources.items() if v[0] is layer}
     if len(sources) != 1:
         return None
-    (_, real) = next(iter(sources.values()))
+    layer, real = next(iter(sources.values()))
+    if isinstance(layer, keras.layers.Embedding):
+        ids = [call.inputs for call in step.calls if id(call.inputs) in sources]
+        step.shared[("ids", output.name)] = ids[0]
     return _fit_time(real, output.y_pred)
+
+
+def source_ids(step: Step, output: OutputEvidence) -> Any | None:
+    """The ids `(batch, time)` whose padding `real_positions` has found; None without ids."""
+    return step.shared.get(("ids", output.name))
 
 
 def _real_of(layer: Any, inputs: Any) -> Any | None:

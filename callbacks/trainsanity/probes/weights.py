@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
+from keras import ops
 
-from trainsanity.probes.probe import Probe
+from trainsanity.probes.probe import Columns, Probe, Step, Update
 
+HUGE = 3.0e38
 # Elements up to which a variable is compared whole; of larger ones as many, evenly spread.
 WHOLE = 65_536
 
@@ -38,11 +41,43 @@ class Weights(Probe):
         self._iterations = 0
         self._spent = 0.0
         self._began = time.monotonic()
+        self._largest: Any = None  # absolute gradient of each small variable in the epoch
+        self._places: dict[int, int] = {}
 
     def on_begin(self) -> None:
         self._began = time.monotonic()
+        variables = self.run.model.trainable_variables if self.run.model.built else []
+        small = [v for v in variables if None not in v.shape and np.prod(v.shape) <= WHOLE]
+        if small and self.run.optimizer is not None and self.run.kind == "fit":
+            self._places = {id(v): i for i, v in enumerate(small)}
+            zeros = np.zeros(len(small), "float32")
+            self._largest = self.run.keep(keras.Variable(zeros, trainable=False))
+
+    def trace_after_update(self, update: Update) -> Columns:
+        if self._largest is None:
+            return {}
+        scale = update.shared.get("loss_scale")
+        cells = [ops.zeros(())] * len(self._places)
+        for gradient, variable in zip(update.gradients, update.variables, strict=True):
+            place = self._places.get(id(variable))
+            if gradient is not None and place is not None:
+                values = ops.cast(self.run.backend.dense_part(gradient), "float32")
+                size = ops.max(ops.abs(values)) if 0 not in values.shape else ops.zeros(())
+                cells[place] = size if scale is None else size / scale
+        update.shared["gradient_largest"] = ops.stack(cells)
+        return {}
+
+    def trace_end(self, step: Step) -> Columns:
+        now = step.shared.get("gradient_largest")
+        if now is not None and self._largest is not None:
+            # NaN counts as huge, so that it is not lost in a maximum.
+            now = ops.where(now <= HUGE, now, ops.full_like(now, HUGE))
+            self._largest.assign(ops.maximum(self._largest, now))
+        return {}
 
     def on_epoch_begin(self, epoch: int) -> None:
+        if self._largest is not None:
+            self._largest.assign(np.zeros(len(self._places), "float32"))
         if self._is_over_budget():
             self._watched = []
             return
@@ -58,9 +93,17 @@ class Weights(Probe):
                     variable, layer, id(variable) in by_nature, variable.trainable, indices, value
                 )
                 self._watched.append(watched)
-        optimizer = self.run.optimizer
-        self._iterations = 0 if optimizer is None else int(backend.read(optimizer._iterations))
+        self._iterations = self._updates()
         self._spent += time.monotonic() - started
+
+    def _updates(self) -> int:
+        """Updates of the weights since the optimizer was new."""
+        optimizer = self.run.optimizer
+        if optimizer is None:
+            return 0
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        every = optimizer.gradient_accumulation_steps or 1
+        return int(self.run.backend.read(optimizer._iterations)) // every
 
     def _is_over_budget(self) -> bool:
         """Copies of large models take time; they may not take more than audits in all are
@@ -75,23 +118,30 @@ class Weights(Probe):
         started = time.monotonic()
         optimizer = self.run.optimizer
         trained = {id(v) for v in getattr(optimizer, "_trainable_variables", [])}
+        largest = None if self._largest is None else self.run.backend.read(self._largest)
         without = set(self.run.shared.get("no_gradient_paths", []))
         with_gradient = set(self.run.shared.get("gradient_paths", []))
-        variables = [self._facts(w, trained, without, with_gradient) for w in self._watched]
-        now = 0 if optimizer is None else int(self.run.backend.read(optimizer._iterations))
+        variables = [
+            self._facts(w, trained, without, with_gradient, largest) for w in self._watched
+        ]
         partly = any(w.indices is not None for w in self._watched)
         self.run.audit(
             "weights",
             {
                 "variables": variables,
                 "sampled": WHOLE if partly else None,
-                "updates": now - self._iterations,
+                "updates": self._updates() - self._iterations,
             },
         )
         self._spent += time.monotonic() - started
 
     def _facts(
-        self, watched: _Watched, trained: set[int], without: set[str], with_gradient: set[str]
+        self,
+        watched: _Watched,
+        trained: set[int],
+        without: set[str],
+        with_gradient: set[str],
+        largest: np.ndarray[Any, Any] | None,
     ) -> dict[str, Any]:
         variable = watched.variable
         now = _take(self.run.backend.read(variable), watched.indices)
@@ -111,8 +161,14 @@ class Weights(Probe):
             "norm": float(np.linalg.norm(now[finite].astype(np.float64))),
             "nonfinite": int((~finite).sum()),
             "gradient": path in with_gradient or path not in without,
-            "gradient_largest": None,
+            "gradient_largest": self._gradient_largest(variable, path in with_gradient, largest),
         }
+
+    def _gradient_largest(
+        self, variable: Any, arrived: bool, largest: np.ndarray[Any, Any] | None
+    ) -> float | None:
+        place = self._places.get(id(variable))
+        return None if largest is None or place is None or not arrived else float(largest[place])
 
 
 def _indices(variable: Any) -> np.ndarray[Any, Any] | None:
