@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import keras
-
 from tests.zoo import bugs
 from tests.zoo.study import BUGS, Bug
+
 from trainsanity.rules import Finding
 from trainsanity.spooled import Judgement, SpooledRun
 

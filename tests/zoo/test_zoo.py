@@ -1,10 +1,9 @@
-"""Every silent bug of the study is caught by the rule that is meant to, and its twin is left alone."""
+"""Every bug of the study is caught by the rule that is meant to; its healthy twin is left alone."""
 
 from __future__ import annotations
 
 import keras
 import pytest
-
 from tests.zoo.case import Case, all_cases, run
 from tests.zoo.study import BUGS, STUDY
 

@@ -1,7 +1,6 @@
 """A callable learning rate is read once, when the step is traced."""
 
 import keras
-
 from tests.watched import watched_fit
 from tests.zoo.case import Case
 from tests.zoo.data import points

@@ -2,7 +2,6 @@
 
 import keras
 import numpy as np
-
 from tests.watched import watched_fit
 from tests.zoo.case import Case
 from tests.zoo.data import points

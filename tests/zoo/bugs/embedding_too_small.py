@@ -1,7 +1,6 @@
 """Ids beyond the table: XLA clamps them to its last row instead of failing."""
 
 import keras
-
 from tests.watched import watched_fit
 from tests.zoo.case import Case
 from tests.zoo.data import sentences

@@ -1,7 +1,6 @@
 """`compute_output_shape` says 2, `call` returns 4; Keras believes it."""
 
 import keras
-
 from tests.watched import watched_fit
 from tests.zoo.case import Case
 from tests.zoo.data import points

@@ -1,7 +1,6 @@
 """`trainable` changed after a traced fit, without compiling again: the step goes on training it."""
 
 import keras
-
 from tests.watched import watched_fit
 from tests.zoo.case import Case
 from tests.zoo.data import points

@@ -2,7 +2,6 @@
 
 import keras
 import tensorflow as tf
-
 from tests.watched import watched_fit
 from tests.zoo.case import Case
 from tests.zoo.data import points
@@ -22,7 +21,7 @@ def _fit(relu):
     hidden = keras.layers.Dense(8, activation=relu, name="hidden")
     model = keras.Sequential([keras.Input((4,)), hidden, keras.layers.Dense(1)])
     model.compile("sgd", "mse")
-    return watched_fit(model, *points(), epochs=3, batch_size=8)
+    return watched_fit(model, *points(), epochs=3, batch_size=4)
 
 
 def faulty():

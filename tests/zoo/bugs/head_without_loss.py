@@ -1,7 +1,6 @@
 """Two outputs, and no loss for the head that matters."""
 
 import keras
-
 from tests.watched import watched_fit
 from tests.zoo.case import Case
 from tests.zoo.data import points
@@ -14,7 +13,7 @@ def _fit(losses):
     outputs = [keras.layers.Dense(1, name=name)(hidden) for name in ("side", "real")]
     model = keras.Model(inputs, outputs)
     model.compile("sgd", loss=losses)
-    return watched_fit(model, x, [y, y], epochs=3, batch_size=8)
+    return watched_fit(model, x, [y, y], epochs=3, batch_size=4)
 
 
 def faulty():

@@ -1,7 +1,6 @@
 """A Dense and an Embedding called inside a Lambda belong to nobody and never learn."""
 
 import keras
-
 from tests.watched import watched_fit
 from tests.zoo.case import Case
 from tests.zoo.data import sentences

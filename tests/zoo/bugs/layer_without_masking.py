@@ -1,7 +1,6 @@
 """A layer of one's own that forgets `supports_masking`: the mask ends there."""
 
 import keras
-
 from tests.watched import watched_fit
 from tests.zoo.case import Case
 from tests.zoo.data import sentences

@@ -2,13 +2,16 @@
 
 import keras
 from keras import ops
-
 from tests.watched import watched_fit
 from tests.zoo.case import Case
 from tests.zoo.data import sentences
 
 
 class MostConfident(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.supports_masking = True
+
     def call(self, tags, mask=None):
         return tags
 

@@ -1,7 +1,6 @@
 """`x + y` after a masked embedding drops the mask, without a word."""
 
 import keras
-
 from tests.watched import watched_fit
 from tests.zoo.case import Case
 from tests.zoo.data import sentences

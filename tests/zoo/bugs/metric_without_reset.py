@@ -1,7 +1,6 @@
 """A metric whose `reset_state` does nothing leaks one epoch into the next."""
 
 import keras
-
 from tests.watched import watched_fit
 from tests.zoo.case import Case
 from tests.zoo.data import points

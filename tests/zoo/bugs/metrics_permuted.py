@@ -1,7 +1,6 @@
 """Metrics show each other's values."""
 
 import keras
-
 from tests.watched import watched_fit
 from tests.zoo.case import Case
 from tests.zoo.data import points

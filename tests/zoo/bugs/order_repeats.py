@@ -2,10 +2,10 @@
 
 import keras
 import tensorflow as tf
-
 from tests.watched import watched_fit
 from tests.zoo.case import Case
 from tests.zoo.data import points
+
 from trainsanity import Expect
 
 

@@ -1,7 +1,6 @@
 """A model that hands `training=False` to its Dropout, in training too."""
 
 import keras
-
 from tests.watched import watched_fit
 from tests.zoo.case import Case
 from tests.zoo.data import points
