@@ -235,3 +235,40 @@ def test_training_is_the_same_to_the_bit_with_audits() -> None:
 
     pairs = zip(weights(watched=False), weights(watched=True), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)
+
+
+class CutOff(keras.losses.Loss):
+    """Half of the loss is cut off from the gradient."""
+
+    def __init__(self, *, cut: bool) -> None:
+        super().__init__(name="cut_off")
+        self.cut = cut
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        error = keras.ops.square(y_true - y_pred)
+        other = keras.ops.stop_gradient(error) if self.cut else error
+        return keras.ops.mean(error + 2.0 * other, axis=-1)
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_finds_a_loss_that_is_partly_cut_off_from_the_gradient(cut: bool) -> None:
+    inputs = keras.Input((6,))
+    run = fitted(compiled(inputs, keras.layers.Dense(1)(inputs), loss=CutOff(cut=cut)))
+    verdict, reason = run.judge().verdicts["gradient-mismatch"]
+    assert verdict == ("alert" if cut else "ok"), reason
+
+
+class Emptied(keras.optimizers.Adagrad):
+    """Fills its accumulators with zeros, whatever its argument says."""
+
+    def build(self, variables: Any) -> None:
+        super().build(variables)
+        for slot in self._accumulators:
+            slot.assign(keras.ops.zeros_like(slot))
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(Emptied, True), (keras.optimizers.Adagrad, False)])
+def test_finds_a_slot_that_does_not_hold_its_argument(kind: Any, expected: bool) -> None:
+    inputs = keras.Input((6,))
+    run = fitted(compiled(inputs, keras.layers.Dense(1)(inputs), optimizer=kind(0.01)))
+    assert ("declared-config-drift" in slugs(run)) is expected

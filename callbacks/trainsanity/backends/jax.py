@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 
 READABLE_IN_EPOCH = (
@@ -123,6 +124,17 @@ def end_of_data_errors() -> tuple[type[BaseException], ...]:
 def forward_errors() -> tuple[type[Exception], ...]:
     """What an eager call may raise besides Python's own errors."""
     return ()
+
+
+def gradient(function: Callable[[], Any], variables: list[Any]) -> tuple[Any, list[Any]]:
+    """What `function()` returns, and its gradient by each variable."""
+
+    def of_values(values: list[Any]) -> Any:
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return function()
+
+    value, found = jax.value_and_grad(of_values)([variable.value for variable in variables])
+    return value, list(found)
 
 
 def device_memory() -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -154,6 +154,14 @@ def end_of_data_errors() -> tuple[type[BaseException], ...]:
 def forward_errors() -> tuple[type[Exception], ...]:
     """What an eager call may raise besides Python's own errors."""
     return (tf.errors.OpError,)
+
+
+def gradient(function: Callable[[], Any], variables: list[Any]) -> tuple[Any, list[Any]]:
+    """What `function()` returns, and its gradient by each variable; None where it has none."""
+    with tf.GradientTape() as tape:
+        value = function()
+    found = tape.gradient(value, [variable._value for variable in variables])
+    return value, [None if g is None else tf.convert_to_tensor(g) for g in found]
 
 
 def device_memory() -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -99,6 +99,15 @@ def end_of_data_errors() -> tuple[type[BaseException], ...]:
 def forward_errors() -> tuple[type[Exception], ...]:
     """What an eager call may raise besides Python's own errors."""
     return ()
+
+
+def gradient(function: Callable[[], Any], variables: list[Any]) -> tuple[Any, list[Any]]:
+    """What `function()` returns, and its gradient by each variable; None where it has none."""
+    value = function()
+    if not value.requires_grad:
+        return value, [None] * len(variables)
+    values = [variable.value for variable in variables]
+    return value, list(torch.autograd.grad(value, values, allow_unused=True))
 
 
 def device_memory() -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,20 @@ FILLED = {"initial_accumulator_value": ("_accumulators", "accumulator")}
 
 
 class Declared(Probe):
-    """Makes the audit `declared`: expected weights, slots of the optimizer, defaults."""
+    """Makes the audit `declared`: expected weights, and slots of the optimizer."""
 
     name = "declared"
 
-    def on_begin(self) -> None:
-        if self.run.kind != "fit":
+    def __init__(self, run: Any) -> None:
+        super().__init__(run)
+        self._said = False
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        # By now the optimizer is built, and no update has run.
+        if self._said:
             return
-        items = [*self._expected(), *self._slots(), *self._defaults()]
+        self._said = True
+        items = [*self._expected(), *self._slots()]
         facts = {"items": items} if items else {"not_testable": "nothing was declared"}
         self.run.audit(self.name, facts, 0)
 
@@ -68,22 +73,6 @@ class Declared(Probe):
             items.append(self._item(argument, "slot", declared, float(furthest.reshape(-1)[at])))
         return items
 
-    def _defaults(self) -> list[dict[str, Any]]:
-        """An optimizer given by name, against a new one of its class."""
-        optimizer = self._optimizer
-        config = getattr(self.run.model, "_compile_config", None)
-        given = getattr(config, "config", {}).get("optimizer") if config else None
-        if optimizer is None or not isinstance(given, str):
-            return []
-        with names_untouched():
-            fresh = type(optimizer)().get_config()
-        held = optimizer.get_config()
-        return [
-            self._item(name, "default", value, held[name])
-            for name, value in fresh.items()
-            if name in held and _is_plain(value) and _is_plain(held[name])
-        ]
-
     def _item(self, name: str, kind: str, declared: Any, held: Any) -> dict[str, Any]:
         return {
             "subject": f"optimizer {type(self._optimizer).__name__}",
@@ -94,10 +83,6 @@ class Declared(Probe):
             "difference": None,
             "site": None,
         }
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _array_item(subject: str, declared: Any, held: Any) -> dict[str, Any]:

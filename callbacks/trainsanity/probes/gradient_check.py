@@ -1,0 +1,150 @@
+"""The automatic gradient against the slope of the loss itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+from trainsanity.difference import array_of
+from trainsanity.errors import CannotAudit
+from trainsanity.forward import call_model, refused, untouched
+from trainsanity.outputs import outputs_of
+from trainsanity.probes.probe import Probe
+
+# Sizes of the step, relative to the norm of the weights moved. In float32 larger ones bend, and
+# smaller ones drown in rounding.
+STEPS = (1e-2, 3e-3, 1e-3)
+MOST_PARAMETERS = 2_000_000
+MOST_LAYERS = 6  # each takes seven passes
+
+
+class GradientCheck(Probe):
+    """Makes the audit `gradient_check`: one direction for each layer, in inference mode."""
+
+    name = "gradient_check"
+    cost = 0.8
+
+    def on_sample(self) -> None:
+        run = self.run
+        self._refuse()
+        model = run.model
+        variables = list(model.trainable_variables)
+        with untouched(model), _weights_kept(variables), refused("the loss of the sample raises"):
+            loss, gradients = run.backend.gradient(self._loss, variables)
+            value = float(array_of(loss))
+            checks = [
+                self._check(layer, group, value)
+                for layer, group in _groups(model, variables, gradients)
+            ]
+        run.audit(self.name, {"checks": checks})
+
+    def _refuse(self) -> None:
+        run = self.run
+        compiled = getattr(run.model, "_compile_loss", None)
+        if run.sample[1] is None or compiled is None:
+            raise CannotAudit("there are no labels or no compiled loss")
+        if not type(run.model).compute_loss.__module__.startswith("keras."):
+            raise CannotAudit("the loss is computed by the model itself")
+        if "float16" in str(run.model.compute_dtype):
+            raise CannotAudit("half precision has too few digits for finite differences")
+        size = sum(int(np.prod(v.shape)) for v in run.model.trainable_variables)
+        if not 0 < size <= MOST_PARAMETERS:
+            raise CannotAudit(f"the model has {size:,} trainable parameters")
+
+    def _loss(self) -> Any:
+        """The compiled loss; losses that layers add are left out of both slopes."""
+        x, y, weight = self.run.sample
+        prediction = call_model(self.run.model, x, training=False)
+        total = keras.ops.zeros(())
+        for output in outputs_of(self.run.model, y, prediction, weight):
+            if output.loss is None:
+                raise CannotAudit("an output has no loss of its own")
+            value = output.loss(output.y_true, output.y_pred, output.sample_weight)
+            factor = 1.0 if output.loss_weight is None else output.loss_weight
+            total = total + keras.ops.cast(keras.ops.sum(value), "float32") * factor
+        return total
+
+    def _check(self, layer: Any, group: list[tuple[Any, Any]], loss: float) -> dict[str, Any]:
+        variables = [variable for variable, _ in group]
+        slopes = [
+            np.zeros(tuple(v.shape)) if g is None else np.asarray(array_of(g), np.float64)
+            for v, g in group
+        ]
+        start = [np.asarray(array_of(v), np.float64) for v in variables]
+        direction = _direction(slopes)
+        size = max(_norm(start), 1e-3)
+        steps = [step * size for step in STEPS]
+        numeric = []
+        for step in steps:
+            sides = [self._loss_at(variables, start, direction, way * step) for way in (1, -1)]
+            numeric.append((sides[0] - sides[1]) / (2 * step))
+        automatic = sum(float((g * d).sum()) for g, d in zip(slopes, direction, strict=True))
+        rounding = float(np.finfo(np.float32).eps) * max(abs(loss), 1e-6)
+        return {
+            "subject": layer.name,
+            "automatic": automatic,
+            "numeric": numeric,
+            "steps": steps,
+            "roundings": [rounding / step for step in steps],
+            "dtype": "float32",
+            "gradient_norm": _norm(slopes),
+            "nonfinite": int(sum((~np.isfinite(g)).sum() for g in slopes)),
+            "loss": loss,
+        }
+
+    def _loss_at(
+        self, variables: list[Any], start: list[Any], direction: list[Any], step: float
+    ) -> float:
+        for variable, value, way in zip(variables, start, direction, strict=True):
+            variable.assign((value + step * way).astype("float32"))
+        found = float(array_of(self._loss()))
+        for variable, value in zip(variables, start, strict=True):
+            variable.assign(value.astype("float32"))
+        return found
+
+
+def _groups(
+    model: Any, variables: list[Any], gradients: list[Any]
+) -> Iterator[tuple[Any, list[tuple[Any, Any]]]]:
+    """Layers that own trained weights, the first and last of them, with variable and gradient."""
+    by_id = {id(v): g for v, g in zip(variables, gradients, strict=True)}
+    owners = []
+    for layer in model._flatten_layers():
+        own = [v for v in layer._trainable_variables if id(v) in by_id]
+        if own:
+            owners.append((layer, [(v, by_id[id(v)]) for v in own]))
+    half = MOST_LAYERS // 2
+    yield from owners if len(owners) <= MOST_LAYERS else owners[:half] + owners[-half:]
+
+
+def _direction(slopes: list[Any]) -> list[Any]:
+    """A unit vector between the gradient's own direction and a fixed random one.
+
+    Along the gradient alone a gradient of the wrong direction, yet the right length, would pass.
+    """
+    generator = np.random.Generator(np.random.PCG64(0))
+    random = [generator.standard_normal(g.shape) for g in slopes]
+    size, other = _norm(slopes), _norm(random)
+    usable = np.isfinite(size) and size > 0
+    mixed = [r / other + (g / size if usable else 0) for g, r in zip(slopes, random, strict=True)]
+    whole = _norm(mixed)
+    return [m / whole for m in mixed]
+
+
+def _norm(arrays: list[Any]) -> float:
+    return float(np.sqrt(sum(float(np.square(a).sum()) for a in arrays)))
+
+
+@contextmanager
+def _weights_kept(variables: list[Any]) -> Iterator[None]:
+    """Within, weights may be moved; at the end each holds the very bits it held before."""
+    before = [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
