@@ -1,4 +1,4 @@
-"""A subclass whose `from_config` builds its parent: another class comes back."""
+"""Two classes registered under one name: the one registered last comes back."""
 
 import keras
 from tests.watched import watched_fit
@@ -6,16 +6,16 @@ from tests.zoo.case import Case
 from tests.zoo.data import points
 
 
-@keras.saving.register_keras_serializable("zoo")
-class Parent(keras.layers.Dense):
-    pass
+class Old:
+    @keras.saving.register_keras_serializable("zoo", "Head")
+    class Head(keras.layers.Dense):
+        pass
 
 
-@keras.saving.register_keras_serializable("zoo")
-class Child(Parent):
-    @classmethod
-    def from_config(cls, config):
-        return Parent(**config)
+class New:
+    @keras.saving.register_keras_serializable("zoo", "Head")
+    class Head(keras.layers.Dense):
+        pass
 
 
 def _fit(kind):
@@ -25,11 +25,11 @@ def _fit(kind):
 
 
 def faulty():
-    return _fit(Child)
+    return _fit(Old.Head)
 
 
 def healthy():
-    return _fit(Parent)
+    return _fit(New.Head)
 
 
 CASE = Case(
@@ -38,4 +38,5 @@ CASE = Case(
     rule="roundtrip-structure",
     faulty=faulty,
     healthy=healthy,
+    live=True,
 )

@@ -13,7 +13,7 @@ class MostConfident(keras.layers.Layer):
         self.supports_masking = True
 
     def call(self, tags, mask=None):
-        return tags
+        return 1.0 * tags
 
     def compute_mask(self, tags, mask=None):
         confidence = ops.max(tags, axis=-1)
@@ -31,7 +31,7 @@ def _fit(layer):
     tags = layer(keras.layers.Dense(4, activation="softmax")(words))
     model = keras.Model(ids, tags)
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    return watched_fit(model, *sentences(), epochs=3, batch_size=8)
+    return watched_fit(model, *sentences(), epochs=4, batch_size=4)
 
 
 def faulty():

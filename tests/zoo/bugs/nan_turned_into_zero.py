@@ -34,6 +34,7 @@ CASE = Case(
     bugs=("14",),
     title="NaN enters a layer and leaves it as zero",
     rule="nonfinite-propagation",
+    advice=True,
     faulty=faulty,
     healthy=healthy,
     not_reachable="The GPU kernel itself.",
