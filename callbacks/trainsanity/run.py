@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,8 @@ class Run:
     optimizer: Any = None
     fit: FitArguments | None = None
     sample: Any = None
+    # Calls a function of ours from the user's code: `guard(probe, function, *args, default=)`.
+    guard: Callable[..., Any] | None = None
     sample_rows: int = 8  # as many as the model demands, where its batch size is fixed
     step: int = 0
     # JAX's state right before a step, while `before_step` runs: variables are empty then.

@@ -99,6 +99,7 @@ class Session:
         self._stream = RunStream(self._settings, self.run_id, self._header(kind), self._hear)
         self._run = run = Run(self.model, backend, self._stream, self._settings, kind=kind)
         run.optimizer = getattr(self.model, "optimizer", None)
+        run.guard = self._boundary.call
         run.fit = self._arguments
         run.sample_rows = fixed_batch(self.model) or SAMPLE_ROWS
         run.sample = self._sample(run)
@@ -391,6 +392,7 @@ class Session:
     def _close(self, state: str) -> None:
         self._ended = True
         self._boundary.call("taps", self._remove_taps)
+        self._tell("on_closed")
         if self._stream is None:
             return
         report = self._boundary.call("stream", self._stream.close, state)

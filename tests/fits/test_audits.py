@@ -272,3 +272,26 @@ def test_finds_a_slot_that_does_not_hold_its_argument(kind: Any, expected: bool)
     inputs = keras.Input((6,))
     run = fitted(compiled(inputs, keras.layers.Dense(1)(inputs), optimizer=kind(0.01)))
     assert ("declared-config-drift" in slugs(run)) is expected
+
+
+class SaysIt(keras.callbacks.Callback):
+    """Announces a reduction in the first epoch, and does it or not."""
+
+    def __init__(self, *, does_it: bool) -> None:
+        super().__init__()
+        self.does_it = does_it
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if epoch == 0:
+            if self.does_it:
+                self.model.optimizer.learning_rate = 0.001
+            print("SaysIt reducing learning rate to 0.001.")
+
+
+@pytest.mark.parametrize("does_it", [False, True])
+def test_finds_a_callback_that_announces_what_it_does_not_do(does_it: bool) -> None:
+    inputs = keras.Input((6,))
+    callback = SaysIt(does_it=does_it)
+    run = fitted(compiled(inputs, keras.layers.Dense(1)(inputs)), callbacks=[callback])
+    assert run.judge().verdicts["announced-action-mismatch"][0] == ("ok" if does_it else "alert")
+    assert "on_epoch_end" not in vars(callback)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +28,27 @@ class GradientCheck(Probe):
     name = "gradient_check"
     cost = 0.8
 
+    def __init__(self, run: Any) -> None:
+        super().__init__(run)
+        self._waits = False
+
     def on_sample(self) -> None:
+        # On TensorFlow the first step builds the loss.
+        loss = getattr(self.run.model, "_compile_loss", None)
+        self._waits = loss is not None and not loss.built
+        if not self._waits:
+            self._hand_in()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
+        if self._waits:
+            self._waits = False
+            self._hand_in()
+
+    def on_end(self) -> None:
+        if self._waits:
+            raise CannotAudit("the loss is built in the first step, and none has run")
+
+    def _hand_in(self) -> None:
         run = self.run
         self._refuse()
         model = run.model

@@ -9,10 +9,10 @@ import numpy as np
 
 from trainsanity.difference import array_of, difference
 from trainsanity.errors import CannotAudit
-from trainsanity.forward import refused, untouched
+from trainsanity.forward import call_model, refused, untouched
 from trainsanity.masking import set_mask
 from trainsanity.probes.probe import Probe
-from trainsanity.recording import Call, Passes, call_model, tensors_of
+from trainsanity.recording import Call, Passes, tensors_of
 
 
 class MaskSemantics(Probe):

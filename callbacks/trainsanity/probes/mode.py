@@ -8,9 +8,9 @@ import keras
 import numpy as np
 
 from trainsanity.difference import difference
-from trainsanity.forward import untouched, volatile_variables
+from trainsanity.forward import call_model, untouched, volatile_variables
 from trainsanity.probes.probe import Probe
-from trainsanity.recording import Call, Passes, call_model
+from trainsanity.recording import Call, Passes
 
 
 class Mode(Probe):

@@ -30,7 +30,7 @@ class Paths(Probe):
         predicts = refused("predict on the captured rows raises")
         with untouched(model), _own_predict_function(model), predicts:
             compiled = tensors_of(model.predict_on_batch(x))
-        single = None
+        single: list[Any] = []
         if rows_of(x) > 1 and fixed_batch(model) is None:
             single = tensors_of(quiet_forward(model, first_rows(x, 1)))
         ways: tuple[tuple[str, list[str], Callable[[Any], Any], list[Any]], ...] = (
@@ -38,7 +38,7 @@ class Paths(Probe):
             ("batch", ["in a batch", "alone"], lambda t: t[:1], single),
         )
         for kind, names, part, others in ways:
-            if kind == "batch" and single is None:
+            if kind == "batch" and not single:
                 continue
             for i, (a, b) in enumerate(zip(eager, others, strict=True)):
                 compared = self._compare(i, kind, names, part(a), b, noise[i], sensitivity[i])

@@ -177,5 +177,8 @@ class Probe:
         methods.
         """
 
+    def on_closed(self) -> None:
+        """The run is over, also where it failed: the time to put back what was replaced."""
+
     def on_end(self) -> None:
         return None

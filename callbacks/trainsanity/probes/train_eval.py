@@ -9,9 +9,9 @@ import keras
 import numpy as np
 
 from trainsanity.errors import CannotAudit
-from trainsanity.forward import untouched
+from trainsanity.forward import call_model, untouched
 from trainsanity.probes.probe import Probe
-from trainsanity.recording import call_model, rows_of
+from trainsanity.recording import rows_of
 
 PASSES = 4  # in training mode, each with other random numbers
 

@@ -9,9 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from trainsanity.forward import untouched
+from trainsanity.forward import call_model, untouched
 from trainsanity.probes.probe import Probe
-from trainsanity.recording import Call, call_model, recorded
+from trainsanity.recording import Call, recorded
 
 
 class VariablesRead(Probe):

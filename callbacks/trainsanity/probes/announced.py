@@ -1,0 +1,164 @@
+"""What other callbacks say that they do, and what they do."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from trainsanity.probes.probe import Probe
+
+HOOKS = ("on_epoch_begin", "on_epoch_end", "on_train_end")
+RATE = re.compile(r"learning rate to ([-+.0-9eE]*[0-9])")
+SAVED = re.compile(r"saving model to (\S+)")
+
+# Keras adds them; they announce nothing.
+SILENT = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
+
+
+class Announced(Probe):
+    """Makes the audit `announced`; wraps the hooks of the other callbacks only to read."""
+
+    name = "announced"
+
+    def __init__(self, run: Any) -> None:
+        super().__init__(run)
+        self._replaced: list[tuple[Any, str]] = []
+        self._actions: list[dict[str, Any]] = []
+
+    def on_begin(self) -> None:
+        if self.run.kind != "fit" or self.run.guard is None:
+            return
+        for callback in _callbacks():
+            if type(callback).__module__.startswith("trainsanity.") or isinstance(callback, SILENT):
+                continue
+            for hook in HOOKS:
+                if hook not in callback.__dict__:
+                    callback.__dict__[hook] = self._around(callback, getattr(callback, hook))
+                    self._replaced.append((callback, hook))
+
+    def _around(self, callback: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+        def hook(*args: Any, **kwargs: Any) -> Any:
+            guard = self.run.guard
+            assert guard is not None
+            before = guard(self.name, self._rate, default=None)
+            with _overheard() as text:
+                result = original(*args, **kwargs)
+            guard(self.name, self._note, callback, text, before)
+            return result
+
+        return hook
+
+    def _rate(self) -> float | None:
+        optimizer = getattr(self.run.optimizer, "inner_optimizer", self.run.optimizer)
+        if optimizer is None or not isinstance(optimizer._learning_rate, keras.Variable):
+            return None
+        return float(self.run.backend.read(optimizer._learning_rate))
+
+    def _note(self, callback: Any, text: io.StringIO, before: float | None) -> None:
+        said = text.getvalue().strip()
+        for kind, announced, after, change in self._read(callback, said):
+            rate = kind == "learning_rate"
+            self._actions.append(
+                {
+                    "by": type(callback).__name__,
+                    "text": said[:200],
+                    "kind": kind,
+                    "announced": announced,
+                    "before": before if rate else None,
+                    "after": after,
+                    "change": change,
+                }
+            )
+
+    def _read(self, callback: Any, said: str) -> Iterator[tuple[str, Any, Any, bool]]:
+        """Kind, what was announced, what is now, and whether a change was promised."""
+        if (rate := RATE.search(said)) and (held := self._rate()) is not None:
+            yield "learning_rate", float(rate[1]), held, "reducing" in said
+        if "early stopping" in said:
+            yield (
+                "stop",
+                "stopped",
+                "stopped" if self.run.model.stop_training else "going on",
+                False,
+            )
+        best = getattr(callback, "best_weights", None)
+        if "Restoring model weights" in said and best is not None:
+            yield "weights", _hash(best), _hash(self.run.model.get_weights()), False
+        if saved := SAVED.search(said):
+            exists = Path(saved[1]).exists() or "://" in saved[1]
+            yield "save", "a file", "a file" if exists else "no file", False
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
+        self._hand_in()
+
+    def on_end(self) -> None:
+        self._hand_in()
+
+    def _hand_in(self) -> None:
+        actions, self._actions = self._actions, []
+        if actions:
+            self.run.audit(self.name, {"actions": actions})
+
+    def on_closed(self) -> None:
+        for callback, hook in self._replaced:
+            callback.__dict__.pop(hook, None)
+        self._replaced.clear()
+
+
+def _callbacks() -> list[Any]:
+    """The callbacks of the list that is being made, or has been, in a frame that called us."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, keras.callbacks.CallbackList):
+            return list(owner.callbacks)
+        frame = frame.f_back  # type: ignore[assignment]
+    return []
+
+
+class _Tee(io.TextIOBase):
+    """Passes everything on and keeps a copy."""
+
+    def __init__(self, stream: Any, copy: io.StringIO) -> None:
+        self._stream = stream
+        self._copy = copy
+
+    def write(self, text: str) -> int:
+        self._copy.write(text)
+        return int(self._stream.write(text) or 0)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return bool(self._stream.isatty())
+
+    @property
+    def encoding(self) -> Any:  # type: ignore[override]
+        return getattr(self._stream, "encoding", None)
+
+    def fileno(self) -> int:
+        return int(self._stream.fileno())
+
+
+@contextlib.contextmanager
+def _overheard() -> Iterator[io.StringIO]:
+    copy = io.StringIO()
+    with contextlib.redirect_stdout(_Tee(sys.stdout, copy)):
+        yield copy
+
+
+def _hash(weights: list[Any]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for weight in weights:
+        digest.update(np.ascontiguousarray(weight).tobytes())
+    return digest.hexdigest()
