@@ -33,4 +33,6 @@ CASE = Case(
     rule="declared-config-drift",
     faulty=faulty,
     healthy=healthy,
+    caught=False,
+    not_reachable="An optimizer given by name is not yet compared with its class.",
 )

@@ -44,4 +44,5 @@ CASE = Case(
     rule="memory-growth",
     faulty=faulty,
     healthy=healthy,
+    advice=True,
 )

@@ -13,8 +13,8 @@ def _fit(seconds):
     x, y = points(rows=16)
 
     def batches():
-        for _ in range(450):
-            time.sleep(seconds)
+        for batch in range(450):
+            time.sleep(seconds if batch >= 200 else 0.0)
             yield x, y
 
     like = (tf.TensorSpec((16, 4)), tf.TensorSpec((16, 1)))
@@ -35,7 +35,7 @@ def healthy():
 
 CASE = Case(
     bugs=("29", "56"),
-    title="Most of a step is spent waiting for data",
+    title="The data becomes slow, and the device waits",
     rule="step-time-anomaly",
     advice=True,
     faulty=faulty,

@@ -34,4 +34,6 @@ CASE = Case(
     rule="state-reset-missing",
     faulty=faulty,
     healthy=healthy,
+    caught=False,
+    not_reachable="Explicit resets are not watched yet.",
 )

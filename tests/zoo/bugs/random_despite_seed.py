@@ -1,0 +1,48 @@
+"""A layer that draws from a generator without a seed although determinism was declared."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tests.watched import watched_fit
+from tests.zoo.case import Case
+from tests.zoo.data import points
+
+from trainsanity import Expect
+
+
+class Noise(keras.layers.Layer):
+    def __init__(self, seeded):
+        super().__init__(name="noise")
+        self.generator = np.random.default_rng(0 if seeded else None)
+
+    def call(self, x, training=False):
+        if not training:
+            return x
+        drawn = tf.py_function(lambda: self.generator.normal(size=4), [], tf.float32)
+        return x + 0.1 * tf.ensure_shape(drawn, (4,))
+
+
+def _fit(layer):
+    model = keras.Sequential([keras.Input((4,)), layer, keras.layers.Dense(1)])
+    model.compile("sgd", "mse", jit_compile=False)
+    expect = Expect(deterministic=True)
+    return watched_fit(model, *points(), epochs=2, batch_size=8, options={"expect": expect})
+
+
+def faulty():
+    return _fit(Noise(seeded=False))
+
+
+def healthy():
+    return _fit(keras.layers.GaussianNoise(0.1, seed=1))
+
+
+CASE = Case(
+    bugs=("68",),
+    title="Two runs from one seed differ",
+    rule="nondeterminism",
+    faulty=faulty,
+    healthy=healthy,
+    caught=False,
+    not_reachable="No two replicas are trained yet; GPU kernels are out of reach.",
+)
