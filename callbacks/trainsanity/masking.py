@@ -14,6 +14,9 @@ except ImportError:  # Keras before 3.6 keeps it as an attribute on all backends
     def set_keras_mask(x: Any, mask: Any) -> None:
         x._keras_mask = mask
 
+    def set_keras_mask(x: Any, mask: Any) -> None:
+        x._keras_mask = mask
+
 
 def mask_of(tensor: Any) -> Any | None:
     """The mask on a tensor, or None. On JAX it lies beside the tensor, not on it."""
@@ -23,3 +26,9 @@ def mask_of(tensor: Any) -> Any | None:
 def set_mask(tensor: Any, mask: Any) -> None:
     """Puts a mask on a tensor, as Keras does."""
     set_keras_mask(tensor, mask)
+
+
+def put_mask(tensor: Any, mask: Any | None) -> None:
+    """Gives a tensor the mask of another."""
+    if mask is not None:
+        set_keras_mask(tensor, mask)

@@ -34,6 +34,10 @@ READ_SECONDS = 0.4  # the tape is read after this time even if few batches have 
 SLOW_READ_SECONDS = 1.0  # readings that belong to no step, such as memory
 
 
+# Model -> the session that watches it.
+_watching: weakref.WeakKeyDictionary[Any, weakref.ref[Session]] = weakref.WeakKeyDictionary()
+
+
 class Session:
     """Brings model, taps, probes and stream together; every entry goes through the boundary.
 
@@ -91,7 +95,25 @@ class Session:
     # before Keras makes its functions
 
     def attach(self) -> None:
-        self._boundary.call("callback", self._attach)
+        self._boundary.call("callback", self._take_over)
+        if not self._ended:
+            self._boundary.call("callback", self._attach)
+
+    def _take_over(self) -> None:
+        """Only one session may watch a model: the first of one call, or the latest of several calls."""
+        known = _watching.get(self.model)
+        other = known() if known is not None else None
+        if other is not None and not other._ended:
+            iterator = self._arguments.get("epoch_iterator")
+            if iterator is not None and iterator is other._arguments.get("epoch_iterator"):
+                self._ended = True
+                log.warning(
+                    "trainsanity: two SanityCallbacks in one call; only the first one watches."
+                )
+                return
+            # Its `fit` was left by an exception whose traceback keeps it alive.
+            other.abandon()
+        _watching[self.model] = weakref.ref(self)
 
     def _attach(self) -> None:
         backend = backends.active()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from trainsanity.first_layers import first_weighted_layers
+from trainsanity.masking import mask_of, put_mask
 from trainsanity.outputs import outputs_of
 from trainsanity.probes.probe import LayerCall, Probe, Step, Update
 from trainsanity.recording import noted_calls
@@ -162,8 +163,9 @@ class Taps:
             loss = original(x, y, y_pred, sample_weight, *args, **kwargs)
             step = self._step
             if step is not None:
+                y_pred, loss_seen = self._observed((y_pred, loss))
                 step.x, step.y, step.y_pred, step.sample_weight = x, y, y_pred, sample_weight
-                step.loss = loss
+                step.loss = loss_seen
                 with self.run.backend.no_gradient():
                     self._boundary.call("outputs", self._find_outputs, step)
                     self._collect(step, "trace_loss", step)
@@ -180,6 +182,7 @@ class Taps:
             results = original(x, y, y_pred, sample_weight, *args, **kwargs)
             step = self._step
             if step is not None:
+                y_pred = self._observed(y_pred)
                 step.x, step.y, step.y_pred, step.sample_weight = x, y, y_pred, sample_weight
                 step.results = results if isinstance(results, dict) else {}
                 with self.run.backend.no_gradient():
@@ -190,6 +193,19 @@ class Taps:
             return results
 
         return compute_metrics
+
+    def _observed(self, structure: Any) -> Any:
+        """The tensors for probes to look at; under XLA behind a barrier, with their masks."""
+        run = self.run
+        if not run.compiled_by_xla:
+            return structure
+        leaves = keras.tree.flatten(structure)
+        dense = [i for i, leaf in enumerate(leaves) if run.backend.is_dense(leaf)]
+        seen = run.backend.behind_barrier([leaves[i] for i in dense]) if dense else []
+        for i, tensor in zip(dense, seen, strict=True):
+            put_mask(tensor, mask_of(leaves[i]))
+            leaves[i] = tensor
+        return keras.tree.pack_sequence_as(structure, leaves)
 
     def _find_outputs(self, step: Step) -> None:
         step.outputs = outputs_of(
@@ -206,7 +222,7 @@ class Taps:
             if variables is None:
                 variables = optimizer._trainable_variables
             variables = list(variables)
-            update = Update(optimizer, grads, variables, step.shared)
+            update = Update(optimizer, self._observed(grads), variables, step.shared)
             with self.run.backend.no_gradient():
                 for probe in self._probes:
                     self._boundary.call(probe.name, probe.trace_before_update, update)
@@ -221,10 +237,19 @@ class Taps:
         def clip_gradients(grads: Any) -> Any:
             clipped = original(grads)
             if self._step is not None:
-                self._step.shared["clipped"] = list(clipped)
+                self._boundary.call("clipping", self._clip_again, original, list(grads))
             return clipped
 
         return clip_gradients
+
+    def _clip_again(self, clip: Callable[..., Any], grads: list[Any]) -> None:
+        """Clips copies: a look at the clipped gradients themselves would keep the compiler from
+        joining the clipping with the update, and round otherwise.
+        """
+        step = self._step
+        assert step is not None
+        copies = self.run.backend.copies(grads, xla=self.run.compiled_by_xla)
+        step.shared["clipped"] = list(clip(copies))
 
     def _note_trace(self, data: Any) -> None:
         shared = self.run.shared

@@ -172,3 +172,22 @@ def is_traced(tensor: Any) -> bool:
 def watched_reads(read: dict[int, Any], stack: list[Any]) -> Iterator[None]:
     """Nothing: JAX has no variables of its own."""
     yield
+
+
+def behind_barrier(tensors: list[Any]) -> list[Any]:
+    """The same values, of which XLA cannot make the code that computes them anew.
+
+    Without it the compiler may fuse a value that is also observed in another way, and round it
+    otherwise.
+    """
+    return list(jax.lax.optimization_barrier(tuple(tensors)))
+
+
+def is_dense(tensor: Any) -> bool:
+    """Whether this is an ordinary tensor, not None nor a list of touched rows."""
+    return isinstance(tensor, jax.Array)
+
+
+def copies(tensors: list[Any], *, xla: bool) -> list[Any]:
+    """The same values as tensors of their own, whose use does not change how others are compiled."""
+    return [behind_barrier([t])[0] if is_dense(t) else t for t in tensors]

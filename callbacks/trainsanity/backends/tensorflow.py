@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.eager import context
 
 READABLE_IN_EPOCH = True  # variables hold their values between steps
@@ -206,3 +207,30 @@ def watched_reads(read: dict[int, Any], stack: list[Any]) -> Iterator[None]:
         yield
     for variable in tape.watched_variables():
         read.setdefault(id(variable), (variable, None))
+
+
+def behind_barrier(tensors: list[Any]) -> list[Any]:
+    """The same values, of which XLA cannot make the code that computes them anew.
+
+    Without it the compiler may fuse a value that is also observed in another way, and round it otherwise.
+    """
+    return list(gen_xla_ops.xla_optimization_barrier(input=tensors))
+
+
+def is_dense(tensor: Any) -> bool:
+    """Whether this is an ordinary tensor, not None nor a list of touched rows."""
+    return isinstance(tensor, tf.Tensor)
+
+
+def copies(tensors: list[Any], *, xla: bool) -> list[Any]:
+    """The same values as tensors of their own, whose use does not change how others are compiled."""
+    if xla:
+        return [t if not is_dense(t) else behind_barrier([t])[0] for t in tensors]
+    return [_copy(tensor) for tensor in tensors]
+
+
+def _copy(tensor: Any) -> Any:
+    if is_sparse(tensor):
+        values = tf.raw_ops.Snapshot(input=tensor.values)
+        return tf.IndexedSlices(values, tensor.indices, tensor.dense_shape)
+    return tf.raw_ops.Snapshot(input=tensor) if is_dense(tensor) else tensor

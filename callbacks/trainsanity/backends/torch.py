@@ -148,3 +148,18 @@ def is_traced(tensor: Any) -> bool:
 def watched_reads(read: dict[int, Any], stack: list[Any]) -> Iterator[None]:
     """Nothing: parameters of plain modules are seen by Keras' TorchModuleWrapper alone."""
     yield
+
+
+def behind_barrier(tensors: list[Any]) -> list[Any]:
+    """Nothing: PyTorch runs every operation as it is written."""
+    return tensors
+
+
+def is_dense(tensor: Any) -> bool:
+    """Whether this is an ordinary tensor, not None nor a list of touched rows."""
+    return isinstance(tensor, torch.Tensor) and not tensor.is_sparse
+
+
+def copies(tensors: list[Any], *, xla: bool) -> list[Any]:
+    """The same values as tensors of their own, whose use does not change how others are compiled."""
+    return tensors

@@ -1,0 +1,223 @@
+"""Training is the same, bit for bit, whatever the monitor and its server do; and nothing is left behind."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from loopback import (
+    Loopback,
+    closed_port,
+    fails,
+    half_closes,
+    refuses_evidence,
+    resets,
+    right,
+    says_nothing,
+    talks_garbage,
+)
+
+from tests.watched import offline_callback, run_of
+from trainsanity import SanityCallback
+from trainsanity.probes.masks import Masks
+
+BACKEND = keras.backend.backend()
+
+
+def tagger(**compile_options: Any) -> keras.Model:
+    """Masks, dropout, batch normalization and a recurrent layer: all that a forward pass may change."""
+    inputs = keras.Input((9,), dtype="int32")
+    embedded = layers.Embedding(30, 8, mask_zero=True)(inputs)
+    inner = layers.Dropout(0.2)(layers.Dense(8, activation="relu")(embedded))
+    joined = layers.BatchNormalization()(layers.Add()([embedded, inner]))
+    outputs = layers.Dense(4, activation="softmax")(layers.GRU(6, return_sequences=True)(joined))
+    model = keras.Model(inputs, outputs)
+    options = {"optimizer": "adam", "loss": "sparse_categorical_crossentropy"}
+    model.compile(**{**options, "metrics": ["accuracy"], **compile_options})
+    return model
+
+
+def data() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    generator = np.random.default_rng(8)
+    x = generator.integers(1, 30, size=(80, 9))
+    for row, end in zip(x, generator.integers(3, 10, size=80), strict=True):
+        row[end:] = 0
+    return x, x % 4
+
+
+def trained(
+    *callbacks: Any, build: Callable[..., keras.Model] = tagger, **options: Any
+) -> tuple[keras.Model, Any]:
+    """A model trained from one seed, and its history; the batches are 16, the last one short."""
+    keras.utils.set_random_seed(21)
+    model = build(**options)
+    x, y = data()
+    history = model.fit(
+        x, y, batch_size=24, epochs=2, verbose=0, validation_split=0.2, callbacks=[*callbacks]
+    )
+    return model, history.history
+
+
+def assert_same(left: tuple[keras.Model, Any], right: tuple[keras.Model, Any]) -> None:
+    for a, b in zip(state_of(left[0]), state_of(right[0]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert left[1] == right[1]
+
+
+def state_of(model: keras.Model) -> list[np.ndarray[Any, Any]]:
+    """Weights, seeds and the optimizer's state."""
+    variables = [*model.variables, *model.optimizer.variables]
+    unique = {id(v): v for v in variables}
+    return [np.array(keras.ops.convert_to_numpy(v)) for v in unique.values()]
+
+
+MODES = {
+    "compiled": {},
+    "eager": {"run_eagerly": True},
+    "xla": {"jit_compile": True},
+    "several steps an execution": {"steps_per_execution": 3},
+    "clipped momentum": {"optimizer": keras.optimizers.SGD},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gives_the_same_weights_with_and_without_the_callback(mode: str, tmp_path: Path) -> None:
+    options = dict(MODES[mode])
+    if BACKEND == "torch" and mode in ("xla", "several steps an execution"):
+        pytest.skip("Keras on torch has no steps_per_execution, and compiles with another compiler")
+
+    def build(**ignored: Any) -> keras.Model:
+        own = dict(options)
+        if own.get("optimizer") is keras.optimizers.SGD:
+            own["optimizer"] = keras.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=0.5)
+        return tagger(**own)
+
+    plain = trained(build=build)
+    callback = offline_callback(tmp_path)
+    watched = trained(callback, build=build)
+    assert_same(plain, watched)
+    steps, sizes = run_of(callback).signal("batch/size")
+    assert steps.tolist() == list(range(1, 7))
+    assert sizes.tolist() == [24, 24, 16] * 2
+
+
+SERVERS = {
+    "right": right,
+    "answering 500": fails,
+    "answering garbage": talks_garbage,
+    "half-closing": half_closes,
+    "resetting": resets,
+    "saying nothing": says_nothing,
+    "refusing the evidence": refuses_evidence,
+}
+
+
+@pytest.mark.parametrize("behaviour", SERVERS)
+def test_trains_the_same_against_a_server(behaviour: str, tmp_path: Path) -> None:
+    plain = trained()
+    with closing(Loopback(SERVERS[behaviour])) as server:
+        callback = SanityCallback(
+            server.url, spool_dir=tmp_path, close_timeout=1.0, verbose=False, on_alert="silent"
+        )
+        assert_same(plain, trained(callback))
+
+
+def test_trains_the_same_where_no_server_listens(tmp_path: Path) -> None:
+    plain = trained()
+    callback = SanityCallback(closed_port(), spool_dir=tmp_path, close_timeout=1.0, verbose=False)
+    assert_same(plain, trained(callback))
+    assert list(tmp_path.glob("*.spool")), "what could not be sent waits in the spool"
+
+
+def test_leaves_no_trace_on_the_model(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(3)
+    model = tagger()
+    before = {name: set(vars(x)) for name, x in parts_of(model)}
+    x, y = data()
+    model.fit(x, y, verbose=0, callbacks=[offline_callback(tmp_path)])
+    added = {name: set(vars(part)) - before[name] for name, part in parts_of(model)}
+    assert not any("call" in names or "train_step" in names for names in added.values())
+    assert not any("trainsanity" in metric.name for metric in model.metrics)
+    model.save(tmp_path / "model.keras")
+    clone = keras.models.clone_model(model)
+    assert len(clone.weights) == len(model.weights)
+    model.fit(x, y, verbose=0)
+
+
+def parts_of(model: keras.Model) -> list[tuple[str, Any]]:
+    return [("model", model), ("optimizer", model.optimizer)] + [(x.name, x) for x in model.layers]
+
+
+class Fails(keras.callbacks.Callback):  # type: ignore[misc]
+    """A callback of the user's that raises."""
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        raise RuntimeError("the user's own error")
+
+
+def test_lets_the_users_error_through_and_ends_the_run_as_failed(tmp_path: Path) -> None:
+    model = tagger()
+    callback = offline_callback(tmp_path)
+    x, y = data()
+    with pytest.raises(RuntimeError, match="the user's own error"):
+        model.fit(x, y, verbose=0, callbacks=[callback, Fails()])
+    model.fit(x, y, verbose=0, callbacks=[offline_callback(tmp_path / "next")])
+    assert "call" not in vars(model.layers[1])
+
+
+def test_a_failing_probe_is_switched_off_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise ZeroDivisionError("the probe's own error")
+
+    plain = trained()
+    monkeypatch.setattr(Masks, "trace_loss", fail)
+    callback = offline_callback(tmp_path)
+    assert_same(plain, trained(callback))
+    run = run_of(callback)
+    (failed,) = run.audits("probe_failed")
+    assert failed.facts["probe"] == "masks"
+    assert "the probe's own error" in failed.facts["error"]
+    assert run.judge().verdicts["probe-failed"][0] == "alert"
+    assert len(run.signal("loss/reported")[0]) == 6
+
+
+def test_can_be_used_again_copied_and_pickled(tmp_path: Path) -> None:
+    callback = offline_callback(tmp_path)
+    x, y = data()
+    model = tagger()
+    ids = set()
+    for each in (callback, callback, copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
+        model.fit(x, y, verbose=0, callbacks=[each])
+        ids.add(each.run_id)
+    assert len(ids) == 4
+
+
+def test_lets_only_one_of_two_watch(tmp_path: Path) -> None:
+    plain = trained()
+    first, second = (offline_callback(tmp_path / name) for name in ("first", "second"))
+    assert_same(plain, trained(first, second))
+    assert len(run_of(first).signal("loss/reported")[0]) == 6
+    assert not list((tmp_path / "second").glob("*.spool"))
+
+
+def test_watches_a_lone_evaluate(tmp_path: Path) -> None:
+    model = tagger()
+    callback = offline_callback(tmp_path)
+    x, y = data()
+    shown = model.evaluate(x, y, batch_size=20, verbose=0, callbacks=[callback], return_dict=True)
+    run = run_of(callback)
+    assert run.packets[0].run is not None
+    assert run.packets[0].run["kind"] == "evaluate"
+    steps, reported = run.signal("loss/reported")
+    assert steps.tolist() == [1, 2, 3, 4]
+    assert reported[-1] == pytest.approx(shown["loss"], rel=1e-6)
