@@ -14,9 +14,6 @@ except ImportError:  # Keras before 3.6 keeps it as an attribute on all backends
     def set_keras_mask(x: Any, mask: Any) -> None:
         x._keras_mask = mask
 
-    def set_keras_mask(x: Any, mask: Any) -> None:
-        x._keras_mask = mask
-
 
 def mask_of(tensor: Any) -> Any | None:
     """The mask on a tensor, or None. On JAX it lies beside the tensor, not on it."""

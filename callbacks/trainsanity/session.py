@@ -100,7 +100,9 @@ class Session:
             self._boundary.call("callback", self._attach)
 
     def _take_over(self) -> None:
-        """Only one session may watch a model: the first of one call, or the latest of several calls."""
+        """Only one session may watch a model: the first of one call, or the latest of
+        several calls.
+        """
         known = _watching.get(self.model)
         other = known() if known is not None else None
         if other is not None and not other._ended:

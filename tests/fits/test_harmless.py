@@ -1,4 +1,6 @@
-"""Training is the same, bit for bit, whatever the monitor and its server do; and nothing is left behind."""
+"""Training is the same, bit for bit, whatever the monitor and its server do; and nothing
+is left behind.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ from loopback import (
     says_nothing,
     talks_garbage,
 )
-
 from tests.watched import offline_callback, run_of
+
 from trainsanity import SanityCallback
 from trainsanity.probes.masks import Masks
 
@@ -33,7 +35,9 @@ BACKEND = keras.backend.backend()
 
 
 def tagger(**compile_options: Any) -> keras.Model:
-    """Masks, dropout, batch normalization and a recurrent layer: all that a forward pass may change."""
+    """Masks, dropout, batch normalization and a recurrent layer: all that a forward pass
+    may change.
+    """
     inputs = keras.Input((9,), dtype="int32")
     embedded = layers.Embedding(30, 8, mask_zero=True)(inputs)
     inner = layers.Dropout(0.2)(layers.Dense(8, activation="relu")(embedded))

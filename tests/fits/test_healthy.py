@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-
 from tests.watched import watched_fit
+
 from trainsanity.spooled import SpooledRun
 
 ON_JAX = keras.backend.backend() == "jax"

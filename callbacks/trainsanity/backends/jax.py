@@ -189,5 +189,7 @@ def is_dense(tensor: Any) -> bool:
 
 
 def copies(tensors: list[Any], *, xla: bool) -> list[Any]:
-    """The same values as tensors of their own, whose use does not change how others are compiled."""
+    """The same values as tensors of their own, whose use does not change how others are
+    compiled.
+    """
     return [behind_barrier([t])[0] if is_dense(t) else t for t in tensors]

@@ -212,7 +212,8 @@ def watched_reads(read: dict[int, Any], stack: list[Any]) -> Iterator[None]:
 def behind_barrier(tensors: list[Any]) -> list[Any]:
     """The same values, of which XLA cannot make the code that computes them anew.
 
-    Without it the compiler may fuse a value that is also observed in another way, and round it otherwise.
+    Without it the compiler may fuse a value that is also observed in another way, and round it
+    otherwise.
     """
     return list(gen_xla_ops.xla_optimization_barrier(input=tensors))
 
@@ -223,7 +224,9 @@ def is_dense(tensor: Any) -> bool:
 
 
 def copies(tensors: list[Any], *, xla: bool) -> list[Any]:
-    """The same values as tensors of their own, whose use does not change how others are compiled."""
+    """The same values as tensors of their own, whose use does not change how others are
+    compiled.
+    """
     if xla:
         return [t if not is_dense(t) else behind_barrier([t])[0] for t in tensors]
     return [_copy(tensor) for tensor in tensors]

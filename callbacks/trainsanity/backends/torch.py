@@ -161,5 +161,7 @@ def is_dense(tensor: Any) -> bool:
 
 
 def copies(tensors: list[Any], *, xla: bool) -> list[Any]:
-    """The same values as tensors of their own, whose use does not change how others are compiled."""
+    """The same values as tensors of their own, whose use does not change how others are
+    compiled.
+    """
     return tensors
