@@ -44,7 +44,7 @@ class MaskSemantics(Probe):
         changed, again = self._again(call, other), self._again(call, inputs)
         if changed is None or again is None:
             return None
-        real = np.asarray(keras.ops.convert_to_numpy(mask), bool)
+        real = _as_output(call, np.asarray(keras.ops.convert_to_numpy(mask), bool))
         kept = [_valid(array_of(t), real) for t in (output, changed, again)]
         if any(k is None for k in kept):
             return None
@@ -121,13 +121,18 @@ def _valid(output: np.ndarray[Any, Any], real: np.ndarray[Any, Any]) -> Any | No
     return None
 
 
+def _as_output(call: Call, real: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The mask in the order of the layer's output: layers that go backwards give the last step first."""
+    return real[:, ::-1] if getattr(call.operation, "go_backwards", False) else real
+
+
 def _masked_output(call: Call) -> dict[str, Any] | None:
     """What a recurrent layer gives at masked positions, against its flag `zero_output_for_mask`."""
     flag = getattr(call.operation, "zero_output_for_mask", None)
     mask = _mask_with_padding(call)
     if flag is None or mask is None or not getattr(call.operation, "return_sequences", False):
         return None
-    real = np.asarray(keras.ops.convert_to_numpy(mask), bool)
+    real = _as_output(call, np.asarray(keras.ops.convert_to_numpy(mask), bool))
     output = array_of(call.outputs[0])
     # Before the first real position there is no state but the initial one, which is zeros too.
     after = np.logical_or.accumulate(real, axis=1) & ~real
