@@ -264,7 +264,7 @@ class Emptied(keras.optimizers.Adagrad):
     def build(self, variables: Any) -> None:
         super().build(variables)
         for slot in self._accumulators:
-            slot.assign(keras.ops.zeros_like(slot))
+            slot.assign(keras.ops.zeros(slot.shape))
 
 
 @pytest.mark.parametrize(("kind", "expected"), [(Emptied, True), (keras.optimizers.Adagrad, False)])
