@@ -5,6 +5,7 @@ is left behind.
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 from collections.abc import Callable
 from contextlib import closing
@@ -70,6 +71,12 @@ def trained(
     return model, history.history
 
 
+@functools.cache
+def plainly_trained() -> tuple[keras.Model, Any]:
+    """Without any callback; trained once for all tests that compare with it."""
+    return trained()
+
+
 def assert_same(left: tuple[keras.Model, Any], right: tuple[keras.Model, Any]) -> None:
     for a, b in zip(state_of(left[0]), state_of(right[0]), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -126,7 +133,7 @@ SERVERS = {
 
 @pytest.mark.parametrize("behaviour", SERVERS)
 def test_trains_the_same_against_a_server(behaviour: str, tmp_path: Path) -> None:
-    plain = trained()
+    plain = plainly_trained()
     with closing(Loopback(SERVERS[behaviour])) as server:
         callback = SanityCallback(
             server.url, spool_dir=tmp_path, close_timeout=1.0, verbose=False, on_alert="silent"
@@ -135,7 +142,7 @@ def test_trains_the_same_against_a_server(behaviour: str, tmp_path: Path) -> Non
 
 
 def test_trains_the_same_where_no_server_listens(tmp_path: Path) -> None:
-    plain = trained()
+    plain = plainly_trained()
     callback = SanityCallback(closed_port(), spool_dir=tmp_path, close_timeout=1.0, verbose=False)
     assert_same(plain, trained(callback))
     assert list(tmp_path.glob("*.spool")), "what could not be sent waits in the spool"
@@ -183,7 +190,7 @@ def test_a_failing_probe_is_switched_off_and_said(
     def fail(*_: Any) -> Any:
         raise ZeroDivisionError("the probe's own error")
 
-    plain = trained()
+    plain = plainly_trained()
     monkeypatch.setattr(Masks, "trace_loss", fail)
     callback = offline_callback(tmp_path)
     assert_same(plain, trained(callback))
@@ -207,7 +214,7 @@ def test_can_be_used_again_copied_and_pickled(tmp_path: Path) -> None:
 
 
 def test_lets_only_one_of_two_watch(tmp_path: Path) -> None:
-    plain = trained()
+    plain = plainly_trained()
     first, second = (offline_callback(tmp_path / name) for name in ("first", "second"))
     assert_same(plain, trained(first, second))
     assert len(run_of(first).signal("loss/reported")[0]) == 6
