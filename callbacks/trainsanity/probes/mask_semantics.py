@@ -122,7 +122,7 @@ def _valid(output: np.ndarray[Any, Any], real: np.ndarray[Any, Any]) -> Any | No
 
 
 def _as_output(call: Call, real: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The mask in the order of the layer's output: layers that go backwards give the last step first."""
+    """The mask in the order of the output: layers that go backwards give the last step first."""
     return real[:, ::-1] if getattr(call.operation, "go_backwards", False) else real
 
 
