@@ -14,6 +14,8 @@ PIP := set -o pipefail; PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_C
 # One line for each package that is fetched, none for those that are there.
 PROGRESS := | awk '/^ *Downloading/ && !/\.metadata/ {print "  " $$2, $$3, $$4; fflush()} \
 	/^Installing collected/ {print "  installing", NF - 3, "packages"; fflush()}'
+# Two processes: what a training framework compiles keeps one core busy and the other idle.
+PARALLEL := --numprocesses=2 --dist=worksteal
 FRONTEND := frontend/static/vendor/manifest.json
 
 .PHONY: help setup demo test lint format zoo bench screenshots docs lock clean
@@ -29,9 +31,9 @@ demo: $(STAMPS)/base $(FRONTEND) ## four real trainings on a running server at h
 
 test: $(STAMPS)/tools $(STAMPS)/backends $(FRONTEND) ## all tests; ARGS="tests/rules -k lr" picks some
 	@.ci/system-packages
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(PARALLEL))
 	@$(if $(ARGS),,set -e; for backend in jax torch; do echo "== real fits on $$backend"; \
-	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest tests/fits; done)
+	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest $(PARALLEL) tests/fits; done)
 
 lint: $(STAMPS)/tools ## ruff and mypy, strict
 	@$(BIN)/ruff check .

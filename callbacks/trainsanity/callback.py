@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
-from trainsanity import call_sites, fit_arguments, identity
+from trainsanity import call_sites, identity
 from trainsanity.session import Session
 from trainsanity.settings import Expect, OnAlert, Settings
+from trainsanity.watched_call import WatchedCall
 
 call_sites.remember_nodes()
 
@@ -24,8 +26,8 @@ class SanityCallback(keras.callbacks.Callback):  # type: ignore[misc]
     ```
 
     Training gives the same weights, bit for bit, with and without it, and never fails, waits or
-    hangs because of it. The same
-    object may be used for several calls of `fit` and `evaluate`; each is a run of its own.
+    hangs because of it. The same object may be used for several calls of `fit` and `evaluate`; each
+    is a run of its own.
 
     Args:
         url: Address of the server. Defaults to `$TRAINSANITY_URL`, then `http://127.0.0.1:8321`.
@@ -42,8 +44,7 @@ class SanityCallback(keras.callbacks.Callback):  # type: ignore[misc]
         on_alert: `"warn"` prints each new alert once; `"stop"` also ends training at the next batch
             after a critical one; `"silent"` does nothing; a function gets the alert as a dict.
         update_freq: `"batch"`, or a number of batches, or `"epoch"`: how often what was measured is
-        read from the
-            device. Every batch is measured in any case.
+            read from the device. Every batch is measured in any case.
         spool_dir: Folder in which what was measured waits until the server has it.
         keep_spool: Keep a run's spool file after the server has everything.
         close_timeout: Seconds that the end of training may wait for the server. The rest
@@ -127,48 +128,76 @@ class SanityCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def set_model(self, model: Any) -> None:
         super().set_model(model)
-        if self._session is not None:
-            self._session.abandon()
-        arguments = fit_arguments.find(model)
-        self._session = self._open(model, arguments)
-        self._session.attach()
+        if self._is_busy(model):
+            # A call inside the watched one was given this callback too; it goes on with the watched
+            # one.
+            return
+        call = WatchedCall(model, sys._getframe(1))
+        self._session = self._open(model, call)
+        if call:
+            self._session.attach()
 
-    def _open(self, model: Any, arguments: fit_arguments.FitArguments) -> Session:
-        first = self._runs_begun == 0
+    def _is_busy(self, model: Any) -> bool:
+        session = self._session
+        if session is None or session.ended:
+            return False
+        if session.model is model and session.is_watching():
+            return True
+        session.abandon()
+        return False
+
+    def _open(self, model: Any, call: WatchedCall) -> Session:
+        run_id = self.settings.run_id if self._runs_begun == 0 else None
         self._runs_begun += 1
-        run_id = self.settings.run_id if first else None
         return Session(
             model,
             self.settings,
             run_id or identity.new_run_id(),
-            arguments,
+            call,
             self.probe_data,
             params=lambda: self.params or {},
         )
 
+    def _watched(self) -> Session | None:
+        """The session, where a hook is called on behalf of the call that it watches."""
+        session = self._session
+        return session if session is not None and session.is_own_hook() else None
+
+    def _beginning(self) -> Session | None:
+        """The session of the call that begins: a new one where a list of callbacks is used again,
+        or was made before the call.
+        """
+        session = self._session
+        if session is None or session.is_attached:
+            return self._watched()
+        call = WatchedCall(session.model, sys._getframe(2))
+        self._session = session = self._open(session.model, call)
+        session.attach()
+        return session
+
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        if self._session:
-            self._session.begin("fit")
+        if session := self._beginning():
+            session.begin("fit")
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        if self._session:
-            self._session.end("finished")
+        if session := self._watched():
+            session.end("finished")
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        if self._session:
-            self._session.epoch_begin(epoch)
+        if session := self._watched():
+            session.epoch_begin(epoch)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        if self._session:
-            self._session.epoch_end(epoch, logs or {})
+        if session := self._watched():
+            session.epoch_end(epoch, logs or {})
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        if self._session:
-            self._session.test_begin()
+        if session := self._beginning():
+            session.test_begin()
 
     def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        if self._session:
-            self._session.test_end(logs or {})
+        if session := self._watched():
+            session.test_end(logs or {})
 
 
 def _checked_probe_data(data: Any) -> Any:

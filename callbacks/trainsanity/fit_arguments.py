@@ -1,31 +1,33 @@
 """What the user passed to `fit` or `evaluate`, seen from inside it.
 
 A callback is told the number of epochs and steps, but not the class weights, the shuffle flag or
-the data.
-These are what was *declared*, and rules compare them with what was measured. They are local
-variables of the calling frame, which is only read; where it cannot be found, the facts are unknown
-and the rules that need them
-say "not testable".
+the data. These are what was *declared*, and rules compare them with what was measured. They are
+local variables of the calling frame, which is only read; where it cannot be found, the facts are
+unknown and the rules that need them say "not testable".
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-_CALLS = ("fit", "evaluate")
-
 
 @dataclass(frozen=True)
 class FitArguments:
-    """Arguments of the watched call; None where unknown or not given."""
+    """Arguments of the watched call; None where unknown or not given.
+
+    Attributes:
+        call: "fit", "evaluate", or "" where neither was found.
+        values: the arguments by name.
+        declared_steps: batches of an epoch, as Keras knows them; None where it does not.
+    """
 
     call: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
+    declared_steps: int | None = None
 
     def get(self, name: str, default: Any = None) -> Any:
         return self.values.get(name, default)
@@ -36,38 +38,16 @@ class FitArguments:
         x = self.get("x")
         if x is None:
             return None
-        name = type(x).__name__
-        module = type(x).__module__
-        if "Dataset" in name and module.startswith("tensorflow"):
+        classes = [f"{base.__module__}.{base.__name__}" for base in type(x).__mro__]
+        if any(name.startswith("tensorflow.") and "Dataset" in name for name in classes):
             return "tf.data"
-        if any(base.__name__ == "PyDataset" for base in type(x).__mro__):
+        if any(name.endswith(".PyDataset") for name in classes):
             return "PyDataset"
-        if name == "DataLoader":
+        if any(name.startswith("torch.") and name.endswith(".DataLoader") for name in classes):
             return "DataLoader"
         if hasattr(x, "__next__"):
             return "generator"
         return "arrays"
-
-
-def find(model: Any) -> FitArguments:
-    """The arguments of the innermost `fit` or `evaluate` of this model that is running in this
-    thread.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        names = frame.f_code.co_varnames[: frame.f_code.co_argcount]
-        if (
-            frame.f_code.co_name in _CALLS
-            and frame.f_locals.get("self") is model
-            and "callbacks" in names
-        ):
-            local = frame.f_locals
-            wanted = {*names, "epoch_iterator"} - {"self", "callbacks"}
-            return FitArguments(
-                frame.f_code.co_name, {name: local[name] for name in wanted if name in local}
-            )
-        frame = frame.f_back  # type: ignore[assignment]
-    return FitArguments()
 
 
 def sample_of_arrays(arguments: FitArguments, rows: int) -> tuple[Any, Any, Any] | None:
@@ -80,12 +60,7 @@ def sample_of_arrays(arguments: FitArguments, rows: int) -> tuple[Any, Any, Any]
     leaves = [leaf for part in parts if part is not None for leaf in keras.tree.flatten(part)]
     if not all(hasattr(leaf, "shape") and len(leaf.shape) >= 1 for leaf in leaves):
         return None
-    return tuple(  # type: ignore[return-value]
-        None
-        if part is None
-        else keras.tree.map_structure(lambda leaf: np.array(np.asarray(leaf[:rows])), part)
-        for part in parts
-    )
+    return _sample(parts, rows)
 
 
 def sample_of_batch(batch: Any, rows: int) -> tuple[Any, Any, Any] | None:
@@ -96,12 +71,25 @@ def sample_of_batch(batch: Any, rows: int) -> tuple[Any, Any, Any] | None:
 
     if isinstance(batch, tuple) and len(batch) == 1 and isinstance(batch[0], (tuple, list)):
         batch = batch[0]  # torch's and JAX's trainers wrap the batch once more
-    x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+    if isinstance(batch, list):
+        batch = tuple(batch)  # a DataLoader's batch is a list
+    return _sample(keras.utils.unpack_x_y_sample_weight(batch), rows)
+
+
+def _sample(parts: Any, rows: int) -> tuple[Any, Any, Any]:
+    import keras
+
     return tuple(  # type: ignore[return-value]
         None
         if part is None
-        else keras.tree.map_structure(
-            lambda leaf: np.array(keras.ops.convert_to_numpy(leaf)[:rows]), part
-        )
-        for part in (x, y, weight)
+        else keras.tree.map_structure(lambda leaf: _rows(leaf, rows), part, none_is_leaf=False)
+        for part in parts
     )
+
+
+def _rows(leaf: Any, rows: int) -> np.ndarray[Any, Any]:
+    """The first rows of an array or tensor, without moving the others off their device."""
+    import keras
+
+    first = leaf[:rows]
+    return np.array(first if isinstance(first, np.ndarray) else keras.ops.convert_to_numpy(first))

@@ -22,23 +22,23 @@ def outputs_of(
     losses = _losses(model, names)
     found = []
     rows = zip(names, predictions, labels, weights, given, strict=True)
-    for name, prediction, label, weight, came in rows:
+    for place, (name, prediction, label, weight, came) in enumerate(rows):
         if label is None or not hasattr(prediction, "shape"):
             continue
-        loss, loss_weight = losses.get(name, (None, None))
-        mask = mask_of(prediction)
-        found.append(OutputEvidence(name, label, prediction, weight, mask, loss, loss_weight, came))
+        output = OutputEvidence(name, label, prediction, weight, mask_of(prediction), place, came)
+        output.loss, output.loss_weight, output.loss_place = losses.get(name, (None, None, -1))
+        found.append(output)
     return found
 
 
 def _named(model: Any, y_pred: Any) -> tuple[list[str], list[Any]]:
+    leaves = keras.tree.flatten(y_pred)
+    if len(leaves) == 1:
+        return [""], leaves
     if isinstance(y_pred, dict) and not any(map(keras.tree.is_nested, y_pred.values())):
         own = getattr(model, "output_names", None)
         keys = list(own) if own and set(own) == set(y_pred) else sorted(y_pred)
         return keys, [y_pred[key] for key in keys]
-    leaves = keras.tree.flatten(y_pred)
-    if len(leaves) == 1:
-        return [""], leaves
     own = getattr(model, "output_names", None)
     if own and len(own) == len(leaves):
         return list(own), leaves
@@ -59,17 +59,25 @@ def _matched(names: Sequence[str], part: Any, *, shared: bool) -> list[Any]:
     return [None] * len(names)
 
 
-def _losses(model: Any, names: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+def _losses(model: Any, names: Sequence[str]) -> dict[str, tuple[Any, Any, int]]:
+    """Output -> its loss, the loss's weight and its place among all, for outputs that have one
+    loss.
+    """
     compiled = getattr(model, "_compile_loss", None)
     flat = getattr(compiled, "_flat_losses", None) or []
-    found: dict[str, tuple[Any, Any]] = {}
-    for path, loss, weight, _ in flat:
-        if not path:
-            name = names[0] if len(names) == 1 else None
-        elif isinstance(path[-1], int):
-            name = names[path[-1]] if path[-1] < len(names) else None
-        else:
-            name = path[-1] if len(names) > 1 else names[0]
-        if name is not None and name not in found:
-            found[name] = (loss, weight)
-    return found
+    found: dict[str, list[tuple[Any, Any, int]]] = {}
+    for place, (path, loss, weight, _) in enumerate(flat):
+        name = _output_of(path, names)
+        if name is not None:
+            found.setdefault(name, []).append((loss, weight, place))
+    return {name: losses[0] for name, losses in found.items() if len(losses) == 1}
+
+
+def _output_of(path: Sequence[Any], names: Sequence[str]) -> str | None:
+    if len(names) == 1:
+        return names[0]
+    if len(path) != 1:
+        return None
+    if isinstance(path[0], int):
+        return names[path[0]] if path[0] < len(names) else None
+    return path[0] if path[0] in names else None

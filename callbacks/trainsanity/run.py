@@ -61,6 +61,13 @@ class Run:
         return self.backend.read_in_step(variable, self.model, self.state)  # type: ignore[no-any-return]
 
     @property
+    def is_traced(self) -> bool:
+        """Whether Keras traces and compiles the step, instead of running its Python code for every
+        batch.
+        """
+        return bool(self.backend.is_traced_step(self.model))
+
+    @property
     def compiled_by_xla(self) -> bool:
         return bool(self.model.jit_compile) and not self.model.run_eagerly
 
@@ -77,12 +84,15 @@ class Run:
         for name in names:
             self._declare(name)
         values = np.stack([np.asarray(columns[name], np.float64) for name in names])
+        # The tape is float32, and so are most signals; means over an epoch are worth no more.
         self.stream.samples(names, steps, values.astype(np.float32))
 
-    def point(self, step: int, **columns: float) -> None:
-        """Hands in one sample of several signals; `__` in a name stands for `/`."""
-        named = {name.replace("__", "/"): np.array([value]) for name, value in columns.items()}
-        self.emit(np.array([step], np.int64), named)
+    def points(self, step: int, columns: Mapping[str, float]) -> None:
+        """Hands in one sample of each of several signals."""
+        self.emit(
+            np.array([step], np.int64),
+            {name: np.array([v]) for name, v in columns.items()},
+        )
 
     def audit(self, name: str, facts: Mapping[str, Any], step: int | None = None) -> None:
         self.stream.audit(name, self.step if step is None else step, facts)

@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
 from typing import Any
 
 import keras
 
-from trainsanity import backends, fit_arguments, identity
+from trainsanity import backends, compiled, fit_arguments, forward, identity
 from trainsanity.boundary import Boundary
-from trainsanity.errors import CannotAudit
-from trainsanity.fit_arguments import FitArguments
+from trainsanity.compiled import CompiledFunctions
 from trainsanity.forward import fixed_batch
+from trainsanity.listeners import Listeners
 from trainsanity.probes import all_probes
 from trainsanity.probes.probe import Probe
+from trainsanity.readings import Readings
 from trainsanity.run import Run
 from trainsanity.settings import Settings
 from trainsanity.stream import RunStream
-from trainsanity.tape import DEPTH, READ_EVERY, Tape, TapeReader, TapeRows
+from trainsanity.tape import DEPTH, Tape, TapeReader
 from trainsanity.taps import Taps
+from trainsanity.terminal import Terminal
+from trainsanity.watched_call import WatchedCall
 
 log = logging.getLogger("trainsanity")
 
 SAMPLE_ROWS = 8  # of the training data, kept in the process for audits
 START_UP_SECONDS = 0.5  # that audits of the sample may take at a time
 LAST_SECONDS = 3.0  # that those left at the end of training may take at least
-READ_SECONDS = 0.4  # the tape is read after this time even if few batches have run
-SLOW_READ_SECONDS = 1.0  # readings that belong to no step, such as memory
+Function = Callable[..., Any]
 
-
-# Model -> the session that watches it.
+# Model -> the session that watches it now.
 _watching: weakref.WeakKeyDictionary[Any, weakref.ref[Session]] = weakref.WeakKeyDictionary()
 
 
@@ -42,7 +45,7 @@ class Session:
     """Brings model, taps, probes and stream together; every entry goes through the boundary.
 
     Args:
-        arguments: what the user passed to the watched call.
+        call: the call to watch; falsy for a loop of the user's own.
         params: gives Keras' callback parameters, known from `on_train_begin` on.
     """
 
@@ -51,35 +54,33 @@ class Session:
         model: Any,
         settings: Settings,
         run_id: str,
-        arguments: FitArguments,
+        call: WatchedCall,
         probe_data: Any,
         params: Callable[[], Mapping[str, Any]],
     ) -> None:
         self.model = model
         self.run_id = run_id
+        self.ended = False
+        self._rests = False  # another callback of ours watches the same call
+        self._call = call
         self._settings = settings
-        self._arguments = arguments
         self._probe_data = probe_data
         self._params = params
         self._boundary = Boundary(self._report_failure)
+        self._terminal = Terminal(settings)
+        self._listeners = Listeners([], self._boundary, self._say_not_testable)
         self._stream: RunStream | None = None
         self._run: Run | None = None
-        self._probes: list[Probe] = []
+        self._readings: Readings | None = None
         self._taps: Taps | None = None
-        self._train: TapeReader | None = None
-        self._test: TapeReader | None = None
-        self._wrapped: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
-        self._test_executions = 0
+        self._functions: CompiledFunctions | None = None
+        self._wrapped: dict[str, tuple[Function, Function]] = {}  # name -> (ours, Keras')
+        self._test_pass: int | None = None  # id of the frame of the test pass under way
         self._looked_for_sample = False
         self._sample_shown = False
-        self._auditors: list[Probe] = []
+        self._auditors: list[Probe] = []  # whose audits of the sample are still to come
         self._opened = time.monotonic()
         self._begun = False
-        self._ended = False
-        self._in_test = False
-        self._last_read = 0.0
-        self._last_slow_read = 0.0
-        self._last_alerts: list[dict[str, Any]] = []
         self._stop = False
 
     # what users may ask
@@ -92,65 +93,99 @@ class Session:
     def alerts(self) -> list[dict[str, Any]]:
         return self._stream.alerts if self._stream else []
 
+    # which call this is about
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the session watches a call, or stands aside for another one that does."""
+        return self._run is not None or self._rests
+
+    def is_watching(self) -> bool:
+        """Whether the watched call is still running in this thread."""
+        return bool(self._call) and not self._call.is_left(sys._getframe(1))
+
+    def is_left(self) -> bool:
+        """Whether the watched call is over without having said so."""
+        return self._call.is_left(sys._getframe(1))
+
+    def is_own_hook(self) -> bool:
+        """Whether Keras calls a hook on behalf of the watched call, not of another one of the same
+        model inside it.
+        """
+        if not self._call:
+            return True
+        return self._call.own_test_pass(sys._getframe(1)) is not None
+
     # before Keras makes its functions
 
     def attach(self) -> None:
-        self._boundary.call("callback", self._take_over)
-        if not self._ended:
-            self._boundary.call("callback", self._attach)
-
-    def _take_over(self) -> None:
-        """Only one session may watch a model: the first of one call, or the latest of
-        several calls.
-        """
-        known = _watching.get(self.model)
-        other = known() if known is not None else None
-        if other is not None and not other._ended:
-            iterator = self._arguments.get("epoch_iterator")
-            if iterator is not None and iterator is other._arguments.get("epoch_iterator"):
-                self._ended = True
-                log.warning(
-                    "trainsanity: two SanityCallbacks in one call; only the first one watches."
-                )
-                return
-            # Its `fit` was left by an exception whose traceback keeps it alive.
-            other.abandon()
-        _watching[self.model] = weakref.ref(self)
+        """Puts the taps in; in a loop of the user's own not before it begins."""
+        self._boundary.call("callback", self._attach)
 
     def _attach(self) -> None:
-        backend = backends.active()
-        kind = "evaluate" if self._arguments.call == "evaluate" else "fit"
+        if self._is_second():
+            return
+        _watching[self.model] = weakref.ref(self)
+        # Objects of ours must not move on the numbers in the names of the user's.
+        with forward.names_untouched():
+            self._open_run()
+            self._boundary.call("taps", self._install_taps)
+        iterator = self._call.iterator
+        if iterator is not None:
+            # `fit` may be left by an exception, of which callbacks are not told.
+            weakref.finalize(iterator, self.abandon)
+
+    def _is_second(self) -> bool:
+        """Whether another callback of ours watches this call; one that was left is ended here."""
+        reference = _watching.get(self.model)
+        other = reference() if reference is not None else None
+        if other is None or other.ended:
+            return False
+        if other._call and not other.is_left():
+            self.ended = self._rests = True
+            self.run_id = other.run_id
+            log.warning("another SanityCallback watches this call already; this one rests")
+            return True
+        other.abandon()
+        return False
+
+    def _open_run(self) -> None:
+        arguments = self._call.arguments
+        kind = "evaluate" if arguments.call == "evaluate" else "fit"
         self._stream = RunStream(self._settings, self.run_id, self._header(kind), self._hear)
+        backend = backends.active()
         self._run = run = Run(self.model, backend, self._stream, self._settings, kind=kind)
         run.optimizer = getattr(self.model, "optimizer", None)
         run.guard = self._boundary.call
-        run.fit = self._arguments
+        run.fit = arguments
         run.sample_rows = fixed_batch(self.model) or SAMPLE_ROWS
         run.sample = self._sample(run)
-        self._probes = [
-            probe
-            for make in all_probes()
-            if (probe := self._boundary.call(make.name, make, run)) is not None
-        ]
-        self._tell("on_begin")
+        probes = [self._boundary.call(make.name, make, run) for make in all_probes()]
+        probes = [probe for probe in probes if probe is not None]
+        self._listeners = Listeners(probes, self._boundary, self._say_not_testable)
+        self._readings = Readings(run, self._listeners, self._boundary)
+        self._listeners.tell("on_begin")
         if self.model.built:
             self._show_sample()
-        self._boundary.call("taps", self._install_taps)
-        self._watch_frame()
 
-    def _sample(self, run: Run) -> tuple[Any, Any, Any] | None:
+    def _sample(self, run: Run) -> Any:
         if self._probe_data is not None:
             x, y, *weight = self._probe_data
             return (x, y, weight[0] if weight else None)
-        sample: tuple[Any, Any, Any] | None = self._boundary.call(
-            "sample", fit_arguments.sample_of_arrays, self._arguments, run.sample_rows
+        return self._boundary.call(
+            "sample",
+            fit_arguments.sample_of_arrays,
+            self._call.arguments,
+            run.sample_rows,
         )
-        return sample
 
     def _install_taps(self) -> None:
-        run = self._run
+        run, readings = self._run, self._readings
         assert run is not None
-        reason = _why_step_must_stay(self.model)
+        assert readings is not None
+        self._functions = CompiledFunctions(self.model)
+        self._replace_makers()
+        reason = compiled.why_step_must_stay(self.model) or run.backend.why_untappable(self.model)
         if reason is not None:
             run.not_testable["taps"] = reason
             return
@@ -158,15 +193,50 @@ class Session:
         depth, width = max(DEPTH, 4 * steps), _width(self.model)
         train, test = (Tape(run.backend, depth, width) for _ in range(2))
         train.carry(run.kept)
-        self._train, self._test = TapeReader(train, run.backend), TapeReader(test, run.backend)
-        self._taps = Taps(run, self._probes, self._boundary, train, test)
-        self._taps.install()
+        self._taps = Taps(run, self._listeners, self._boundary, self._functions, train, test)
+        reason = self._taps.install()
+        if reason is not None:
+            run.not_testable["taps"] = reason
+            return
+        readings.train, readings.test = (TapeReader(t, run.backend) for t in (train, test))
+        self._functions.clear()
 
-    def _watch_frame(self) -> None:
-        """Ends the run when `fit` is left by an exception, of which callbacks are not told."""
-        iterator = self._arguments.get("epoch_iterator")
-        if iterator is not None:
-            weakref.finalize(iterator, self.abandon)
+    def _replace_makers(self) -> None:
+        """Keras asks for its functions at the begin of every call: the moment to see that ours was
+        left, or compiled anew.
+        """
+        for name in ("make_train_function", "make_test_function"):
+            self.model.__dict__[name] = self._maker(name, getattr(self.model, name))
+
+    def _maker(self, name: str, original: Function) -> Function:
+        def make(*args: Any, **kwargs: Any) -> Any:
+            if self.ended or self.is_left():
+                self.abandon()
+                return getattr(self.model, name)(*args, **kwargs)
+            made = original(*args, **kwargs)
+            self._boundary.call("taps", self._wrap_functions)
+            return made
+
+        return make
+
+    def _wrap_functions(self) -> None:
+        if self._taps is not None and self._taps.installed:
+            self._taps.tap_optimizers()
+        if self._begun:
+            self._wrap("train_function", self._around_training)
+            self._wrap("test_function", self._around_testing)
+
+    def _wrap(self, name: str, around: Function) -> None:
+        """Puts `around(function, caller, args)` around one of the functions that Keras has made."""
+        original = getattr(self.model, name)
+        if original is None or original is self._wrapped.get(name, (None,))[0]:
+            return
+
+        def function(*args: Any) -> Any:
+            return around(original, sys._getframe(1), args)
+
+        self._wrapped[name] = (function, original)
+        setattr(self.model, name, function)
 
     def _header(self, kind: str) -> dict[str, Any]:
         settings = self._settings
@@ -188,170 +258,270 @@ class Session:
     # Keras' hooks
 
     def begin(self, kind: str) -> None:
-        if self._run is None or self._ended:
+        run = self._run
+        if run is None or self.ended:
             return
         self._begun = True
-        self._run.kind = kind
-        self._run.shared["declared_steps"] = self._params().get("steps")
-        self._say_begin()
-        if kind == "fit":
-            self._boundary.call("callback", self._wrap, "train_function", self._around_training)
+        run.kind = kind
+        run.shared["declared_steps"] = self._call.arguments.declared_steps
+        run.shared["progress_total"] = self._params().get("steps")
+        self._terminal.begin(self.run_url)
+        if self._functions is not None and self._taps is not None:
+            # Already made where callbacks were gathered in a list before the call began.
+            make = (
+                self.model.make_train_function if kind == "fit" else self.model.make_test_function
+            )
+            make()
+        self._boundary.call("taps", self._wrap_functions)
 
-    def _wrap(self, name: str, around: Callable[..., Any]) -> None:
-        """Puts `around(function, ...)` around one of the functions that Keras has made."""
-        original = getattr(self.model, name)
-        if original is None or getattr(original, "is_trainsanity", False):
+    def epoch_begin(self, epoch: int) -> None:
+        if self._run is None or self.ended:
             return
+        self._run.epoch = epoch
+        self._run.epoch_first_step = self._run.step + 1
+        self._listeners.tell("on_epoch_begin", epoch)
 
-        def function(*args: Any, **kwargs: Any) -> Any:
-            return around(original, *args, **kwargs)
+    def epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
+        run, readings = self._run, self._readings
+        if run is None or readings is None or self.ended:
+            return
+        readings.read_train(whole=True)
+        taped = readings.taped_step
+        run.shared["taped"] = taped is not None
+        if taped is not None:
+            run.step = taped
+        readings.slow(force=True)
+        self._audit(START_UP_SECONDS)
+        self._show_sample()
+        self._listeners.tell("on_epoch_end", epoch, dict(logs))
 
-        function.is_trainsanity = True  # type: ignore[attr-defined]
-        self._wrapped[name] = (function, original)
-        setattr(self.model, name, function)
+    def test_begin(self) -> None:
+        run, readings = self._run, self._readings
+        if run is None or readings is None or self.ended:
+            return
+        if not self._begun:
+            self.begin("evaluate")
+        frame = self._call.own_test_pass(sys._getframe(1)) if self._call else None
+        self._test_pass = 0 if frame is None else id(frame)
+        self._boundary.call("taps", self._wrap_functions)
+        readings.forget_tests()
+        run.shared["test_batches"] = 0
+        self._listeners.tell("on_test_begin")
 
-    def _around_training(self, original: Callable[..., Any], *args: Any) -> Any:
+    def test_end(self, logs: Mapping[str, Any]) -> None:
+        run, readings = self._run, self._readings
+        if run is None or readings is None or self.ended or self._test_pass is None:
+            return
+        self._test_pass = None
+        readings.read_test(whole=True)
+        self._listeners.tell("on_test_end", dict(logs))
+        if run.kind == "evaluate":
+            self.end("finished")
+
+    def end(self, state: str) -> None:
+        """The run is over; idempotent."""
+        if self.ended or self._readings is None:
+            return
+        self._readings.read_train(whole=True)
+        self._readings.slow(force=True)
+        self._boundary.call("callback", self._audit_rest)
+        self._listeners.tell("on_end")
+        self._boundary.call("taps", self._remove)
+        self._listeners.tell("on_released")
+        self._close(state)
+        self._let_go()
+
+    def abandon(self) -> None:
+        """The watched call was left without its end: an exception, or the next call has begun."""
+        if not self.ended:
+            if self._readings is not None:
+                self._boundary.call("callback", self._readings.read_train)
+            self._close("failed" if self._begun else "finished")
+        self._boundary.call("taps", self._remove)
+        self._let_go()
+
+    def _fail(self) -> None:
+        """The step has failed; the call is about to be left, but is still running."""
+        if self._run is not None and self._run.backend.HAS_GRADIENT_BOUNDARY:
+            # Keras will put the state back by the places of the variables, the tape's among them.
+            self._boundary.call("callback", self._close, "failed")
+        else:
+            self.abandon()
+
+    def _close(self, state: str) -> None:
+        self.ended = True
+        self._listeners.tell("on_closed")
+        if self._stream is None:
+            return
+        report = self._boundary.call("stream", self._stream.close, state)
+        if report is not None and self._begun:
+            self._terminal.end(report, self.alerts, self.run_url)
+
+    def _remove(self) -> None:
+        """Leaves the model as it would be without us."""
+        reference = _watching.get(self.model)
+        if reference is not None and reference() is self:
+            del _watching[self.model]
+        if self._functions is None:
+            return
+        for name in ("make_train_function", "make_test_function"):
+            self.model.__dict__.pop(name, None)
+        if self._taps is not None:
+            self._taps.remove()
+        self._functions.put_back()
+        self._functions = self._taps = None
+        self._wrapped.clear()
+
+    def _let_go(self) -> None:
+        """The callback may live on; data, tapes and copies of weights need not."""
+        self._run = self._readings = None
+        self._listeners = Listeners([], self._boundary, self._say_not_testable)
+        self._call = self._call.forgotten()
+
+    # executions of the compiled functions
+
+    def _around_training(self, original: Function, caller: FrameType, args: Any) -> Any:
         """One execution of the train function; hooks for batches would make Keras dispatch
         callbacks in step.
         """
-        run = self._run
-        assert run is not None
-        args = self._boundary.call("sample", self._catch_sample, args, default=args)
-        run.state = args[0] if len(args) > 1 else None
-        self._tell("before_step", run.step + 1)
-        run.state = None
+        if self.ended or self._run is None or self._readings is None:
+            return original(*args)
+        if not self._call.is_caller(caller):
+            return self._run_foreign(original, args, training=True)
+        run, readings = self._run, self._readings
         try:
-            result = original(*args)
+            args = self._with_sample(args)
+            run.state = args[0] if len(args) > 1 else None
+            self._listeners.tell("before_step", run.step + 1)
+            run.state = None
+            args = self._counting(run, args)
+            with self._as_traced(run):
+                result = original(*args)
         except run.backend.end_of_data_errors():
             raise
         except BaseException as error:
             if not self._is_ours(error):
-                self.abandon()
+                self._fail()
                 raise
-            result = self._without_taps(error)(*args)
-        run.step += self._batches_of_one_execution()
-        self._tell("after_step", run.step)
-        if self._train is not None:
-            self._boundary.call("tape", self._train.note, self.model, result)
-        if self._is_time_to_read():
-            self._read_train()
+            result = self._without_taps(error, args)
+        batches = self._batches_of_one_execution(run, args[-1])
+        run.step += batches
+        self._listeners.tell("after_step", run.step)
+        readings.after_training(result, batches)
+        if run.backend.READABLE_IN_EPOCH and not self._sample_shown:
+            self._show_sample()
         if self._stop:
             self.model.stop_training = True
         return result
 
-    def _catch_sample(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _around_testing(self, original: Function, caller: FrameType, args: Any) -> Any:
+        readings = self._readings
+        if self.ended or readings is None or self._run is None:
+            return original(*args)
+        is_own = self._test_pass is not None and (
+            id(caller) == self._test_pass or (self._test_pass == 0 and not self._call)
+        )
+        if not is_own:
+            return self._run_foreign(original, args, training=False)
+        result = original(*args)
+        batches = int(self.model.steps_per_execution or 1)
+        self._run.shared["test_batches"] += batches
+        readings.after_testing(result, batches)
+        return result
+
+    def _run_foreign(self, original: Function, args: Any, *, training: bool) -> Any:
+        """A pass that somebody else has begun inside the watched call: not measured."""
+        assert self._readings is not None
+        readings = self._readings
+        self._boundary.call("tape", lambda: readings.before_foreign(args, training=training))
+        result = original(*args)
+        self._boundary.call("tape", lambda: readings.after_foreign(result, training=training))
+        return result
+
+    def _as_traced(self, run: Run) -> Any:
+        """What an earlier step of this model was traced with holds for this one too."""
+        functions = self._functions
+        if run.shared.get("traces") or functions is None or functions.traced is None:
+            return contextlib.nullcontext()
+        return functions.traced.in_force()
+
+    def _with_sample(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Keeps the first rows of the first batch where the data comes from a Python iterator."""
         run = self._run
-        assert run is not None
-        if run.sample is not None or self._looked_for_sample:
+        if run is None or run.sample is not None or self._looked_for_sample:
             return args
         self._looked_for_sample = True
-        caught = run.backend.peek(args[-1])
-        if caught is None:
+        # Outside the boundary: what the user's data raises is the user's.
+        peeked = run.backend.peek(args[-1])
+        if peeked is None:
             return args
-        batch, iterator = caught
-        run.sample = fit_arguments.sample_of_batch(batch, run.sample_rows)
-        return (*args[:-1], iterator)
+        batch, data = peeked
+        run.sample = self._boundary.call(
+            "sample", fit_arguments.sample_of_batch, batch, run.sample_rows
+        )
+        return (*args[:-1], data)
 
-    def _batches_of_one_execution(self) -> int:
-        """With `steps_per_execution` the last execution of an epoch may be shorter; corrected at
-        its end.
-        """
-        run = self._run
-        assert run is not None
+    def _counting(self, run: Run, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Where Python code takes several batches for one execution, they are counted."""
+        if int(self.model.steps_per_execution or 1) == 1 or run.backend.READABLE_IN_EPOCH:
+            return args
+        return (*args[:-1], Counted(args[-1]))
+
+    def _batches_of_one_execution(self, run: Run, data: Any) -> int:
+        """With `steps_per_execution` the last execution of an epoch may be shorter."""
         steps = int(self.model.steps_per_execution or 1)
-        declared = run.shared.get("declared_steps")
-        if steps == 1 or not declared:
-            return steps
-        left = run.epoch_first_step + int(declared) - 1 - run.step
+        if steps == 1:
+            return 1
+        if isinstance(data, Counted):
+            return data.taken
+        reader = self._readings.train if self._readings is not None else None
+        written = None if reader is None else self._boundary.call("tape", reader.written)
+        if written is not None:
+            return int(written) - run.step
+        left = run.epoch_first_step + int(run.shared.get("declared_steps") or 0) - 1 - run.step
         return min(steps, left) if left > 0 else steps
-
-    def _around_testing(self, original: Callable[..., Any], *args: Any) -> Any:
-        result = original(*args)
-        self._test_executions += 1
-        if self._test is not None:
-            self._boundary.call("tape", self._test.note, self.model, result)
-        steps = int(self.model.steps_per_execution or 1)
-        if self._test_executions % max(1, READ_EVERY // steps) == 0:
-            self._read_test()
-        return result
 
     def _is_ours(self, error: BaseException) -> bool:
         """Whether the compiled step failed in an operation that one of our taps has put there."""
-        text = str(error)
-        ours = ("trainsanity/probes/", "trainsanity/backends/", "trainsanity/tape.py")
-        return self._taps is not None and self._taps.installed and any(p in text for p in ours)
+        if self._taps is None or not self._taps.installed or self._run is None:
+            return False
+        return bool(self._run.backend.is_our_failure(error))
 
-    def _without_taps(self, error: BaseException) -> Callable[..., Any]:
+    def _without_taps(self, error: BaseException, args: tuple[Any, ...]) -> Any:
         """The last resort: the plain step, so that training goes on. One batch of data is lost to
         it.
         """
         log.warning(
-            "trainsanity: an operation of a tap failed in the compiled step; the taps are "
-            "removed and "
-            "training goes on without them from the next batch.",
+            "an operation of a tap failed in the compiled step; the taps are removed and training "
+            "goes on without them from the next batch.",
             exc_info=error,
         )
         self._report_failure("taps", error, "".join(traceback.format_exception(error)))
         assert self._taps is not None
-        self._train = self._test = None
+        assert self._readings is not None
+        assert self._functions is not None
+        self._readings.train = self._readings.test = None
         self._taps.remove()
+        self._functions.clear()
         self.model.make_train_function()
-        plain: Callable[..., Any] = self.model.train_function
-        self._boundary.call("callback", self._wrap, "train_function", self._around_training)
-        return plain
-
-    def epoch_begin(self, epoch: int) -> None:
-        if self._run is None:
-            return
-        self._run.epoch = epoch
-        self._run.epoch_first_step = self._run.step + 1
-        self._tell("on_epoch_begin", epoch)
-
-    def _is_time_to_read(self) -> bool:
-        if self._train is None or self._run is None:
-            return False
-        every = self._settings.update_freq
-        if every == "epoch":
-            return self._run.step - self._train.seen >= self._train.tape.depth // 2
-        if isinstance(every, int):
-            return self._run.step - self._train.seen >= min(every, self._train.tape.depth // 2)
-        behind = self._run.step - self._train.seen
-        return behind >= READ_EVERY or time.monotonic() - self._last_read >= READ_SECONDS
-
-    def epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
-        if self._run is None:
-            return
-        self._read_train(whole=True)
-        if self._train is not None and self._is_taped:
-            self._run.step = self._train.seen
-        self._run.shared["taped"] = self._is_taped
-        self._run.shared["progress_total"] = self._params().get("steps")
-        self._slow_readings(force=True)
-        self._audit(START_UP_SECONDS)
-        self._show_sample()
-        self._tell("on_epoch_end", epoch, dict(logs))
-
-    @property
-    def _is_taped(self) -> bool:
-        """Whether the tape runs: its count is then the one of the batches."""
-        return self._train is not None and "tape" not in self._boundary.off
+        _, plain = self._wrapped["train_function"]
+        return plain(*args)
 
     def _show_sample(self) -> None:
-        """Lets probes run audits on the captured rows, once, at a moment when the model is
-        whole.
-        """
+        """Lets probes audit the captured rows, once, at a moment when the model is whole."""
         run = self._run
         if run is None or self._sample_shown or not self.model.built:
             return
         if run.sample is None:
             caught = self._boundary.call("sample", run.backend.caught_sample, run)
             if caught is not None:
-                run.sample = fit_arguments.sample_of_batch(caught, run.sample_rows)
+                run.sample = self._boundary.call(
+                    "sample", fit_arguments.sample_of_batch, caught, run.sample_rows
+                )
         if run.sample is None:
             return
         self._sample_shown = True
-        self._auditors = sorted(self._probes, key=lambda probe: probe.cost)
+        self._auditors = sorted(self._listeners.hearing("on_sample"), key=lambda p: p.cost)
         self._audit(START_UP_SECONDS)
 
     def _audit(self, seconds: float) -> None:
@@ -360,8 +530,9 @@ class Session:
         if run is None or not self._auditors:
             return
         started = time.monotonic()
-        while self._auditors and time.monotonic() - started < seconds:
-            self._tell_one(self._auditors.pop(0), "on_sample")
+        with forward.names_untouched():
+            while self._auditors and time.monotonic() - started < seconds:
+                self._listeners.tell_one(self._auditors.pop(0), "on_sample")
         run.shared.pop("passes", None)  # the tensors take memory
 
     def _audit_rest(self) -> None:
@@ -369,125 +540,8 @@ class Session:
         spent = time.monotonic() - self._opened
         self._audit(max(LAST_SECONDS, self._settings.audit_budget * spent))
         while self._auditors:
-            probe = self._auditors.pop(0)
-            if type(probe).on_sample is not Probe.on_sample:
-                self._say_not_testable(probe, "audits had used up their share of the training time")
-
-    def test_begin(self) -> None:
-        if self._run is None or self._ended:
-            return
-        self._in_test = True
-        if not self._begun:
-            self.begin("evaluate")
-        self._boundary.call("callback", self._wrap, "test_function", self._around_testing)
-        if self._test is not None:
-            # Rows of passes that were not ours, such as `evaluate` inside another callback.
-            self._boundary.call("tape", self._test.read, True)
-        self._tell("on_test_begin")
-
-    def test_end(self, logs: Mapping[str, Any]) -> None:
-        if self._run is None or not self._in_test:
-            return
-        self._in_test = False
-        self._run.shared["progress_total"] = self._params().get("steps")
-        self._read_test(whole=True)
-        self._tell("on_test_end", dict(logs))
-        if self._run.kind == "evaluate":
-            self.end("finished")
-
-    def end(self, state: str) -> None:
-        """The run is over; idempotent."""
-        if self._ended:
-            return
-        self._read_train(whole=True)
-        self._slow_readings(force=True)
-        self._boundary.call("callback", self._audit_rest)
-        self._tell("on_end")
-        self._boundary.call("taps", self._remove_taps)
-        self._tell("on_released")
-        self._close(state)
-
-    def abandon(self) -> None:
-        """The watched call was left without its end: an exception, or the next call has begun."""
-        if not self._ended:
-            self._boundary.call("callback", self._read_train)
-            self._close("failed" if self._begun else "finished")
-
-    def _close(self, state: str) -> None:
-        self._ended = True
-        self._boundary.call("taps", self._remove_taps)
-        self._tell("on_closed")
-        if self._stream is None:
-            return
-        report = self._boundary.call("stream", self._stream.close, state)
-        if report is not None and self._begun:
-            self._say_end(report)
-
-    def _remove_taps(self) -> None:
-        for name, (ours, original) in self._wrapped.items():
-            if getattr(self.model, name) is ours:
-                setattr(self.model, name, original)
-        if self._taps is not None:
-            self._taps.remove()
-
-    # reading
-
-    def _read_train(self, *, whole: bool = False) -> None:
-        """`whole` where the model's variables are in place, as at the end of an epoch."""
-        if self._train is None or self._run is None:
-            return
-        self._last_read = time.monotonic()
-        rows = self._boundary.call("tape", self._train.read, whole)
-        if rows is not None and len(rows):
-            self._pass_on(rows, "on_rows", "latest")
-        self._slow_readings()
-
-    def _read_test(self, *, whole: bool = False) -> None:
-        if self._test is None or self._run is None:
-            return
-        rows = self._boundary.call("tape", self._test.read, whole)
-        if rows is not None and len(rows):
-            self._pass_on(rows, "on_test_rows", "test_latest")
-
-    def _pass_on(self, rows: TapeRows, hook: str, latest: str) -> None:
-        run = self._run
-        assert run is not None
-        made: dict[str, Any] = {}
-        for probe in self._probes:
-            made.update(self._boundary.call(probe.name, getattr(probe, hook), rows, default={}))
-        shown = {k: v for k, v in rows.columns.items() if not k.startswith("_")}
-        columns = {**shown, **made}
-        run.shared[latest] = {name: float(values[-1]) for name, values in columns.items()}
-        if run.kind == "evaluate":
-            run.step = int(rows.steps[-1])
-        if hook == "on_rows" or run.kind == "evaluate":
-            self._boundary.call("stream", run.emit, rows.steps, columns)
-        if rows.lost:
-            self._boundary.call("tape", self._report_lost, rows)
-
-    def _report_lost(self, rows: TapeRows) -> None:
-        assert self._run is not None
-        reason = f"{rows.lost} batches were overwritten before they could be read"
-        self._run.audit("thinned", {"signal": "*", "reason": reason, "stride": 1})
-
-    def _slow_readings(self, *, force: bool = False) -> None:
-        now = time.monotonic()
-        if force or now - self._last_slow_read >= SLOW_READ_SECONDS:
-            self._last_slow_read = now
-            self._tell("on_sample_time")
-
-    def _tell(self, hook: str, *args: Any) -> None:
-        for probe in self._probes:
-            self._tell_one(probe, hook, *args)
-
-    def _tell_one(self, probe: Probe, hook: str, *args: Any) -> None:
-        self._boundary.call(probe.name, self._hear_out, probe, hook, *args)
-
-    def _hear_out(self, probe: Probe, hook: str, *args: Any) -> None:
-        try:
-            getattr(probe, hook)(*args)
-        except CannotAudit as reason:
-            self._say_not_testable(probe, str(reason))
+            reason = "audits had used up their share of the training time"
+            self._say_not_testable(self._auditors.pop(0), reason)
 
     def _say_not_testable(self, probe: Probe, reason: str) -> None:
         assert self._run is not None
@@ -497,7 +551,11 @@ class Session:
 
     def _report_failure(self, part: str, error: BaseException, text: str) -> None:
         if self._run is not None:
-            facts = {"probe": part, "error": f"{type(error).__name__}: {error}", "traceback": text}
+            facts = {
+                "probe": part,
+                "error": f"{type(error).__name__}: {error}",
+                "traceback": text,
+            }
             self._run.audit("probe_failed", facts)
 
     def _hear(self, alert: dict[str, Any]) -> None:
@@ -506,72 +564,38 @@ class Session:
         if callable(action):
             self._boundary.call("on_alert", action, alert)
             return
-        known = [a for a in self._last_alerts if a["id"] == alert["id"]]
-        if known or alert.get("state") != "open":
+        if alert.get("state") != "open":
             return
-        self._last_alerts.append(alert)
         if action == "stop" and alert["severity"] == "critical":
             self._stop = True
         if action in ("warn", "stop"):
-            print(_alert_text(alert), file=sys.stderr, flush=True)
-
-    def _say_begin(self) -> None:
-        if not self._settings.verbose:
-            return
-        where = self.run_url or f"offline, {self._settings.spool_dir}"
-        print(f"trainsanity: watching this run: {where}", file=sys.stderr, flush=True)
-
-    def _say_end(self, report: Any) -> None:
-        if not self._settings.verbose:
-            return
-        open_alerts = [a for a in self.alerts if a.get("state") in ("open", "acknowledged")]
-        counts = ", ".join(
-            f"{n} {severity}"
-            for severity in ("critical", "warning", "advice")
-            if (n := sum(a["severity"] == severity for a in open_alerts))
-        )
-        if report.settled:
-            text = f"{counts or 'no alerts'}: {self.run_url}"
-        else:
-            text = f"{counts + ' so far. ' if counts else ''}{report.hint}"
-        print(f"trainsanity: {text}", file=sys.stderr, flush=True)
+            self._terminal.alert(alert)
 
 
-def _why_step_must_stay(model: Any) -> str | None:
-    """Why the compiled step of an earlier `fit` must not be made anew; None where it may.
+class Counted:
+    """An iterator that knows how often it was asked with success."""
 
-    A step that Keras traced before keeps what was true then: trainable flags, values of Python
-    callables.
-    Making it anew would change how this model trains, so it is left alone and the taps stay out.
-    """
-    if model.train_function is None:
-        return None
-    compiled = getattr(model, "_compiled_trainable_state", None) or {}
-    if any(layer.trainable != flag for layer, flag in compiled.items()):
-        return (
-            "`trainable` was changed since compile, and the compiled step is that of an earlier fit"
-        )
-    if callable(getattr(getattr(model, "optimizer", None), "_learning_rate", None)):
-        return "the compiled step of an earlier fit holds the value of a Python learning rate"
-    return None
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+        self.taken = 0
+
+    def __iter__(self) -> Counted:
+        return self
+
+    def __next__(self) -> Any:
+        item = next(self._iterator)
+        self.taken += 1
+        return item
 
 
 def _width(model: Any) -> int:
-    """Columns the tape may need, by the number of metrics, outputs, inputs and embeddings."""
-    compiled = getattr(model, "_compile_metrics", None)
-    named = (
-        keras.tree.flatten([compiled._user_metrics, compiled._user_weighted_metrics])
-        if compiled
-        else []
-    )
+    """Columns the tape may need, by metrics, outputs, embeddings and optimizers; generous, for a
+    cell is 4 bytes a row.
+    """
+    metrics = getattr(model, "_compile_metrics", None)
+    given = [metrics._user_metrics, metrics._user_weighted_metrics] if metrics else []
+    named = len(keras.tree.flatten(given))
     outputs = len(keras.tree.flatten(getattr(model, "outputs", None) or [0]))
-    embeddings = sum(isinstance(x, keras.layers.Embedding) for x in model._flatten_layers())
     inputs = len(keras.tree.flatten(getattr(model, "inputs", None) or [0]))
-    return 52 + outputs * (32 + 12 * len(named)) + 4 * embeddings + 5 * inputs
-
-
-def _alert_text(alert: Mapping[str, Any]) -> str:
-    lines = [f"trainsanity [{alert['severity'].upper()}] {alert['title']}", f"  {alert['message']}"]
-    if alert.get("suggestion"):
-        lines.append(f"  What to do: {alert['suggestion']}")
-    return "\n".join(lines)
+    embeddings = sum(isinstance(x, keras.layers.Embedding) for x in model._flatten_layers())
+    return 96 + outputs * (48 + 12 * named) + 8 * inputs + 4 * embeddings

@@ -1,15 +1,15 @@
 """The tape: a ring buffer on the device into which the compiled step writes one row per batch.
 
-It is a Keras metric whose result is empty, so Keras itself carries its variables through the step
-(also through
-JAX's stateless one), while logs, history and saved files never show it. The host reads the ring
-once
-in many batches; therefore every batch is seen, also with `steps_per_execution`, without a wait per
+It is a Keras metric whose result is empty, so that on JAX Keras itself carries its variables
+through the stateless step, while logs, history and saved files never show it. Elsewhere the step
+writes to the variables directly and the model never hears of it. The host reads the ring once in
+many batches; therefore every batch is seen, also with `steps_per_execution`, without a wait per
 step.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +18,13 @@ import keras
 import numpy as np
 from keras import ops
 
-DEPTH = 256  # rows; the host reads every READ_EVERY
+DEPTH = 256  # rows at least; the host reads every READ_EVERY
 READ_EVERY = 64  # batches
-NOTE_EVERY = 32  # executions between copies of the ring, where it cannot be read in an epoch
+COPY_SECONDS = 0.4  # between two copies of the ring, where it cannot be read in an epoch
+
+# On the tape where nothing can be said; NaN itself would trip debuggers of NaN. The host makes NaN
+# of it.
+NOTHING = float(np.float32(-1.0000123e30))
 
 
 class Tape(keras.metrics.Metric):  # type: ignore[misc]
@@ -108,46 +112,93 @@ class TapeRows:
         return len(self.steps)
 
 
+_NO_ROWS = TapeRows(np.empty(0, np.int64), {})
+
+
 class TapeReader:
-    """Reads what is new on a tape."""
+    """Reads what is new on a tape.
+
+    Attributes:
+        step: rows read or given up so far that belong to the watched call.
+    """
 
     def __init__(self, tape: Tape, backend: Any) -> None:
         self.tape = tape
         self._backend = backend
-        self.seen = 0  # rows read or given up so far
-        self._steps_noted = 0
-        self._copies: list[Any] = []
+        self._seen = 0  # rows of the tape that have been dealt with
+        self._foreign = 0  # of these, rows of calls that are not watched
+        self._copies: list[tuple[Any, Any]] = []
+        self._copied = 0.0
+        self._since_copy = 0
 
-    def note(self, model: Any, result: Any) -> None:
-        """After a step: where variables cannot be read in between, keeps a copy of the ring, made
-        on the device.
+    @property
+    def step(self) -> int:
+        return self._seen - self._foreign
+
+    def written(self) -> int | None:
+        """Rows of the watched call that are on the tape now; None where that cannot be read in an
+        epoch.
         """
-        self._steps_noted += 1
-        if self._steps_noted % NOTE_EVERY == 0:
-            self._copies = [*self._copies[-1:], self._backend.copy_tape(self.tape, model, result)]
+        if not self._backend.READABLE_IN_EPOCH:
+            return None
+        return int(self._backend.read(self.tape.count)) - self._foreign
+
+    def note(self, model: Any, result: Any, batches: int) -> bool:
+        """After an execution: copies the ring on the device where variables cannot be read in an
+        epoch.
+
+        Returns:
+            Whether rows can be read now that could not be before.
+        """
+        if self._backend.READABLE_IN_EPOCH:
+            return True
+        self._since_copy += batches
+        now = time.monotonic()
+        if self._since_copy < self.tape.depth // 4 and now - self._copied < COPY_SECONDS:
+            return False
+        self._copied, self._since_copy = now, 0
+        copy = self._backend.copy_tape(self.tape, model, result)
+        if copy is not None:
+            self._copies = [*self._copies[-1:], copy]
+        return len(self._copies) == 2
 
     def read(self, whole: bool) -> TapeRows:
-        """New rows; all of them where `whole` says that the variables are in place."""
+        """New rows; all of them where `whole` says that the model's variables are in place."""
         if whole or self._backend.READABLE_IN_EPOCH:
             self._copies = []
             count = int(self._backend.read(self.tape.count))
-            ring = self._backend.read(self.tape.ring) if count > self.seen else None
-            return self.decode(count, ring)
-        if not self._copies or self._copies[0] is None:
-            return self.decode(0, None)
+            ring = self._backend.read(self.tape.ring) if count > self._seen else None
+            return self._decode(count, ring)
+        if len(self._copies) < 2:
+            return _NO_ROWS
         # The older copy: its step has long run, so this does not wait.
-        count, ring = self._copies[0]
-        return self.decode(int(np.asarray(count)), np.asarray(ring))
+        count, ring = self._copies.pop(0)
+        return self._decode(int(np.asarray(count)), np.asarray(ring))
 
-    def decode(self, count: int, ring: np.ndarray[Any, Any] | None) -> TapeRows:
-        """Rows numbered above `seen` out of a copy of the ring taken when `count` rows had been
-        written.
+    def read_before(self, model: Any, args: tuple[Any, ...]) -> TapeRows:
+        """All rows written before an execution that gets these arguments; waits for the steps
+        before it.
         """
-        if ring is None or count <= self.seen:
-            return TapeRows(np.empty(0, np.int64), {})
-        first = max(self.seen, count - self.tape.depth)
-        lost = first - self.seen
-        steps = np.arange(first, count, dtype=np.int64)
-        rows = ring[steps % self.tape.depth].astype(np.float64)
-        self.seen = count
-        return TapeRows(steps + 1, {name: rows[:, i] for name, i in self.tape.names.items()}, lost)
+        copy = self._backend.tape_before(self.tape, model, args)
+        return self.read(whole=True) if copy is None else self._decode(*copy)
+
+    def skip(self, model: Any, result: Any) -> None:
+        """Leaves out what an execution that is not ours has written."""
+        copy = None if result is None else self._backend.copy_tape(self.tape, model, result)
+        count = int(np.asarray(self._backend.read(self.tape.count) if copy is None else copy[0]))
+        self._foreign += count - self._seen
+        self._seen = count
+        self._copies = []
+
+    def _decode(self, count: int, ring: np.ndarray[Any, Any] | None) -> TapeRows:
+        """Rows not seen yet out of a copy of the ring taken when `count` rows had been written."""
+        if ring is None or count <= self._seen:
+            return _NO_ROWS
+        first = max(self._seen, count - self.tape.depth)
+        lost = first - self._seen
+        places = np.arange(first, count, dtype=np.int64)
+        rows = ring[places % self.tape.depth].astype(np.float64)
+        rows[rows == NOTHING] = np.nan
+        self._seen = count
+        columns = {name: rows[:, i] for name, i in self.tape.names.items()}
+        return TapeRows(places + 1 - self._foreign, columns, lost)

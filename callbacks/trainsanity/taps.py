@@ -1,72 +1,105 @@
 """Taps: wrappers around one model's own methods that let probes write into the compiled step.
 
 Keras calls `set_model` before it makes the train function. Whatever wraps `train_step`,
-`compute_loss`,
-`compute_metrics` and the optimizer's `apply` at that moment is compiled into the step. Only
-attributes of the
-instances are set, and all of them are taken away again at the end.
+`compute_loss`, `compute_metrics` and the optimizer's `apply` at that moment is compiled into the
+step. Only attributes of the instances are set, and all of them are taken away again at the end.
+What is wrapped is always called with exactly the arguments that the caller gave.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import keras
 
+from trainsanity import optimizers
+from trainsanity.compiled import CompiledFunctions, TraceTime
 from trainsanity.first_layers import first_weighted_layers
 from trainsanity.masking import mask_of, put_mask
+from trainsanity.observed import Observed
 from trainsanity.outputs import outputs_of
-from trainsanity.probes.probe import LayerCall, Probe, Step, Update
+from trainsanity.probes.probe import LayerCall, Step, Update
 from trainsanity.recording import noted_calls
 from trainsanity.tape import Tape
 
 if TYPE_CHECKING:
     from trainsanity.boundary import Boundary
+    from trainsanity.listeners import Listeners
     from trainsanity.run import Run
+
+Function = Callable[..., Any]
 
 
 class Taps:
-    """Installs the taps on the model of a run and removes them."""
+    """Installs the taps on the model of a run and removes them.
+
+    Args:
+        train_tape, test_tape: where rows of training and of test batches go.
+    """
 
     def __init__(
-        self, run: Run, probes: list[Probe], boundary: Boundary, train_tape: Tape, test_tape: Tape
+        self,
+        run: Run,
+        listeners: Listeners,
+        boundary: Boundary,
+        functions: CompiledFunctions,
+        train_tape: Tape,
+        test_tape: Tape,
     ) -> None:
         self.run = run
-        self._probes = probes
+        self._listeners = listeners
         self._boundary = boundary
+        self._functions = functions
         self._tapes = {True: train_tape, False: test_tape}
         self._replaced: list[tuple[Any, str, bool, Any]] = []
+        self._tapped: list[Any] = []  # optimizers
         self._local = threading.local()
         self.installed = False
 
     # installing
 
-    def install(self) -> None:
-        """Wraps the methods; the next train and test function that Keras makes contain the taps."""
+    def install(self) -> str | None:
+        """Wraps the methods; the next train and test function that Keras makes contain the taps.
+
+        Returns:
+            Why it could not be done, or None.
+        """
         model = self.run.model
-        model._metrics.extend(self._tapes.values())
+        self.installed = True
+        if self._is_stateless:
+            model._metrics.extend(self._tapes.values())
+            if not any(metric is self._tapes[True] for metric in model.metrics):
+                self.remove()
+                return "the model overrides `metrics`, so Keras on JAX carries no state of ours"
         self._replace(model, "train_step", self._around_step(model.train_step, training=True))
         self._replace(model, "test_step", self._around_step(model.test_step, training=False))
         self._replace(model, "compute_loss", self._after_loss(model.compute_loss))
         self._replace(model, "compute_metrics", self._after_metrics(model.compute_metrics))
-        if self.run.optimizer is not None:
-            optimizer = self.run.optimizer
-            self._replace(optimizer, "apply", self._around_update(optimizer, optimizer.apply))
-            if not branches_in_update(optimizer):
-                self._replace(
-                    optimizer, "_clip_gradients", self._after_clipping(optimizer._clip_gradients)
-                )
         first = {id(layer) for _, layer in first_weighted_layers(model)}
         for layer in model._flatten_layers():
             is_source = isinstance(layer, (keras.layers.Embedding, keras.layers.Masking))
             if is_source or id(layer) in first:
                 self._replace(layer, "call", self._before_call(layer, layer.call))
-        model.train_function = None
-        model.test_function = None
-        self.installed = True
+        self.tap_optimizers()
+        return None
+
+    def tap_optimizers(self) -> None:
+        """Taps every optimizer the model holds that is not tapped yet."""
+        for name, optimizer in optimizers.of_model(self.run.model).items():
+            if any(optimizer is known for known in self._tapped):
+                continue
+            self._tapped.append(optimizer)
+            if self._is_stateless and optimizers.working(optimizer) is not optimizer:
+                tap = self._around_stateless_update(name, optimizer, optimizer.stateless_apply)
+                self._replace(optimizer, "stateless_apply", tap)
+            else:
+                tap = self._around_update(name, optimizer, optimizer.apply)
+                self._replace(optimizer, "apply", tap)
 
     def remove(self) -> None:
         """Puts everything back; safe to call twice."""
@@ -79,14 +112,12 @@ class Taps:
             else:
                 owner.__dict__.pop(name, None)
         self._replaced.clear()
+        self._tapped.clear()
         model = self.run.model
         tapes = list(self._tapes.values())
         model._metrics[:] = [m for m in model._metrics if not any(m is t for t in tapes)]
-        # They hold compiled taps; Keras makes new ones when they are needed again.
-        model.train_function = None
-        model.test_function = None
 
-    def _replace(self, owner: Any, name: str, replacement: Callable[..., Any]) -> None:
+    def _replace(self, owner: Any, name: str, replacement: Function) -> None:
         own = owner.__dict__
         self._replaced.append((owner, name, name in own, own.get(name)))
         # Past Keras' __setattr__, which would track or refuse what it is given.
@@ -95,20 +126,33 @@ class Taps:
     # while Keras traces a step
 
     @property
+    def _is_stateless(self) -> bool:
+        """Whether a step is a pure function, as on JAX: only inside `compute_metrics` may variables
+        be written.
+        """
+        return bool(self.run.backend.HAS_GRADIENT_BOUNDARY)
+
+    @property
     def _step(self) -> Step | None:
         return getattr(self._local, "step", None)
 
-    def _around_step(self, original: Callable[..., Any], *, training: bool) -> Callable[..., Any]:
-        def step(*args: Any) -> Any:
-            self._local.step = current = Step(training=training, given=batch_parts(args[-1]))
-            if training:
-                self._note_trace(args[-1])
+    def _around_step(self, original: Function, *, training: bool) -> Function:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            if not self.installed:
+                return original(*args, **kwargs)
+            given = batch_parts(args[-1]) if args else (None, None, None)
+            self._local.step = current = Step(training=training, given=given)
+            self._boundary.call("taps", self._begin_trace, current)
+            copies = self._observed if self.run.compiled_by_xla else None
+            observed = Observed(self.run.model, current, self._boundary, copies)
+            self._boundary.call("observed", observed.begin)
             try:
                 with self._first_trace(training=training):
-                    result = original(*args)
+                    result = original(*args, **kwargs)
             finally:
                 self._local.step = None
-            if not self._finishes_with_metrics:
+                observed.end()
+            if not self._is_stateless:
                 if training:
                     self._boundary.call("sample", self.run.backend.catch_sample, self.run, args)
                 self._finish(current)
@@ -124,15 +168,18 @@ class Taps:
         self.run.shared["called_in_step"] = called
         return noted_calls(self.run.model, called)
 
-    @property
-    def _finishes_with_metrics(self) -> bool:
-        """On JAX a step is a pure function: only inside `compute_metrics` may variables be
-        written.
-        """
-        return bool(self.run.backend.HAS_GRADIENT_BOUNDARY)
+    def _begin_trace(self, step: Step) -> None:
+        run = self.run
+        if not run.is_traced or not step.training:
+            return
+        run.shared["traces"] = run.shared.get("traces", 0) + 1
+        if self._functions.traced is None:
+            with run.backend.outside_trace():
+                traced = TraceTime(run.model, with_flags=not self._is_stateless)
+            self._functions.traced = traced if traced else None
 
     def _finish(self, step: Step) -> None:
-        with self.run.backend.no_gradient():
+        with self.run.backend.observing():
             self._collect(step, "trace_end", step)
             self._boundary.call("tape", self._tapes[step.training].write, step.columns)
 
@@ -141,58 +188,75 @@ class Taps:
         self._boundary.call("tape", self._tapes[step.training].flush, step.columns)
         step.columns.clear()
         step.shared.clear()
+        step.losses.clear()
         step.loss = None
+        # What came straight from the data was never part of the gradient.
+        kinds = {type(leaf) for leaf in keras.tree.flatten(step.x)}
+        step.calls[:] = [call for call in step.calls if type(call.inputs) in kinds]
 
-    def _before_call(self, layer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._step is not None:
-                self._step.calls.append(LayerCall(layer, inputs))
-            return original(inputs, *args, **kwargs)
+    def _before_call(self, layer: Any, original: Function) -> Function:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            step = self._step
+            # In reverse an embedding gets no ids.
+            if step is not None and not kwargs.get("reverse"):
+                inputs = args[0] if args else kwargs.get("inputs")
+                if hasattr(inputs, "shape"):
+                    step.calls.append(LayerCall(layer, inputs))
+            return original(*args, **kwargs)
 
         return call
 
-    def _after_loss(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def compute_loss(
-            x: Any = None,
-            y: Any = None,
-            y_pred: Any = None,
-            sample_weight: Any = None,
-            *args: Any,
-            **kwargs: Any,
-        ) -> Any:
-            loss = original(x, y, y_pred, sample_weight, *args, **kwargs)
+    def _after_loss(self, original: Function) -> Function:
+        signature = inspect.signature(original)
+
+        def compute_loss(*args: Any, **kwargs: Any) -> Any:
             step = self._step
-            if step is not None:
-                y_pred, loss_seen = self._observed((y_pred, loss))
-                step.x, step.y, step.y_pred, step.sample_weight = x, y, y_pred, sample_weight
-                step.loss = loss_seen
-                with self.run.backend.no_gradient():
-                    self._boundary.call("outputs", self._find_outputs, step)
-                    self._collect(step, "trace_loss", step)
-                if self._finishes_with_metrics:
-                    self._leave_gradient(step)
+            if step is None:
+                return original(*args, **kwargs)
+            step.losses.clear()
+            loss = original(*args, **kwargs)
+            with self.run.backend.observing():
+                self._boundary.call("taps", self._note, step, signature, args, kwargs)
+                step.loss = self._boundary.call("taps", self._observed, loss)
+                self._collect(step, "trace_loss", step)
+            if self._is_stateless:
+                self._leave_gradient(step)
             return loss
 
         return compute_loss
 
-    def _after_metrics(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def compute_metrics(
-            x: Any, y: Any, y_pred: Any, sample_weight: Any = None, *args: Any, **kwargs: Any
-        ) -> Any:
-            results = original(x, y, y_pred, sample_weight, *args, **kwargs)
+    def _after_metrics(self, original: Function) -> Function:
+        signature = inspect.signature(original)
+
+        def compute_metrics(*args: Any, **kwargs: Any) -> Any:
+            results = original(*args, **kwargs)
             step = self._step
             if step is not None:
-                y_pred = self._observed(y_pred)
-                step.x, step.y, step.y_pred, step.sample_weight = x, y, y_pred, sample_weight
-                step.results = results if isinstance(results, dict) else {}
-                with self.run.backend.no_gradient():
-                    self._boundary.call("outputs", self._find_outputs, step)
+                step.results = results if isinstance(results, Mapping) else {}
+                with self.run.backend.observing():
+                    self._boundary.call("taps", self._note, step, signature, args, kwargs)
                     self._collect(step, "trace_metrics", step)
-                if self._finishes_with_metrics:
+                if self._is_stateless:
                     self._finish(step)
             return results
 
         return compute_metrics
+
+    def _note(
+        self,
+        step: Step,
+        signature: inspect.Signature,
+        args: tuple[Any, ...],
+        kwargs: Any,
+    ) -> None:
+        """What `compute_loss` or `compute_metrics` was given, by its parameters' names."""
+        given = signature.bind(*args, **kwargs).arguments
+        step.x, step.y, step.y_pred = (given.get(name) for name in ("x", "y", "y_pred"))
+        step.sample_weight = given.get("sample_weight")
+        step.y_pred = self._observed(step.y_pred)
+        step.outputs = outputs_of(
+            self.run.model, step.y, step.y_pred, step.sample_weight, step.given[2]
+        )
 
     def _observed(self, structure: Any) -> Any:
         """The tensors for probes to look at; under XLA behind a barrier, with their masks."""
@@ -207,58 +271,79 @@ class Taps:
             leaves[i] = tensor
         return keras.tree.pack_sequence_as(structure, leaves)
 
-    def _find_outputs(self, step: Step) -> None:
-        step.outputs = outputs_of(
-            self.run.model, step.y, step.y_pred, step.sample_weight, step.given[2]
-        )
+    # while the optimizer's update is traced
 
-    def _around_update(self, optimizer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
-        def apply(grads: Any, trainable_variables: Any = None) -> Any:
+    def _around_update(self, name: str, optimizer: Any, original: Function) -> Function:
+        def apply(*args: Any, **kwargs: Any) -> Any:
             step = self._step
             if step is None:
-                return original(grads, trainable_variables)
-            grads = list(grads)
-            variables = trainable_variables
-            if variables is None:
-                variables = optimizer._trainable_variables
-            variables = list(variables)
-            update = Update(optimizer, self._observed(grads), variables, step.shared)
-            with self.run.backend.no_gradient():
-                for probe in self._probes:
-                    self._boundary.call(probe.name, probe.trace_before_update, update)
-            result = original(grads, trainable_variables)
-            with self.run.backend.no_gradient():
-                self._collect(step, "trace_after_update", update)
+                return original(*args, **kwargs)
+            update = self._boundary.call(
+                "update", self._update, name, optimizer, step, args, kwargs
+            )
+            if update is None:
+                return original(*args, **kwargs)
+            self._before_update(update)
+            with update.clipping_watched():
+                result = original(*args, **kwargs)
+            self._after_update(step, update)
             return result
 
         return apply
 
-    def _after_clipping(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def clip_gradients(grads: Any) -> Any:
-            clipped = original(grads)
-            if self._step is not None:
-                self._boundary.call("clipping", self._clip_again, original, list(grads))
-            return clipped
+    def _around_stateless_update(self, name: str, optimizer: Any, original: Function) -> Function:
+        """For an optimizer whose `apply` Keras does not call on JAX: loss scaling."""
 
-        return clip_gradients
+        def stateless_apply(*args: Any, **kwargs: Any) -> Any:
+            step = self._step
+            if step is None:
+                return original(*args, **kwargs)
+            if len(args) != 3:
+                return original(*args, **kwargs)
+            state, grads, weights = args
+            with _as_variables(optimizer, weights, state):
+                update = self._boundary.call(
+                    "update", self._update, name, optimizer, step, (grads,), {}
+                )
+                if update is not None:
+                    self._before_update(update)
+            result = original(*args, **kwargs)
+            if update is not None:
+                with _as_variables(optimizer, *result):
+                    self._after_update(step, update)
+            return result
 
-    def _clip_again(self, clip: Callable[..., Any], grads: list[Any]) -> None:
-        """Clips copies: a look at the clipped gradients themselves would keep the compiler from
-        joining the clipping with the update, and round otherwise.
-        """
-        step = self._step
-        assert step is not None
-        copies = self.run.backend.copies(grads, xla=self.run.compiled_by_xla)
-        step.shared["clipped"] = list(clip(copies))
+        return stateless_apply
 
-    def _note_trace(self, data: Any) -> None:
-        shared = self.run.shared
-        shared["traced"] = True  # by the execution that is running
-        shared.setdefault("signatures", set()).add(_signature(data))
+    def _update(
+        self, name: str, optimizer: Any, step: Step, args: tuple[Any, ...], kwargs: Any
+    ) -> Update:
+        gradients = args[0] if args else kwargs["grads"]
+        variables = args[1] if len(args) > 1 else kwargs.get("trainable_variables")
+        if variables is None:
+            variables = optimizer._trainable_variables
+        if not isinstance(gradients, (list, tuple)) or not isinstance(variables, (list, tuple)):
+            # Reading an iterator would take from it what the optimizer needs.
+            raise TypeError("gradients and variables are no lists, so they cannot be looked at")
+        if not optimizer.built:
+            # As `apply` would a moment later; what is measured before it needs the slots.
+            with keras.name_scope(optimizer.name, caller=optimizer):
+                optimizer.build(list(variables))
+            optimizer.built = True
+        seen = self._observed(list(gradients))
+        copies = functools.partial(self.run.backend.copies, xla=self.run.compiled_by_xla)
+        return Update(name, optimizer, seen, list(variables), step.shared, copies)
+
+    def _before_update(self, update: Update) -> None:
+        with self.run.backend.observing():
+            self._listeners.tell("trace_before_update", update)
+
+    def _after_update(self, step: Step, update: Update) -> None:
+        with self.run.backend.observing():
+            self._collect(step, "trace_after_update", update)
 
     def _collect(self, step: Step, hook: str, evidence: Any) -> None:
-        for probe in self._probes:
-            columns = self._boundary.call(probe.name, getattr(probe, hook), evidence, default={})
+        for columns in self._listeners.ask(hook, evidence):
             step.columns.update(columns)
 
 
@@ -272,16 +357,8 @@ def batch_parts(data: Any) -> tuple[Any, Any, Any]:
     return (parts[0], parts[1], parts[2])
 
 
-def branches_in_update(optimizer: Any) -> bool:
-    """Whether the update runs in a branch of the graph, whose tensors cannot be used outside."""
-    return bool(getattr(optimizer, "gradient_accumulation_steps", None)) or hasattr(
-        optimizer, "inner_optimizer"
-    )
-
-
-def _signature(data: Any) -> str:
-    """Structure, shapes and dtypes of a batch."""
-    shapes = keras.tree.map_structure(
-        lambda leaf: f"{getattr(leaf, 'dtype', type(leaf))} {getattr(leaf, 'shape', '')}", data
-    )
-    return str(shapes)
+def _as_variables(optimizer: Any, weights: Any, state: Any) -> Any:
+    """Within, the optimizer's and the model's variables have these values."""
+    pairs = [*zip(optimizer._trainable_variables, weights, strict=True)]
+    pairs += zip(optimizer.variables, state, strict=True)
+    return keras.StatelessScope(state_mapping=pairs)

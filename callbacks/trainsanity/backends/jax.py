@@ -52,32 +52,45 @@ def read_in_step(variable: Any, model: Any, state: Any) -> np.ndarray[Any, Any]:
         for own, value in zip(variables, values, strict=True):
             if own is variable:
                 return np.asarray(value)
-    raise LookupError(f"{variable.path} is no part of the state of {model.name}")
+    return read(variable)  # it is no part of the state that travels
 
 
 def copy_tape(tape: Any, model: Any, result: Any) -> tuple[Any, Any] | None:
     """Copies counter and ring out of the new state, on the device, without waiting for the step."""
-    variables = result[1][-1]
     place = {id(v): i for i, v in enumerate(model.metrics_variables)}
     if id(tape.ring) not in place:
         return None
+    variables = result[1][-1]
     # The step donates its state: without a copy of its own the array would be gone after the next
     # step.
     return jnp.copy(variables[place[id(tape.count)]]), jnp.copy(variables[place[id(tape.ring)]])
 
 
+def tape_before(tape: Any, model: Any, args: tuple[Any, ...]) -> tuple[int, Any] | None:
+    """Counter and ring out of the state that an execution is about to get, on the host."""
+    copy = copy_tape(tape, model, (None, args[0]))
+    return None if copy is None else (int(copy[0]), np.asarray(copy[1]))
+
+
 @contextlib.contextmanager
-def no_gradient() -> Iterator[None]:
+def observing() -> Iterator[None]:
     """Nothing: what is measured leaves the gradient as an auxiliary result, which is not
     differentiated.
     """
     yield
 
 
+@contextlib.contextmanager
+def outside_trace() -> Iterator[None]:
+    """Nothing: Keras builds everything before it traces a step."""
+    yield
+
+
 def peek(iterator: Any) -> tuple[Any, Iterator[Any]] | None:
-    """The next batch and an iterator that still gives it."""
-    batch = next(iterator)
-    return batch, itertools.chain([batch], iterator)
+    """The next batch and an iterator that still gives it; None where there is none."""
+    for batch in iterator:
+        return batch, itertools.chain([batch], iterator)
+    return None
 
 
 def catch_sample(run: Any, args: tuple[Any, ...]) -> None:
@@ -91,6 +104,11 @@ def caught_sample(run: Any) -> None:
 def pick(variable: Any, coordinates: np.ndarray[Any, Any], *, xla: bool) -> Any:
     """Elements of a Keras variable; coordinates have shape (k, rank)."""
     return pick_tensor(variable.value, coordinates)
+
+
+def pick_value(variable: Any, coordinates: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Elements of a Keras variable on the host, between epochs."""
+    return np.asarray(pick(variable, coordinates, xla=False), np.float32)
 
 
 def pick_tensor(tensor: Any, coordinates: np.ndarray[Any, Any]) -> Any:
@@ -193,3 +211,32 @@ def copies(tensors: list[Any], *, xla: bool) -> list[Any]:
     compiled.
     """
     return [behind_barrier([t])[0] if is_dense(t) else t for t in tensors]
+
+
+def is_traced_step(model: Any) -> bool:
+    return bool(model.jit_compile) and not model.run_eagerly
+
+
+def why_untappable(model: Any) -> str | None:
+    return None
+
+
+def is_our_failure(error: BaseException) -> bool:
+    """Never: no operation of ours can fail once it is compiled, and a step that failed has lost its
+    state.
+    """
+    return False
+
+
+def count_nonfinite(tensors: list[Any], finite: Any, *, xla: bool) -> Any:
+    """Elements that are NaN or infinite. Never in a branch: one would split XLA's fusions, and
+    training round otherwise.
+    """
+    values = [dense_part(t) for t in tensors]
+    return sum(jnp.sum(~jnp.isfinite(v), dtype=jnp.float32) for v in values)
+
+
+def largest(tensor: Any) -> Any:
+    """Largest absolute element, as float32."""
+    values = dense_part(tensor)
+    return jnp.max(jnp.abs(values)).astype(jnp.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from tensorflow.python.eager import context
 
 READABLE_IN_EPOCH = True  # variables hold their values between steps
 HAS_GRADIENT_BOUNDARY = False  # a value made inside the gradient may be used outside
+OUR_SCOPE = "trainsanity"
 
 
 def write_row(ring: Any, count: Any, row: Any) -> None:
@@ -45,10 +47,20 @@ def copy_tape(tape: Any, model: Any, result: Any) -> None:
     """Nothing: the tape can be read at any time."""
 
 
-@contextlib.contextmanager
-def no_gradient() -> Iterator[None]:
-    """Nothing: what is measured is never differentiated."""
-    yield
+def tape_before(tape: Any, model: Any, args: tuple[Any, ...]) -> None:
+    """Nothing: the tape can be read at any time."""
+
+
+def observing() -> AbstractContextManager[Any]:
+    """Operations made within carry our name, so that one that fails is known as ours."""
+    scope: AbstractContextManager[Any] = tf.name_scope(OUR_SCOPE)
+    return scope
+
+
+def outside_trace() -> AbstractContextManager[Any]:
+    """Within, variables may be made although a step is being traced."""
+    scope: AbstractContextManager[Any] = tf.init_scope()
+    return scope
 
 
 def peek(iterator: Any) -> tuple[Any, Iterator[Any]] | None:
@@ -57,8 +69,9 @@ def peek(iterator: Any) -> tuple[Any, Iterator[Any]] | None:
     """
     if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
         return None
-    batch = next(iterator)
-    return batch, itertools.chain([batch], iterator)
+    for batch in iterator:
+        return batch, itertools.chain([batch], iterator)
+    return None
 
 
 def catch_sample(run: Any, args: tuple[Any, ...]) -> None:
@@ -120,8 +133,18 @@ def pick(variable: Any, coordinates: np.ndarray[Any, Any], *, xla: bool) -> Any:
         return tf.gather_nd(variable._value.read_value(), coordinates)
     # Reading the whole tensor would hold its buffer and force a copy at the next update.
     return tf.raw_ops.ResourceGatherNd(
-        resource=variable._value.handle, indices=coordinates, dtype=variable._value.dtype
+        resource=variable._value.handle,
+        indices=coordinates,
+        dtype=variable._value.dtype,
     )
+
+
+def pick_value(variable: Any, coordinates: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Elements of a Keras variable on the host, without moving the others."""
+    value: np.ndarray[Any, Any] = tf.cast(
+        pick(variable, coordinates, xla=False), tf.float32
+    ).numpy()
+    return value
 
 
 def pick_tensor(tensor: Any, coordinates: np.ndarray[Any, Any]) -> Any:
@@ -237,3 +260,41 @@ def _copy(tensor: Any) -> Any:
         values = tf.raw_ops.Snapshot(input=tensor.values)
         return tf.IndexedSlices(values, tensor.indices, tensor.dense_shape)
     return tf.raw_ops.Snapshot(input=tensor) if is_dense(tensor) else tensor
+
+
+def is_traced_step(model: Any) -> bool:
+    return not model.run_eagerly
+
+
+def why_untappable(model: Any) -> str | None:
+    """Why no tap can go into the step of this model, or None."""
+    if model.distribute_strategy.num_replicas_in_sync > 1:
+        return (
+            "the step runs on several replicas of tf.distribute, whose batches are not added up yet"
+        )
+    return None
+
+
+def is_our_failure(error: BaseException) -> bool:
+    """Whether an operation failed that was made within `observing`."""
+    return f"{OUR_SCOPE}/" in str(error)
+
+
+def count_nonfinite(tensors: list[Any], finite: Any, *, xla: bool) -> Any:
+    """Elements that are NaN or infinite; only counted where `finite` does not already say that
+    there are none. XLA counts always: a branch would split its fusions, and training round
+    otherwise.
+    """
+
+    def count() -> Any:
+        values = [dense_part(t) for t in tensors]
+        found = [tf.reduce_sum(tf.cast(~tf.math.is_finite(v), tf.float32)) for v in values]
+        return tf.add_n(found)
+
+    return count() if xla else tf.cond(finite, lambda: tf.zeros(()), count)
+
+
+def largest(tensor: Any) -> Any:
+    """Largest absolute element, as float32."""
+    values = dense_part(tensor)
+    return tf.cast(tf.reduce_max(tf.abs(values)), tf.float32)

@@ -41,15 +41,28 @@ def copy_tape(tape: Any, model: Any, result: Any) -> None:
     """Nothing: the tape can be read at any time."""
 
 
-def no_gradient() -> AbstractContextManager[None]:
+def tape_before(tape: Any, model: Any, args: tuple[Any, ...]) -> None:
+    """Nothing: the tape can be read at any time."""
+
+
+def observing() -> AbstractContextManager[None]:
     """What is measured must not lengthen the graph that is differentiated."""
     return cast(AbstractContextManager[None], torch.no_grad())
 
 
-def peek(iterator: Any) -> tuple[Any, Iterator[Any]] | None:
-    """The next batch and an iterator that still gives it."""
-    batch = next(iterator)
-    return batch, itertools.chain([batch], iterator)
+@contextlib.contextmanager
+def outside_trace() -> Iterator[None]:
+    """Nothing: Keras builds everything before the first step."""
+    yield
+
+
+def peek(batches: Any) -> tuple[Any, Any] | None:
+    """The first batch and what still gives it: torch's train function takes a list of batches."""
+    if isinstance(batches, (list, tuple)):
+        return (batches[0], batches) if batches else None
+    for batch in batches:
+        return batch, itertools.chain([batch], batches)
+    return None
 
 
 def catch_sample(run: Any, args: tuple[Any, ...]) -> None:
@@ -63,6 +76,12 @@ def caught_sample(run: Any) -> None:
 def pick(variable: Any, coordinates: np.ndarray[Any, Any], *, xla: bool) -> Any:
     """Copies of elements of a Keras variable; coordinates have shape (k, rank)."""
     return pick_tensor(variable.value.detach(), coordinates)
+
+
+def pick_value(variable: Any, coordinates: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Elements of a Keras variable on the host, without moving the others."""
+    value: np.ndarray[Any, Any] = pick(variable, coordinates, xla=False).float().cpu().numpy()
+    return value
 
 
 def pick_tensor(tensor: Any, coordinates: np.ndarray[Any, Any]) -> Any:
@@ -165,3 +184,30 @@ def copies(tensors: list[Any], *, xla: bool) -> list[Any]:
     compiled.
     """
     return tensors
+
+
+def is_traced_step(model: Any) -> bool:
+    return bool(model.jit_compile)
+
+
+def why_untappable(model: Any) -> str | None:
+    return None
+
+
+def is_our_failure(error: BaseException) -> bool:
+    """Never: taps run as they are called, so that a failure is seen there."""
+    return False
+
+
+def count_nonfinite(tensors: list[Any], finite: Any, *, xla: bool) -> Any:
+    """Elements that are NaN or infinite; only counted where `finite` does not say: none."""
+    if finite.device.type == "cpu" and bool(finite):  # elsewhere asking would wait for the device
+        return torch.zeros(())
+    values = [dense_part(t) for t in tensors]
+    return sum((~torch.isfinite(v)).sum().float() for v in values)
+
+
+def largest(tensor: Any) -> Any:
+    """Largest absolute element, as float32."""
+    values = dense_part(tensor)
+    return values.detach().abs().max().float()

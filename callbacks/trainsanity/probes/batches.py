@@ -8,6 +8,8 @@ import keras
 from keras import backend, ops
 
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
+from trainsanity.recording import tensors_of
+from trainsanity.tape import NOTHING
 
 BEYOND = 3.0e38  # larger than any label
 
@@ -18,14 +20,14 @@ class Batches(Probe):
     name = "batches"
 
     def trace_loss(self, step: Step) -> Columns:
-        inputs = [leaf for leaf in keras.tree.flatten(step.x) if hasattr(leaf, "shape")]
-        columns: dict[str, Any] = {"batch/size": ops.shape(inputs[0])[0]}
-        columns["inputs/nonfinite"] = _nonfinite(inputs)
-        outputs = [leaf for leaf in keras.tree.flatten(step.y_pred) if hasattr(leaf, "shape")]
-        columns["outputs/nonfinite"] = _nonfinite(outputs)
-        for call in step.calls:
-            if isinstance(call.layer, keras.layers.Embedding):
-                columns.update(_ids(call.layer, call.inputs))
+        # A compute_loss of the user's may be given no inputs.
+        inputs = tensors_of(step.x) or tensors_of(step.given[0])
+        columns: dict[str, Any] = {"inputs/nonfinite": _nonfinite(inputs)}
+        if inputs and len(inputs[0].shape):
+            columns["batch/size"] = ops.shape(inputs[0])[0]
+        columns["outputs/nonfinite"] = _nonfinite(tensors_of(step.y_pred))
+        for layer, calls in _by_embedding(step).items():
+            columns.update(_ids(layer, calls))
         for output in step.outputs:
             columns.update(_labels(output))
             columns.update(_weights(output))
@@ -59,11 +61,20 @@ def _nonfinite(tensors: list[Any]) -> Any:
     return total
 
 
-def _ids(layer: Any, ids: Any) -> Columns:
+def _by_embedding(step: Step) -> dict[Any, list[Any]]:
+    """Embedding -> ids of all its calls: a shared layer has several."""
+    found: dict[Any, list[Any]] = {}
+    for call in step.calls:
+        if isinstance(call.layer, keras.layers.Embedding):
+            found.setdefault(call.layer, []).append(call.inputs)
+    return found
+
+
+def _ids(layer: Any, calls: list[Any]) -> Columns:
     name = f"embedding:{layer.name}"
     # The ids that the table is read with: Keras casts them to int32
     # (keras/src/layers/core/embedding.py).
-    ids = ops.cast(ids, "int32")
+    ids = ops.concatenate([ops.reshape(ops.cast(call, "int32"), (-1,)) for call in calls])
     outside = (ids < 0) | (ids >= layer.input_dim)
     return {
         f"{name}/id_min": ops.min(ids),
@@ -77,7 +88,7 @@ def _labels(output: OutputEvidence) -> Columns:
     """Range of class numbers, where the loss reads the labels as such."""
     loss = output.loss
     kind = getattr(getattr(loss, "fn", None), "__name__", type(loss).__name__)
-    if kind != "sparse_categorical_crossentropy":
+    if kind not in ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"):
         return {}
     quantity = output.quantity("labels")
     labels = ops.cast(output.y_true, "float32")
@@ -85,7 +96,7 @@ def _labels(output: OutputEvidence) -> Columns:
     ignored = option(loss, "ignore_class")
     if ignored is not None:
         counts = labels != float(ignored)
-        unknown = ops.full((), float("nan"))
+        unknown = ops.full((), NOTHING)
         some = ops.any(counts)
         least = ops.where(some, ops.min(ops.where(counts, labels, ops.full((), BEYOND))), unknown)
         most = ops.where(some, ops.max(ops.where(counts, labels, ops.full((), -BEYOND))), unknown)

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from trainsanity import optimizers
 from trainsanity.difference import difference
 from trainsanity.forward import names_untouched, refused, untouched
 from trainsanity.probes.probe import Probe
@@ -52,14 +53,12 @@ class Declared(Probe):
 
     @property
     def _optimizer(self) -> Any:
-        return getattr(self.run.optimizer, "inner_optimizer", self.run.optimizer)
+        return optimizers.working(self.run.optimizer)
 
     def _slots(self) -> list[dict[str, Any]]:
         """Slots against the argument that fills them, while no update has run."""
-        optimizer = self._optimizer
-        if optimizer is None or not optimizer.built:
-            return []
-        if int(self.run.backend.read(optimizer._iterations)) != 0:
+        optimizer = self._without_updates()
+        if optimizer is None:
             return []
         items = []
         for argument, lists in FILLED.items():
@@ -72,6 +71,18 @@ class Declared(Probe):
             at = np.abs(furthest - declared).argmax() if furthest.size else 0
             items.append(self._item(argument, "slot", declared, float(furthest.reshape(-1)[at])))
         return items
+
+    def _without_updates(self) -> Any | None:
+        """The optimizer, or one like it, with its slots as they are filled."""
+        optimizer = self._optimizer
+        if optimizer is None:
+            return None
+        if optimizer.built and int(self.run.backend.read(optimizer._iterations)) == 0:
+            return optimizer
+        other = optimizers.fresh(optimizer, name="trainsanity_fresh", learning_rate=0.0)
+        if other is not None:
+            other.build([keras.Variable(np.zeros(2, "float32"), name="trainsanity_variable")])
+        return other
 
     def _item(self, name: str, kind: str, declared: Any, held: Any) -> dict[str, Any]:
         return {

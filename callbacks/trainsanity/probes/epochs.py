@@ -1,4 +1,6 @@
-"""Each epoch: what was declared, what Keras counted, what the optimizer counted, what was shown."""
+"""Each epoch and test pass: what was declared, what Keras counted, what the optimizer counted, what
+was shown.
+"""
 
 from __future__ import annotations
 
@@ -6,96 +8,97 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from trainsanity import optimizers
 from trainsanity.probes.probe import Columns, Probe
 from trainsanity.tape import TapeRows
 
 
 class Epochs(Probe):
-    """Makes the audit `epoch`, and signals of validation at the step after which it ran."""
+    """Makes the audits `epoch` and `evaluate`, and signals of validation at the step after which it
+    ran.
+    """
 
     name = "epochs"
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
         self._began = 0.0
-        self._iterations = 0
+        self._iterations: int | None = None
         self._rows = 0
         self._samples = 0.0
-        self._skips: int | None = None  # None where the update cannot be seen
+        self._skips = 0
         self._test_began = 0.0
         self._test_rows = 0
-        self._declared_test_steps: Any = None
+        self._declared_test_steps: int | None = None
         self._seen_test = False
+
+    # training
 
     def on_epoch_begin(self, epoch: int) -> None:
         self._began = time.monotonic()
-        self._rows, self._samples, self._skips = 0, 0.0, None
+        self._rows, self._samples, self._skips = 0, 0.0, 0
         self._iterations = self._read_iterations()
 
-    def _read_iterations(self) -> int:
+    def _read_iterations(self) -> int | None:
         optimizer = self.run.optimizer
         if optimizer is None:
-            return 0
-        # Loss scaling wraps the optimizer that counts.
-        counted = getattr(optimizer, "inner_optimizer", optimizer)
-        return int(self.run.backend.read(counted._iterations))
+            return None
+        return optimizers.updates(optimizer, self.run.backend.read)
 
     def on_rows(self, rows: TapeRows) -> Columns:
         self._rows += len(rows) + rows.lost
         sizes = rows.columns.get("batch/size")
         if sizes is not None:
             self._samples += float(sizes.sum())
-        skipped = rows.columns.get("_loss_scale:skipped")
-        if skipped is not None:
-            self._skips = (self._skips or 0) + int(skipped.sum())
+        if self._scales_loss:
+            self._skips += int((rows.columns.get("gradient/nonfinite", 0.0 * rows.steps) > 0).sum())
         return {}
 
-    def on_test_rows(self, rows: TapeRows) -> Columns:
-        self._test_rows += len(rows) + rows.lost
-        return {}
+    @property
+    def _scales_loss(self) -> bool:
+        """Whether a gradient that is not finite makes the optimizer skip the update."""
+        optimizer = self.run.optimizer
+        return optimizer is not None and optimizers.working(optimizer) is not optimizer
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
-        run = self.run
+        run, optimizer = self.run, self.run.optimizer
         latest = run.shared.get("latest", {})
-        optimizer = run.optimizer
-        own = {k: v for k, v in logs.items() if not k.startswith("val_")}
+        is_taped = bool(run.shared.get("taped"))
+        own = {k: float(v) for k, v in logs.items() if not k.startswith("val_") and _is_number(v)}
         run.audit(
             "epoch",
             {
                 "epoch": epoch,
                 "first_step": run.epoch_first_step,
                 "last_step": run.step,
-                "batches": self._rows
-                if run.shared.get("taped")
-                else run.step - run.epoch_first_step + 1,
+                "batches": self._rows if is_taped else run.step - run.epoch_first_step + 1,
                 "iterations_before": self._iterations,
                 "iterations_after": self._read_iterations(),
                 "declared_steps": run.shared.get("declared_steps"),
-                "reported": {k: float(v) for k, v in own.items()},
+                "reported": own,
                 "recomputed": {
                     k: latest[f"{k}/recomputed"] for k in own if f"{k}/recomputed" in latest
                 },
                 "batch_size_mean": self._samples / self._rows if self._rows else None,
                 "seconds": time.monotonic() - self._began,
                 "stopped": bool(run.model.stop_training),
-                "steps_per_execution": int(run.model.steps_per_execution),
-                "gradient_accumulation": getattr(
-                    getattr(optimizer, "inner_optimizer", optimizer),
-                    "gradient_accumulation_steps",
-                    None,
-                ),
-                "loss_scale_skips": self._loss_scale_skips(),
+                "steps_per_execution": int(run.model.steps_per_execution or 1),
+                "gradient_accumulation": optimizers.accumulation(optimizer),
+                "loss_scale_skips": self._counted_skips(is_taped),
                 "progress_total": run.shared.get("progress_total"),
             },
         )
 
-    def _loss_scale_skips(self) -> int | None:
-        if not hasattr(self.run.optimizer, "inner_optimizer"):
+    def _counted_skips(self, is_taped: bool) -> int | None:
+        if not self._scales_loss:
             return 0
-        return self._skips
+        return self._skips if is_taped else None
+
+    # testing
 
     def on_test_begin(self) -> None:
-        self._test_began, self._test_rows = time.monotonic(), 0
+        self._test_began = time.monotonic()
+        self._test_rows = 0
         if not self._seen_test:
             self._seen_test = True
             self._declared_test_steps = self._find_declared_test_steps()
@@ -109,29 +112,37 @@ class Epochs(Probe):
             declared = getattr(iterator, "num_batches", None)
         return None if declared is None else int(declared)
 
-    def _audit_test_pass(self) -> None:
-        inside_fit = self.run.kind == "fit"
-        self.run.audit(
+    def on_test_rows(self, rows: TapeRows) -> Columns:
+        self._test_rows += len(rows) + rows.lost
+        return {}
+
+    def on_test_end(self, logs: Mapping[str, Any]) -> None:
+        run = self.run
+        inside = run.kind == "fit"
+        run.audit(
             "evaluate",
             {
-                "inside_fit": inside_fit,
-                "batches": self._test_rows,
+                "inside_fit": inside,
+                "batches": self._test_rows or run.shared.get("test_batches"),
                 "declared_steps": self._declared_test_steps,
-                "progress_total": None if inside_fit else self.run.shared.get("progress_total"),
-                "steps_per_execution": int(self.run.model.steps_per_execution or 1),
+                # Validation has no progress bar of its own.
+                "progress_total": None if inside else run.shared.get("progress_total"),
+                "steps_per_execution": int(run.model.steps_per_execution or 1),
                 "seconds": time.monotonic() - self._test_began,
             },
         )
+        if inside:
+            self._validation(logs)
 
-    def on_test_end(self, logs: Mapping[str, Any]) -> None:
-        if self._test_rows:
-            self._audit_test_pass()
-        if self.run.kind != "fit":
-            return
+    def _validation(self, logs: Mapping[str, Any]) -> None:
         latest = self.run.shared.get("test_latest", {})
-        columns = {f"val_{key}/reported": float(value) for key, value in logs.items()}
+        columns = {f"val_{k}/reported": float(v) for k, v in logs.items() if _is_number(v)}
         for name, value in latest.items():
             quantity, _, witness = name.rpartition("/")
             if witness in ("recomputed", "unmasked", "all", "weighted") and quantity in logs:
                 columns[f"val_{name}"] = value
-        self.run.point(self.run.step, **{k.replace("/", "__"): v for k, v in columns.items()})
+        self.run.points(self.run.step, columns)
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, (dict, list, tuple, str)) and getattr(value, "size", 1) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from trainsanity import identity
+from trainsanity import identity, optimizers
 from trainsanity.probes.batches import option
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
 from trainsanity.tape import TapeRows
@@ -26,16 +27,24 @@ class Facts(Probe):
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
-        self._said_columns = False
+        self._columns: dict[str, Any] | None = None  # as last said
+        self._parameters = -1
 
     def on_begin(self) -> None:
         run = self.run
         run.audit("environment", _environment(run.backend), 0)
-        run.audit("model", _model(run.model), 0)
+        self._say_model()
         if run.model.compiled:
             run.audit("compile", _compiled(run.model), 0)
         if run.fit is not None:
             run.audit("fit", _fit(run.fit), 0)
+
+    def _say_model(self) -> None:
+        """Again where the first batch has built what was not there before."""
+        facts = _model(self.run.model)
+        if facts["parameters"] != self._parameters:
+            self._parameters = facts["parameters"]
+            self.run.audit("model", facts, 0 if self._columns is None else self.run.step)
 
     def trace_loss(self, step: Step) -> Columns:
         facts = self.run.shared.setdefault("output_facts", {})
@@ -44,23 +53,30 @@ class Facts(Probe):
         return {}
 
     def on_rows(self, rows: TapeRows) -> Any:
-        if not self._said_columns:
-            self._said_columns = True
-            self.run.audit("columns", self._columns())
+        if self._columns is None:
+            self._say_columns()
         return {}
 
     on_test_rows = on_rows
 
-    def _columns(self) -> dict[str, Any]:
-        return {
-            "metrics": list(self.run.shared.get("metric_facts", {}).values()),
-            "outputs": list(self.run.shared.get("output_facts", {}).values()),
-            "not_testable": dict(self.run.not_testable),
-        }
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
+        self._say_columns()
+        self._say_model()
 
     def on_end(self) -> None:
-        if self.run.not_testable and not self._said_columns:
-            self.run.audit("columns", self._columns())
+        self._say_columns()
+
+    def _say_columns(self) -> None:
+        """What the columns are, and what cannot be measured and why; again where it changed."""
+        shared = self.run.shared
+        facts = {
+            "metrics": [dict(m) for m in shared.get("metric_facts", {}).values()],
+            "outputs": list(shared.get("output_facts", {}).values()),
+            "not_testable": dict(self.run.not_testable),
+        }
+        if facts != self._columns:
+            self._columns = facts
+            self.run.audit("columns", facts)
 
 
 def _environment(backend: Any) -> dict[str, Any]:
@@ -97,8 +113,14 @@ def _layer(layer: Any) -> dict[str, Any]:
         "trainable": bool(layer.trainable),
         "dtype": layer.dtype_policy.name,
         "output_shape": _output_shape(layer),
+        "mask_in": _takes_mask(layer),
         "supports_masking": bool(layer.supports_masking),
     }
+
+
+def _takes_mask(layer: Any) -> bool:
+    """Whether the layer's `call` has an argument for the mask of what it gets."""
+    return any("mask" in name for name in inspect.signature(layer.call).parameters)
 
 
 def _output_shape(layer: Any) -> Any:
@@ -118,11 +140,13 @@ def _compiled(model: Any) -> dict[str, Any]:
     config = getattr(model, "_compile_config", None)
     given = dict(config.config) if config is not None else {}
     own_train_step = not type(model).train_step.__module__.startswith("keras.")
-    optimizers = [v for v in vars(model).values() if isinstance(v, keras.optimizers.Optimizer)]
     return {
         "optimizer": None
         if optimizer is None
-        else {"class": type(optimizer).__name__, "config": plain(optimizer.get_config())},
+        else {
+            "class": type(optimizer).__name__,
+            "config": plain(optimizers.config_of(optimizer)),
+        },
         "loss": plain(given.get("loss")),
         "loss_weights": plain(given.get("loss_weights")),
         "metrics": plain(given.get("metrics")),
@@ -132,22 +156,21 @@ def _compiled(model: Any) -> dict[str, Any]:
         "steps_per_execution": int(model.steps_per_execution or 1),
         "custom_train_step": own_train_step,
         "custom_compute_loss": not type(model).compute_loss.__module__.startswith("keras."),
-        "optimizers": len({id(o) for o in optimizers}),
+        "optimizers": len(optimizers.of_model(model)),
     }
 
 
 def _fit(fit: Any) -> dict[str, Any]:
-    iterator = fit.get("epoch_iterator")
     return {
         "epochs": fit.get("epochs"),
         "initial_epoch": fit.get("initial_epoch"),
         "steps_per_epoch": fit.get("steps_per_epoch"),
-        "declared_steps": getattr(iterator, "num_batches", None),
+        "declared_steps": fit.declared_steps,
         "batch_size": fit.get("batch_size"),
         "shuffle": _shuffle(fit),
         "class_weight": plain(fit.get("class_weight")),
         "has_sample_weight": fit.get("sample_weight") is not None,
-        "validation": fit.get("validation_data") is not None,
+        "validation": fit.get("validation_data") is not None or bool(fit.get("validation_split")),
         "data": fit.data_kind,
     }
 

@@ -1,81 +1,170 @@
-"""Gradients as the optimizer receives them."""
+"""Gradients as the optimizer receives them, and as clipping leaves them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import keras
+import numpy as np
 from keras import ops
 
-from trainsanity.probes.probe import Columns, Probe, Update
+from trainsanity import optimizers
+from trainsanity.probes.probe import Columns, Probe, Step, Update
+from trainsanity.tape import NOTHING
 
-# kind of clipping -> argument of the optimizer
-CLIPPING = {"value": "clipvalue", "norm": "clipnorm", "global_norm": "global_clipnorm"}
+HUGE = 3.0e38
+WHOLE = 65_536  # elements up to which every element of a gradient is looked at
 
 
 class Gradients(Probe):
-    """Per batch: the global norm, and whether anything in it is NaN or infinite."""
+    """Per batch the global norm, and elements that are NaN or infinite; per epoch the largest
+    element of each variable.
+    """
 
     name = "gradients"
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
-        self.without: list[str] = []  # paths of variables for which no gradient arrived
+        self._largest: dict[int, _Largest] = {}  # by id of the optimizer
+        self._arrived: set[str] = set()  # paths of variables that got a gradient
+        self._missing: set[str] = set()
+        run.shared["largest_gradients"] = self._read_largest
+
+    # on the host
+
+    def on_begin(self) -> None:
+        for optimizer in optimizers.of_model(self.run.model).values():
+            if optimizer.built and self.run.kind == "fit":
+                self._largest[id(optimizer)] = _Largest(self.run, optimizer._trainable_variables)
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        for largest in self._largest.values():
+            largest.reset()
+
+    def _read_largest(self) -> dict[int, float]:
+        """Id of a variable -> the largest absolute element of its gradients in this epoch."""
+        found: dict[int, float] = {}
+        for largest in self._largest.values():
+            found.update(largest.read(self.run))
+        return found
+
+    # inside the step
 
     def trace_before_update(self, update: Update) -> None:
-        # Before: dynamic loss scaling changes its factor in the update.
-        optimizer = update.optimizer
-        scale = getattr(optimizer, "dynamic_scale", None)
-        if scale is None:
-            scale = optimizer.loss_scale_factor
-        update.shared["loss_scale"] = None if scale is None else ops.cast(scale, "float32")
+        is_new = id(update.optimizer) not in self._largest
+        if is_new and not self.run.backend.HAS_GRADIENT_BOUNDARY:
+            with self.run.backend.outside_trace():
+                self._largest[id(update.optimizer)] = _Largest(self.run, update.variables)
 
     def trace_after_update(self, update: Update) -> Columns:
-        pairs = list(zip(update.gradients, update.variables, strict=True))
-        self.without = [v.path for g, v in pairs if g is None]
-        self.run.shared["gradient_paths"] = [v.path for g, v in pairs if g is not None]
-        self.run.shared["no_gradient_paths"] = self.without
-        squares = [self.run.backend.square_sum(g) for g, _ in pairs if g is not None]
-        if not squares:
+        self._note_paths(update)
+        pairs = [
+            p for p in zip(update.gradients, update.variables, strict=True) if p[0] is not None
+        ]
+        if not pairs:
             return {}
-        total = ops.sum(ops.stack(squares))
-        scale = update.shared["loss_scale"]
-        norm = ops.sqrt(total)
-        if scale is not None:
-            norm = norm / scale
-        finite = ops.isfinite(total)
-        columns = {
-            "gradient/norm": norm,
-            "gradient/nonfinite": ops.cast(ops.logical_not(finite), "float32"),
-            **self._clipped(update),
-        }
-        if hasattr(update.optimizer, "inner_optimizer"):
-            finite = update.optimizer.check_finite(update.gradients)
-            columns["_loss_scale:skipped"] = 1.0 - ops.cast(finite, "float32")
-        return columns
+        scale = update.scale_before
+        scale = ops.ones(()) if scale is None else ops.cast(scale, "float32")
+        raw = [gradient for gradient, _ in pairs]
+        squares = ops.sum(ops.stack([self.run.backend.square_sum(g) for g in raw]))
+        count = self.run.backend.count_nonfinite(
+            raw, ops.isfinite(squares), xla=self.run.compiled_by_xla
+        )
+        update.shared.setdefault("squares", []).append((squares / ops.square(scale), count))
+        largest = self._largest.get(id(update.optimizer))
+        if largest is not None:
+            update.shared.setdefault("largest", []).append((largest, largest.of(pairs, scale)))
+        return {}
 
-    def _clipped(self, update: Update) -> Columns:
-        """The bound that was declared, and the gradients after clipping."""
-        optimizer = getattr(update.optimizer, "inner_optimizer", update.optimizer)
-        bounds = ((kind, getattr(optimizer, name, None)) for kind, name in CLIPPING.items())
-        kind, bound = next((pair for pair in bounds if pair[1] is not None), ("", None))
-        if bound is None:
+    def _note_paths(self, update: Update) -> None:
+        for gradient, variable in zip(update.gradients, update.variables, strict=True):
+            (self._missing if gradient is None else self._arrived).add(variable.path)
+        self._missing -= self._arrived
+        self.run.shared["gradient_paths"] = self._arrived
+        self.run.shared["no_gradient_paths"] = self._missing
+
+    def trace_end(self, step: Step) -> Columns:
+        for largest, now in step.shared.get("largest", []):
+            largest.keep(now)
+        found = step.shared.get("squares", [])
+        if not found:
             return {}
-        columns: dict[str, Any] = {f"clip:{kind}/declared": ops.full((), float(bound))}
-        clipped = [g for g in update.shared.get("clipped", ()) if g is not None]
-        if clipped:
-            columns[f"clip:{kind}/applied"] = self._size(kind, clipped)
-        else:
-            self.run.not_testable[f"clip:{kind}/applied"] = (
-                "clipping happens in a branch of the update: gradients are accumulated, or the "
-                "loss is scaled"
-            )
+        return {
+            "gradient/norm": ops.sqrt(sum(squares for squares, _ in found)),
+            "gradient/nonfinite": sum(count for _, count in found),
+        }
+
+
+class _Largest:
+    """The largest absolute gradient of each small variable of an optimizer in the epoch."""
+
+    def __init__(self, run: Any, variables: list[Any]) -> None:
+        self._backend = run.backend
+        small = [v for v in variables if None not in v.shape and 0 < np.prod(v.shape) <= WHOLE]
+        self._places = {id(v): place for place, v in enumerate(small)}
+        zeros = np.zeros(max(1, len(small)), np.float32)
+        self._kept = run.keep(keras.Variable(zeros, trainable=False, name="trainsanity_gradients"))
+
+    def reset(self) -> None:
+        self._kept.assign(np.zeros(self._kept.shape, np.float32))
+
+    def read(self, run: Any) -> dict[int, float]:
+        values = run.backend.read(self._kept)
+        return {key: float(values[place]) for key, place in self._places.items()}
+
+    def of(self, pairs: list[tuple[Any, Any]], scale: Any) -> Any:
+        """Of these gradients, in the order of the variables; shape (variables,)."""
+        cells = [ops.zeros(())] * self._kept.shape[0]
+        for gradient, variable in pairs:
+            place = self._places.get(id(variable))
+            if place is not None:
+                cells[place] = self._backend.largest(gradient) / scale
+        return ops.stack(cells)
+
+    def keep(self, now: Any) -> None:
+        # NaN counts as huge, so that it is not lost in a maximum.
+        now = ops.where(now <= HUGE, now, ops.full_like(now, HUGE))
+        self._kept.assign(ops.maximum(self._kept, now))
+
+
+class Clipping(Probe):
+    """Per batch and kind of clipping that was asked for: the bound, and the gradients as they enter
+    the update.
+    """
+
+    name = "clipping"
+
+    def trace_before_update(self, update: Update) -> None:
+        if _bounds(update.optimizer):
+            update.prepare()
+
+    def trace_after_update(self, update: Update) -> Columns:
+        columns: dict[str, Any] = {}
+        bounds = {} if update.name else _bounds(update.optimizer)
+        gradients = update.entering
+        if not bounds or not gradients:
+            return columns
+        for kind, bound in bounds.items():
+            size = self._size(kind, gradients)
+            if update.updated is not None:
+                size = ops.where(update.updated, size, ops.full((), NOTHING))
+            columns[f"clip:{kind}/declared"] = ops.full((), float(bound))
+            columns[f"clip:{kind}/applied"] = size
         return columns
 
     def _size(self, kind: str, gradients: list[Any]) -> Any:
-        """What the kind of clipping bounds, of these gradients."""
-        backend = self.run.backend
         if kind == "value":
-            parts = [ops.max(ops.abs(backend.dense_part(g))) for g in gradients]
-            return ops.max(ops.stack([ops.cast(part, "float32") for part in parts]))
-        squares = ops.stack([backend.square_sum(g) for g in gradients])
+            return ops.max(ops.stack([self.run.backend.largest(g) for g in gradients]))
+        squares = ops.stack([self.run.backend.square_sum(g) for g in gradients])
         return ops.sqrt(ops.max(squares) if kind == "norm" else ops.sum(squares))
+
+
+def _bounds(optimizer: Any) -> dict[str, float]:
+    """Kinds of clipping that were asked for, with their bounds."""
+    worker = optimizers.working(optimizer)
+    given = {
+        "value": worker.clipvalue,
+        "norm": worker.clipnorm,
+        "global_norm": worker.global_clipnorm,
+    }
+    return {kind: bound for kind, bound in given.items() if bound is not None}

@@ -1,113 +1,67 @@
-"""The learning rate: as declared, as read inside the step, and as the weights really move.
-
-A *shadow* optimizer, of the same class and configuration, moves copies of a few elements of the
-weights with the same
-gradients. For optimizers that work element by element it must move them as the real one does; the
-effective learning rate is the
-rate in force times the projection of the real movement on the shadow's.
-"""
+"""The learning rate: as declared, as read inside the step, and as the weights really move."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from trainsanity import optimizers
 from trainsanity.probes.probe import Columns, Probe, Step, Update
+from trainsanity.shadow import Sampled, Shadow, choose, effective_rate, why_none
+from trainsanity.tape import NOTHING
 
-ELEMENTS = 32  # of each sampled variable
-VARIABLES = 8  # at most
-NOTHING = -1.0e30  # no learning rate: on the tape where nothing can be said
-
-# Optimizers whose update of an element depends on that element's gradient and slots alone.
-ELEMENTWISE = (
-    "SGD",
-    "RMSprop",
-    "Adam",
-    "AdamW",
-    "Adagrad",
-    "Adadelta",
-    "Adamax",
-    "Nadam",
-    "Lion",
-    "Ftrl",
-)
-
-# Lists of an optimizer that may be as long as the list of variables, yet are no slots.
-NO_SLOTS = (
-    "_trainable_variables",
-    "_variables",
-    "_model_variables_moving_average",
-    "_accumulated_gradients",
-)
-
-
-@dataclass
-class _Sampled:
-    """The sampled elements: variable, its place in the optimizer's list, coordinates (k, rank)."""
-
-    variable: Any
-    coordinates: np.ndarray[Any, Any]
+DECLARED_EVERY = 64  # steps between readings on the host
 
 
 class LearningRate(Probe):
-    """Declared on the host, applied in the step, effective from the movement of weights."""
+    """Declared on the host, applied in the step, effective from the movement of sampled weights.
+
+    For every optimizer that the model holds; those that are not the compiled one are called by
+    their attribute.
+    """
 
     name = "learning_rate"
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
-        self._shadow: Any = None
-        self._shadow_weights: Any = None
-        self._last_weights: Any = None
-        self._has_last: Any = None
-        self._sampled: list[_Sampled] = []
+        self._followers: dict[int, _Follower] = {}
         self._next_declared = 1
 
-    # host
+    # on the host
 
     def on_begin(self) -> None:
-        optimizer = self.run.optimizer
-        if optimizer is None or self.run.kind != "fit":
+        if self.run.kind != "fit":
             return
-        if not all(layer.built for layer in self.run.model._flatten_layers()):
-            # An optimizer built now would know only some of the variables, and refuse the others.
-            self.run.not_testable["learning_rate/effective"] = "the first batch builds the model"
-            return
-        if not optimizer.built:
-            optimizer.build(self.run.model.trainable_variables)
-        self._sampled = _choose(self.run.model.trainable_variables)
-        size = sum(len(s.coordinates) for s in self._sampled)
-        if not size:
-            self.run.not_testable["learning_rate/effective"] = "no variable can be sampled"
-            return
-        self._last_weights = self.run.keep(
-            keras.Variable(np.zeros(size, "float32"), trainable=False)
-        )
-        self._has_last = self.run.keep(keras.Variable(0.0, trainable=False))
-        reason = _why_no_shadow(optimizer)
-        if reason is not None:
-            self.run.not_testable["learning_rate/effective"] = reason
-            return
-        self._shadow_weights = self.run.keep(keras.Variable(np.zeros(size, "float32")))
-        self._shadow = _shadow_of(optimizer)
-        self._shadow.build([self._shadow_weights])
-        for variable in self._shadow.variables:
-            self.run.keep(variable)
-        _copy_slots(optimizer, self._shadow, self._sampled, self.run.backend)
+        for name, optimizer in optimizers.of_model(self.run.model).items():
+            # One that is not built yet will be by its first update, inside the step.
+            if optimizer.built:
+                self._follow(name, optimizer, optimizer._trainable_variables)
+
+    def _follow(self, name: str, optimizer: Any, variables: list[Any]) -> _Follower:
+        follower = _Follower(self.run, name, optimizer, variables)
+        self._followers[id(optimizer)] = follower
+        return follower
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        self._next_declared = 0
+        for follower in self._followers.values():
+            # Weights and slots may have been loaded, also right before the first epoch.
+            if follower.shadow is not None:
+                follower.shadow.copy_slots()
 
     def before_step(self, step: int) -> None:
-        if step >= self._next_declared and self.run.optimizer is not None:
-            self._next_declared = step + 64
-            self.run.point(step, learning_rate__declared=self._declared(self.run.optimizer))
+        if step < self._next_declared:
+            return
+        self._next_declared = step + DECLARED_EVERY
+        for name, optimizer in optimizers.of_model(self.run.model).items():
+            self.run.points(step, {signal("declared", name): self._declared(optimizer)})
 
     def _declared(self, optimizer: Any) -> float:
         """The learning rate as the host reads it for the next step."""
-        # Loss scaling wraps the optimizer that has the learning rate.
-        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        optimizer = optimizers.working(optimizer)
         source = optimizer._learning_rate
         if isinstance(source, keras.optimizers.schedules.LearningRateSchedule):
             source = source(self.run.read(optimizer._iterations))
@@ -117,173 +71,171 @@ class LearningRate(Probe):
             return float(self.run.read(source))
         return float(keras.ops.convert_to_numpy(source))
 
-    def on_epoch_begin(self, epoch: int) -> None:
-        self._next_declared = 0
-
     # inside the step
 
     def trace_before_update(self, update: Update) -> None:
-        update.shared["learning_rate"] = ops.cast(update.optimizer.learning_rate, "float32")
-        if self._last_weights is None:
-            return
-        update.shared["sampled_before"] = self._pick()
+        optimizer = update.optimizer
+        follower = self._followers.get(id(optimizer))
+        if follower is None:
+            if self.run.backend.HAS_GRADIENT_BOUNDARY:
+                return
+            with self.run.backend.outside_trace():
+                follower = self._follow(update.name, optimizer, update.variables)
+        follower.before(update)
 
     def trace_after_update(self, update: Update) -> Columns:
-        rate = update.shared["learning_rate"]
-        columns: dict[str, Any] = {
-            "learning_rate/applied": rate,
-            "optimizer/iterations": ops.convert_to_tensor(update.optimizer.iterations),
-        }
-        if self._last_weights is not None:
-            update.shared["sampled_after"] = self._pick()
-            update.shared["sampled_gradient"] = self._pick_gradients(update)
-        return columns
+        follower = self._followers.get(id(update.optimizer))
+        return {} if follower is None else follower.after(update)
 
     def trace_end(self, step: Step) -> Columns:
-        before, after = (step.shared.get(f"sampled_{when}") for when in ("before", "after"))
-        if before is None or after is None:
-            return {}
-        moved = after - before
-        columns = {
-            "weights/moved_outside": ops.max(ops.abs(before - self._last_weights)) * self._has_last,
-            "update/sampled_norm": _norm(moved),
-            "weights/sampled_norm": _norm(after),
-            "weights/nonfinite": ops.sum(ops.cast(ops.logical_not(ops.isfinite(after)), "float32")),
-        }
-        self._last_weights.assign(after)
-        self._has_last.assign(1.0)
-        gradient = step.shared.get("sampled_gradient")
-        if gradient is None:
-            self.run.not_testable["learning_rate/effective"] = (
-                "no sampled variable gets a dense gradient"
-            )
-            return columns
-        columns["gradient/sampled_norm"] = _norm(gradient)
-        if self._shadow is not None:
-            rate = step.shared["learning_rate"]
-            columns["learning_rate/effective"] = self._effective(rate, before, moved, gradient)
+        columns: dict[str, Any] = {}
+        seen = [found for f in self._followers.values() if (found := f.end(step, columns))]
+        if seen:
+            columns |= {
+                "update/sampled_norm": _joint_norm([s["moved"] for s in seen]),
+                "weights/sampled_norm": _joint_norm([s["after"] for s in seen]),
+                "weights/moved_outside": ops.max(ops.stack([s["outside"] for s in seen])),
+                "weights/nonfinite": sum(_nonfinite(s["after"]) for s in seen),
+            }
+        gradients = [s["gradient"] for s in seen if s.get("gradient") is not None]
+        if gradients:
+            columns["gradient/sampled_norm"] = _joint_norm(gradients)
         return columns
 
-    def _effective(self, rate: Any, before: Any, moved: Any, gradient: Any) -> Any:
-        self._shadow_weights.assign(before)
-        self._shadow._learning_rate.assign(rate)
-        self._shadow.apply([gradient], [self._shadow_weights])
-        expected = ops.convert_to_tensor(self._shadow_weights) - before
-        mask = ops.convert_to_tensor(self._mask)
-        expected, moved = expected * mask, moved * mask
-        size = ops.sum(expected * expected)
-        ratio = ops.divide_no_nan(ops.sum(expected * moved), size)
-        # Where the shadow does not move, nothing can be said: the host makes NaN of it.
-        return ops.where(size > 0, rate * ratio, ops.full((), NOTHING))
 
-    def on_rows(self, rows: Any) -> Columns:
-        effective = rows.columns.get("learning_rate/effective")
-        if effective is not None:
-            effective[effective <= NOTHING / 10] = np.nan
-        return {}
+def signal(witness: str, name: str) -> str:
+    return f"learning_rate:{name}/{witness}" if name else f"learning_rate/{witness}"
+
+
+class _Follower:
+    """What is followed of one optimizer: sampled weights before and after its update, and its
+    shadow.
+    """
+
+    def __init__(self, run: Any, name: str, optimizer: Any, variables: list[Any]) -> None:
+        self._run = run
+        self._name = name
+        self._optimizer = optimizer
+        self._sampled: list[Sampled] = choose(variables)
+        self.shadow: Shadow | None = None
+        size = sum(map(len, self._sampled))
+        if not size:
+            self._not_testable("the optimizer has no weights")
+            return
+        prefix = f"trainsanity_{name or 'optimizer'}"
+        zeros = np.zeros(size, "float32")
+        self._last = run.keep(keras.Variable(zeros, trainable=False, name=f"{prefix}_last"))
+        self._has_last = run.keep(keras.Variable(0.0, trainable=False, name=f"{prefix}_has_last"))
+        reason = why_none(optimizer, self._sampled)
+        if reason is not None:
+            self._not_testable(reason)
+            return
+        self.shadow = Shadow(run, optimizer, self._sampled)
+
+    def _not_testable(self, reason: str) -> None:
+        self._run.not_testable[signal("effective", self._name)] = reason
+
+    # inside the step
+
+    def before(self, update: Update) -> None:
+        own = self._own(update.shared)
+        own["calls"] = own.get("calls", 0) + 1
+        own["rate"] = ops.cast(ops.convert_to_tensor(update.optimizer.learning_rate), "float32")
+        own["updated"] = update.updated
+        if self.shadow is not None:
+            update.prepare()
+        own["untouched"] = _is_untouched(optimizers.working(update.optimizer))
+        if self._sampled and "before" not in own:
+            own["before"] = self._pick()
+
+    def after(self, update: Update) -> Columns:
+        own = self._own(update.shared)
+        columns: dict[str, Any] = {signal("applied", self._name): own["rate"]}
+        if not self._name:
+            worker = optimizers.working(update.optimizer)
+            columns["optimizer/iterations"] = ops.convert_to_tensor(worker.iterations)
+        if self._sampled:
+            own["after"] = self._pick()
+            own["gradient"], own["known"] = self._pick_gradients(update)
+        return columns
+
+    def end(self, step: Step, columns: dict[str, Any]) -> dict[str, Any]:
+        own = self._own(step.shared)
+        if "after" not in own:
+            return {}
+        before, after = own["before"], own["after"]
+        own["moved"] = after - before
+        own["outside"] = ops.max(ops.abs(before - self._last)) * self._has_last
+        self._last.assign(after)
+        self._has_last.assign(1.0)
+        if self.shadow is not None:
+            columns[signal("effective", self._name)] = self._effective(own)
+        return own
+
+    def _effective(self, own: dict[str, Any]) -> Any:
+        if own["gradient"] is None:
+            self._not_testable("no sampled variable gets a dense gradient")
+            return ops.full((), NOTHING)
+        if own["calls"] > 1:
+            self._not_testable("the optimizer is applied more than once in a step")
+            return ops.full((), NOTHING)
+        assert self.shadow is not None
+        updated = own["updated"]
+        expected = self.shadow.move(own["rate"], own["before"], own["gradient"], updated)
+        followed = ops.convert_to_tensor(self.shadow.followed * own["known"])
+        rate, is_known = effective_rate(
+            own["rate"], expected, own["moved"], own["before"], followed
+        )
+        for condition in (updated, own["untouched"]):
+            if condition is not None:
+                is_known = ops.logical_and(is_known, condition)
+        return ops.where(is_known, rate, ops.full((), NOTHING))
+
+    def _own(self, shared: dict[Any, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = shared.setdefault(("follower", id(self)), {})
+        return found
 
     def _pick(self) -> Any:
-        xla = self.run.compiled_by_xla
-        pick = self.run.backend.pick
+        xla = self._run.compiled_by_xla
+        pick = self._run.backend.pick
         parts = [pick(s.variable, s.coordinates, xla=xla) for s in self._sampled]
         return ops.concatenate([ops.cast(part, "float32") for part in parts])
 
-    def _pick_gradients(self, update: Update) -> Any | None:
-        """Gradients of the sampled elements after clipping, as the optimizer uses them; None where
-        there is none.
-        """
-        backend = self.run.backend
-        gradients = update.gradients
-        clipped = update.shared.get("clipped", ())
-        if len(clipped) == sum(g is not None for g in gradients):
-            rest = iter(clipped)
-            gradients = [None if g is None else next(rest) for g in gradients]
-        by_variable = {id(v): g for v, g in zip(update.variables, gradients, strict=True)}
-        parts, mask = [], []
+    def _pick_gradients(self, update: Update) -> tuple[Any | None, np.ndarray[Any, Any]]:
+        """Gradients of the sampled elements as they enter the update; 1.0 where there is one."""
+        backend, entering = self._run.backend, update.entering
+        size = sum(map(len, self._sampled))
+        present = [
+            v for g, v in zip(update.gradients, update.variables, strict=True) if g is not None
+        ]
+        if entering is None or len(entering) != len(present):
+            return None, np.zeros(size, np.float32)
+        by_variable = {id(v): g for v, g in zip(present, entering, strict=True)}
+        parts, known = [], []
         for sampled in self._sampled:
             gradient = by_variable.get(id(sampled.variable))
             usable = gradient is not None and not backend.is_sparse(gradient)
-            count = len(sampled.coordinates)
-            mask.append(np.full(count, float(usable), "float32"))
+            known.append(np.full(len(sampled), float(usable), np.float32))
             if usable:
                 picked = backend.pick_tensor(gradient, sampled.coordinates)
                 parts.append(ops.cast(picked, "float32"))
             else:
-                parts.append(ops.zeros((count,), "float32"))
-        self._mask = np.concatenate(mask)
-        return ops.concatenate(parts) if self._mask.any() else None
+                parts.append(ops.zeros((len(sampled),), "float32"))
+        every = np.concatenate(known)
+        return (ops.concatenate(parts) if every.any() else None), every
 
 
-def _norm(vector: Any) -> Any:
-    return ops.sqrt(ops.sum(ops.square(vector)))
+def _is_untouched(worker: Any) -> Any | None:
+    """Whether the moving average leaves the weights alone at this step, a bool tensor; None:
+    always.
+    """
+    every = worker.ema_overwrite_frequency if worker.use_ema else None
+    return ops.not_equal((worker.iterations + 1) % every, 0) if every else None
 
 
-def _choose(variables: list[Any]) -> list[_Sampled]:
-    """The largest variables, and of each some elements spread evenly over it."""
-    usable = [v for v in variables if v.constraint is None and None not in v.shape]
-    largest = sorted(usable, key=lambda v: -int(np.prod(v.shape)))[:VARIABLES]
-    return [_Sampled(v, _coordinates(tuple(v.shape))) for v in largest if np.prod(v.shape)]
+def _joint_norm(vectors: list[Any]) -> Any:
+    return ops.sqrt(sum(ops.sum(ops.square(vector)) for vector in vectors))
 
 
-def _coordinates(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    size = int(np.prod(shape))
-    flat = np.unique(np.linspace(0, size - 1, min(ELEMENTS, size)).astype(np.int64))
-    if not shape:
-        return np.zeros((1, 0), np.int32)
-    return np.stack(np.unravel_index(flat, shape), axis=-1).astype(np.int32)
-
-
-def _why_no_shadow(optimizer: Any) -> str | None:
-    name = type(optimizer).__name__
-    own_class = type(optimizer).__module__.startswith("keras.")
-    if name not in ELEMENTWISE or not own_class:
-        return f"{name} is no optimizer of Keras that works element by element"
-    if optimizer.use_ema and optimizer.ema_overwrite_frequency:
-        return "the moving average overwrites the weights"
-    if optimizer.gradient_accumulation_steps:
-        return "gradients are accumulated over several steps"
-    if optimizer.weight_decay and getattr(optimizer, "_exclude_from_weight_decay", None):
-        return "weight decay leaves some variables out"
-    return None
-
-
-def _shadow_of(optimizer: Any) -> Any:
-    config = optimizer.get_config()
-    config.update(
-        name="trainsanity_shadow",
-        learning_rate=0.0,
-        clipnorm=None,
-        clipvalue=None,
-        global_clipnorm=None,
-        use_ema=False,
-    )
-    return type(optimizer).from_config(config)
-
-
-def _copy_slots(optimizer: Any, shadow: Any, sampled: list[_Sampled], backend: Any) -> None:
-    """Gives the shadow the state that the real optimizer has for the sampled elements."""
-    shadow._iterations.assign(backend.read(optimizer._iterations))
-    slots = slot_lists(optimizer)
-    shadow_slots = slot_lists(shadow)[0]
-    for name, own in shadow_slots.items():
-        parts = []
-        for s in sampled:
-            index = optimizer._get_variable_index(s.variable)
-            value = backend.read(slots[index][name])
-            parts.append(value[tuple(s.coordinates.T)] if value.shape else value.reshape(1))
-        own.assign(np.concatenate(parts))
-    for name in ("_u_product",):  # Nadam's running product belongs to no variable
-        if hasattr(shadow, name):
-            getattr(shadow, name).assign(backend.read(getattr(optimizer, name)))
-
-
-def slot_lists(optimizer: Any) -> list[dict[str, Any]]:
-    """Per trained variable: slot list's name -> slot variable."""
-    count = len(optimizer._trainable_variables)
-    found: list[dict[str, Any]] = [{} for _ in range(count)]
-    for name, value in vars(optimizer).items():
-        is_list = isinstance(value, (list, tuple)) and len(value) == count and name not in NO_SLOTS
-        if is_list and all(isinstance(v, keras.Variable) for v in value):
-            for i, slot in enumerate(value):
-                found[i][name] = slot
-    return found
+def _nonfinite(vector: Any) -> Any:
+    return ops.sum(ops.cast(ops.logical_not(ops.isfinite(vector)), "float32"))

@@ -26,6 +26,8 @@ class Losses(Probe):
         super().__init__(run)
         self._means = {True: EpochMean(), False: EpochMean()}
 
+    # inside the step
+
     def trace_loss(self, step: Step) -> Columns:
         added = self._added()
         columns: dict[str, Any] = {
@@ -33,49 +35,47 @@ class Losses(Probe):
             "loss/added": added,
             "loss/nonfinite": _nonfinite(step.loss),
         }
-        totals = self._totals(step) if self._is_compiled_loss() else {}
-        columns.update({f"_loss:{variant}": value for variant, value in totals.items()})
-        for variant in ("recomputed", "unweighted"):
-            if variant in totals:
-                columns[f"_loss:{variant}"] = totals[variant] + added
-        if totals:
-            columns.update(_elements(step))
-            columns.update(self._by_position(step))
-        return columns
-
-    def _totals(self, step: Step) -> dict[str, Any]:
-        """The loss of the batch in each variant, over all outputs; empty where one is unknown."""
+        reason = self._why_not(step)
+        if reason is not None:
+            self.run.not_testable["loss/recomputed"] = reason
+            return columns
         totals: dict[str, Any] = {}
         for output in step.outputs:
             if output.loss is None:
                 continue
-            parts = self._parts(step, output)
-            if parts is None:
-                return {}
-            for variant, value in parts.items():
-                scaled = value if output.loss_weight is None else value * output.loss_weight
-                totals[variant] = totals.get(variant, 0.0) + scaled
-        return totals
-
-    def _by_position(self, step: Step) -> Columns:
-        """Sum and number of what the loss counts; where it is a masked mean of one output."""
-        scored = [output for output in step.outputs if output.loss is not None]
-        if len(scored) != 1 or self.run.model.losses:
-            return {}
-        parts = step.shared.get(("loss_positions", scored[0].name))
-        if parts is None or scored[0].loss.reduction != "sum_over_batch_size":
-            return {}
-        total, count = parts
-        factor = 1.0 if scored[0].loss_weight is None else scored[0].loss_weight
-        return {"_loss:position:n": total * factor, "_loss:position:d": count}
+            values = ops.cast(step.losses[output.loss_place], "float32")
+            columns.update(_elements(columns, output, values))
+            for variant, value in self._parts(step, output, values).items():
+                weight = 1.0 if output.loss_weight is None else output.loss_weight
+                totals[variant] = totals.get(variant, 0.0) + value * weight
+        columns["_loss:recomputed"] = totals.pop("recomputed") + added
+        columns.update({f"_loss:{variant}": value for variant, value in totals.items()})
+        return columns
 
     def trace_metrics(self, step: Step) -> Columns:
         reported = step.results.get("loss")
         return {} if reported is None else {"loss/reported": reported}
 
-    def _is_compiled_loss(self) -> bool:
-        """Whether the model computes its loss as compiled, not by a `compute_loss` of its own."""
-        return str(type(self.run.model).compute_loss.__module__).startswith("keras.")
+    def _why_not(self, step: Step) -> str | None:
+        """Why the loss cannot be computed anew from its unreduced values; None where it can."""
+        if not type(self.run.model).compute_loss.__module__.startswith("keras."):
+            return "the model computes its loss by a compute_loss of its own"
+        compiled = getattr(self.run.model, "_compile_loss", None)
+        flat = getattr(compiled, "_flat_losses", None) or []
+        known = [output for output in step.outputs if output.loss is not None]
+        if not flat or len(step.losses) != len(flat) or len(known) != len(flat):
+            return "the compiled losses do not belong to one output each, or cannot be watched"
+        for output in known:
+            values = step.losses[output.loss_place]
+            is_number = len(values.shape) == 0
+            if is_number and (output.sample_weight is not None or _carries(output)):
+                return (
+                    f"the loss {output.loss.name!r} is reduced by itself, so its positions "
+                    "cannot be weighed again"
+                )
+            if output.loss.reduction in (None, "none"):
+                return f"the loss {output.loss.name!r} has no reduction"
+        return None
 
     def _added(self) -> Any:
         total = ops.zeros(())
@@ -83,42 +83,28 @@ class Losses(Probe):
             total = total + ops.sum(ops.cast(loss, "float32"))
         return total
 
-    def _parts(self, step: Step, output: OutputEvidence) -> dict[str, Any] | None:
-        """The reduced loss of one output in each variant; None where the loss has no unreduced
-        values.
-        """
-        loss = output.loss
-        y_true = ops.convert_to_tensor(output.y_true, dtype=loss.dtype)
-        y_pred = ops.convert_to_tensor(output.y_pred, dtype=loss.dtype)
-        values = loss.call(y_true, y_pred)
-        own_mask = mask_of(values)
-        if len(values.shape) == 0 or loss.reduction in (None, "none"):
-            self.run.not_testable["loss/recomputed"] = (
-                f"the loss {loss.name!r} is reduced by itself, "
-                "so its positions cannot be counted again"
-            )
-            return None
-        values = ops.cast(values, "float32")
-        step.shared[("loss_values", output.name)] = values
+    def _parts(self, step: Step, output: OutputEvidence, values: Any) -> dict[str, Any]:
+        """The reduced loss of one output in each variant."""
+        reduction = output.loss.reduction
         weight = spread_if_any(output.sample_weight, values)
-        mask = product(spread_if_any(output.mask, values), spread_if_any(own_mask, values))
-        real = real_positions(step, output, self.run.model)
+        mask = product(spread_if_any(output.mask, values), spread_if_any(mask_of(values), values))
+        real = real_positions(step, output, self.run)
         real = None if real is None else spread_if_any(real, values)
-        parts = {"recomputed": _reduce(values, weight, mask, loss.reduction)}
-        if step.given[2] is not None:
-            parts["unweighted"] = _reduce(values, None, mask, loss.reduction)
-        if mask is not None:
-            total = _sum_of(values, product(weight, mask))
-            step.shared[("loss_positions", output.name)] = (total, ops.sum(mask))
+        parts = {"recomputed": _reduce(values, weight, mask, reduction)}
         if real is not None or mask is not None or weight is not None:
-            parts["all"] = _reduce(values, None, None, loss.reduction)
+            parts["all"] = _reduce(values, None, None, reduction)
         if real is not None:
-            parts["unmasked"] = _reduce(values, None, real, loss.reduction)
+            parts["unmasked"] = _reduce(values, None, real, reduction)
         if weight is not None:
-            parts["weighted"] = _reduce(
-                values, weight, real if real is not None else mask, loss.reduction
-            )
+            parts["weighted"] = _reduce(values, weight, mask if real is None else real, reduction)
+        if weight is not None or output.given_weight is not None:
+            parts["unweighted"] = _reduce(values, None, mask, reduction)
+        if mask is not None and reduction in ("sum_over_batch_size", "mean"):
+            parts["positions:n"] = _reduce(values, weight, mask, "sum")
+            parts["positions:d"] = ops.sum(mask)
         return parts
+
+    # on the host
 
     def on_rows(self, rows: TapeRows) -> Columns:
         return self._columns(rows, self._means[True])
@@ -139,43 +125,48 @@ class Losses(Probe):
             return found
         for variant in VARIANTS:
             batch = rows.columns.get(f"_loss:{variant}")
-            if batch is None:
-                continue
-            # Keras weighs a batch's loss by its rows (keras/src/backend/*/trainer.py,
-            # `train_step`).
-            found[f"loss/{variant}"] = means.extend(variant, batch * sizes, sizes)
-            if variant == "recomputed":
-                found["loss/batch"] = batch
-        if "_loss:unweighted" in rows.columns:
-            found["loss/batch_unweighted"] = rows.columns["_loss:unweighted"]
-        if "_loss:position:n" in rows.columns:
-            n, d = (rows.columns[f"_loss:position:{part}"] for part in "nd")
-            found["loss/by_position"] = means.extend("by_position", n, d)
+            if batch is not None:
+                # Keras weighs a batch's loss by its rows (keras/src/backend/*/trainer.py,
+                # `train_step`).
+                found[f"loss/{variant}"] = means.extend(variant, batch * sizes, sizes)
+        batch, plain = (rows.columns.get(f"_loss:{v}") for v in ("recomputed", "unweighted"))
+        if batch is not None:
+            found["loss/batch"] = batch
+        if plain is not None:
+            found["loss/batch_unweighted"] = plain + rows.columns["loss/added"]
+        found.update(_by_position(rows, means))
         return found
 
 
-def _elements(step: Step) -> Columns:
-    """Elements of the unreduced losses, and the most there can be without broadcasting."""
-    elements, expected = ops.zeros(()), ops.zeros(())
-    for output in step.outputs:
-        values = step.shared.get(("loss_values", output.name))
-        if values is not None:
-            elements = elements + _size(values)
-            labels = ops.convert_to_tensor(output.y_true)
-            expected = expected + ops.maximum(_size(labels), _size(output.y_pred))
-    return {"loss/elements": elements, "loss/expected_elements": expected}
+def _by_position(rows: TapeRows, means: EpochMean) -> Columns:
+    """The loss as one mean over all counted positions since the epoch began, where nothing is added
+    to it.
+    """
+    numerator, count = (rows.columns.get(f"_loss:positions:{part}") for part in "nd")
+    if numerator is None or count is None or rows.columns["loss/added"].any():
+        return {}
+    return {"loss/by_position": means.extend("positions", numerator, count)}
+
+
+def _elements(columns: dict[str, Any], output: OutputEvidence, values: Any) -> Columns:
+    """Elements in the unreduced losses of all outputs so far, and the most there can be without
+    broadcasting.
+    """
+    most = ops.maximum(_size(output.y_true), _size(output.y_pred))
+    return {
+        "loss/elements": columns.get("loss/elements", 0.0) + _size(values),
+        "loss/expected_elements": columns.get("loss/expected_elements", 0.0) + most,
+    }
 
 
 def _size(tensor: Any) -> Any:
-    shape = ops.shape(tensor) or (1,)
-    return ops.cast(ops.prod(ops.convert_to_tensor(shape, "int32")), "float32")
+    return ops.cast(ops.size(tensor), "float32")
 
 
-def _sum_of(values: Any, counted: Any | None) -> Any:
-    """The weighted sum; what does not count adds nothing, whatever its value."""
-    if counted is None:
-        return ops.sum(values)
-    return ops.sum(ops.where(counted != 0, values * counted, ops.zeros_like(values)))
+def _carries(output: OutputEvidence) -> bool:
+    """Whether a mask arrives with an output that has its axes."""
+    mask = output.mask
+    return mask is not None and len(output.y_pred.shape) >= len(mask.shape)
 
 
 def _reduce(values: Any, weight: Any | None, mask: Any | None, reduction: str) -> Any:
@@ -184,7 +175,10 @@ def _reduce(values: Any, weight: Any | None, mask: Any | None, reduction: str) -
     With a mask, "sum_over_batch_size" divides by the unmasked positions, not by the weights' sum.
     """
     counted = product(weight, mask)
-    total = _sum_of(values, counted)
+    if counted is None:
+        total = ops.sum(values)
+    else:
+        total = ops.sum(ops.where(counted != 0, values * counted, ops.zeros_like(values)))
     if reduction == "sum":
         return total
     if reduction == "mean_with_sample_weight" and counted is not None:

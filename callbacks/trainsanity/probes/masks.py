@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 from keras import backend, ops
 
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
-from trainsanity.probes.weighting import real_positions, source_ids, spread
+from trainsanity.probes.weighting import masked_source, pad_id, real_positions, spread
 
 
 class Masks(Probe):
@@ -30,17 +31,16 @@ class Masks(Probe):
 
     def _coverage(self, step: Step, output: OutputEvidence, witness: str) -> Columns:
         quantity = output.quantity("mask")
-        real = real_positions(step, output, self.run.model)
-        columns: dict[str, Any] = {}
-        if real is not None and witness == "loss_coverage":
-            columns[f"{quantity}/input_coverage"] = _share(real)
-        if real is not None or output.mask is not None:
-            counted = output.mask
-            columns[f"{quantity}/{witness}"] = ops.ones(()) if counted is None else _share(counted)
+        real = real_positions(step, output, self.run)
+        if real is None and output.mask is None:
+            return {}
+        columns = {f"{quantity}/{witness}": _share_or_all(output.mask)}
+        if witness == "loss_coverage":
+            columns[f"{quantity}/input_coverage"] = _share_or_all(real)
         return columns
 
     def _credit(self, step: Step, output: OutputEvidence) -> Columns:
-        real = real_positions(step, output, self.run.model)
+        real = real_positions(step, output, self.run)
         if real is None or not _scores_positions(output):
             return {}
         quantity = output.quantity("mask")
@@ -54,13 +54,28 @@ class Masks(Probe):
             f"{quantity}/padding_credit": _share_of(counted & ~real, counted),
             f"{quantity}/real_uncounted": _share_of(real & ~carried, real),
         }
-        target = _target_padding(output)
+        target = _integer_target(output)
         if target is not None:
-            columns[f"{quantity}/target_padding"] = _share_of(counted & target, counted)
-            columns[f"{quantity}/input_target_padding"] = _share_of(real & target, real)
-            per_row = ops.sum(ops.cast(counted & real & target, "float32"), axis=1)
-            columns[f"{quantity}/target_padding_most"] = ops.max(per_row)
-            columns.update(_next_input(step, output, real))
+            columns.update(self._of_target(step, output, target, real, counted))
+        return columns
+
+    def _of_target(
+        self, step: Step, output: OutputEvidence, target: Any, real: Any, counted: Any
+    ) -> Columns:
+        quantity = output.quantity("mask")
+        padding = ops.equal(target, pad_id(self.run))
+        in_row = ops.sum(ops.cast(counted & real & padding, "float32"), axis=1)
+        columns = {
+            f"{quantity}/target_padding": _share_of(counted & padding, counted),
+            f"{quantity}/input_target_padding": _share_of(real & padding, real),
+            f"{quantity}/target_padding_most": ops.max(in_row),
+        }
+        source = masked_source(step, output, self.run)
+        ids = source[1] if source and isinstance(source[0], keras.layers.Embedding) else None
+        if ids is not None and ids.shape[1] == target.shape[1]:
+            both = real[:, :-1] & real[:, 1:]
+            is_next = ops.equal(ops.cast(target, "int32")[:, :-1], ops.cast(ids, "int32")[:, 1:])
+            columns[f"{quantity}/target_next_input"] = _share_of(both & is_next, both)
         return columns
 
 
@@ -72,17 +87,12 @@ def _scores_positions(output: OutputEvidence) -> bool:
     function = getattr(output.loss, "fn", None)
     if function is not None:
         module = getattr(function, "__module__", "")
-    ignores = getattr(output.loss, "ignore_class", None) is not None
+    ignores = getattr(output.loss, "_fn_kwargs", {}).get("ignore_class") is not None
     return module.startswith("keras.") and not ignores
 
 
-def _target_padding(output: OutputEvidence) -> Any | None:
-    """Where an integer target `(batch, time)` is the padding id 0; None for other targets."""
-    target = _integer_target(output)
-    return None if target is None else target == 0
-
-
 def _integer_target(output: OutputEvidence) -> Any | None:
+    """An integer target of shape `(batch, time)`; None for other targets."""
     y = output.y_true
     if not backend.is_int_dtype(backend.standardize_dtype(y.dtype)):
         return None
@@ -93,19 +103,8 @@ def _integer_target(output: OutputEvidence) -> Any | None:
     return y
 
 
-def _next_input(step: Step, output: OutputEvidence, real: Any) -> Columns:
-    """How many targets are the id that follows in the input, of those that have one."""
-    ids, target = source_ids(step, output), _integer_target(output)
-    if ids is None or target is None or ids.shape[1] != target.shape[1]:
-        return {}
-    followed = real[:, :-1] & real[:, 1:]
-    equal = ops.cast(target[:, :-1], "int32") == ops.cast(ids[:, 1:], "int32")
-    name = f"{output.quantity('mask')}/target_next_input"
-    return {name: _share_of(followed & equal, followed)}
-
-
-def _share(mask: Any) -> Any:
-    return ops.mean(ops.cast(mask, "float32"))
+def _share_or_all(mask: Any | None) -> Any:
+    return ops.ones(()) if mask is None else ops.mean(ops.cast(mask, "float32"))
 
 
 def _share_of(part: Any, whole: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Memory of the process and of the device."""
+"""Memory of the process and of the device, and the variables that are alive."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import psutil
 from trainsanity.probes.probe import Probe
 
 MIB = 1024.0 * 1024.0
+COUNTING_SHARE = 0.002  # of the time so far that counting variables may take
 
 
 class Memory(Probe):
-    """Resident memory, device memory, and traces of the train function, every second or so."""
+    """Resident and device memory every second or so; Keras variables alive at epoch ends."""
 
     name = "memory"
 
@@ -24,7 +25,7 @@ class Memory(Probe):
         super().__init__(run)
         self._process = psutil.Process()
         self._last_step = 0
-        self._traces = 0
+        self._counted_at = 0
         self._began = time.monotonic()
         self._spent = 0.0
 
@@ -33,30 +34,29 @@ class Memory(Probe):
         if self.run.step <= self._last_step:
             return
         self._last_step = self.run.step
-        readings = {"memory__rss": self._process.memory_info().rss / MIB}
+        readings = {"memory/rss": self._process.memory_info().rss / MIB}
         device = self.run.backend.device_memory()
         if device is not None:
-            readings["memory__device"] = device / MIB
-        if self._traces:
-            readings["traces__count"] = float(self._traces)
-            readings["traces__signatures"] = float(len(self.run.shared["signatures"]))
-        self.run.point(self.run.step, **readings)
-
-    def after_step(self, step: int) -> None:
-        # Where nothing is compiled the step "is traced" in every batch, which means nothing.
-        if self.run.shared.pop("traced", False) and self._is_compiled:
-            self._traces += 1
-
-    @property
-    def _is_compiled(self) -> bool:
-        return keras.backend.backend() != "torch" and not self.run.model.run_eagerly
+            readings["memory/device"] = device / MIB
+        self.run.points(self.run.step, readings)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
-        # A look at every object of the process: seldom, and only while it is cheap.
-        elapsed = time.monotonic() - self._began
-        if self._spent > self.run.settings.audit_budget * elapsed / 5:
+        now = time.monotonic()
+        is_dear = self._spent > 0.2 + COUNTING_SHARE * (now - self._began)
+        if is_dear or self.run.step <= self._counted_at:
             return
-        started = time.monotonic()
-        alive = sum(issubclass(type(thing), keras.Variable) for thing in gc.get_objects())
-        self._spent += time.monotonic() - started
-        self.run.point(self.run.step, memory__live_variables=float(alive))
+        self._counted_at = self.run.step
+        self.run.points(self.run.step, {"memory/live_variables": float(_live_variables())})
+        self._spent += time.monotonic() - now
+
+
+def _live_variables() -> int:
+    """Keras keeps no list of its variables; the garbage collector knows all objects."""
+    kinds: dict[type, bool] = {}
+    count = 0
+    for found in gc.get_objects():
+        kind = type(found)
+        if kind not in kinds:
+            kinds[kind] = issubclass(kind, keras.Variable)
+        count += kinds[kind]
+    return count

@@ -9,8 +9,14 @@ import keras
 from keras import ops
 
 from trainsanity.epoch_mean import EpochMean
+from trainsanity.masking import mask_of
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
-from trainsanity.probes.weighting import mean_parts, product, real_positions, spread_if_any
+from trainsanity.probes.weighting import (
+    mean_parts,
+    product,
+    real_positions,
+    spread_if_any,
+)
 from trainsanity.tape import TapeRows
 
 VARIANTS = ("recomputed", "unmasked", "all", "weighted")
@@ -22,7 +28,7 @@ class CompiledMetric:
 
     key: str
     metric: Any
-    output: int
+    output: int  # its place among the outputs
     weighted: bool
 
 
@@ -42,28 +48,33 @@ class Metrics(Probe):
     def trace_metrics(self, step: Step) -> Columns:
         columns: dict[str, Any] = {}
         for key, value in step.results.items():
-            if key != "loss":
+            # A metric may give one number for each class; such rows are not on the tape.
+            if key != "loss" and len(ops.shape(value)) == 0:
                 columns[f"{key}/reported"] = value
+        outputs = {output.place: output for output in step.outputs}
         for entry in compiled_metrics(self.run.model):
-            if entry.output < len(step.outputs):
-                columns.update(self._parts(step, step.outputs[entry.output], entry))
+            if entry.output in outputs:
+                columns.update(self._parts(step, outputs[entry.output], entry))
         return columns
 
     def _parts(self, step: Step, output: OutputEvidence, entry: CompiledMetric) -> Columns:
-        values = self._values(output, entry)
+        values = self._values(step, output, entry)
         if values is None:
             return {}
         weight = spread_if_any(output.sample_weight, values)
         mask = spread_if_any(output.mask, values)
-        real = real_positions(step, output, self.run.model)
+        real = real_positions(step, output, self.run)
         real = None if real is None else spread_if_any(real, values)
-        variants = {"recomputed": product(weight if entry.weighted else None, mask)}
+        own = spread_if_any(mask_of(values), values)  # of classes that the function ignores
+        recomputed = product(weight if entry.weighted else None, mask)
+        # Keras looks at it only where there are weights (keras/src/metrics/reduction_metrics.py).
+        variants = {"recomputed": None if recomputed is None else product(recomputed, own)}
         if real is not None or mask is not None or weight is not None:
             variants["all"] = None
         if real is not None:
-            variants["unmasked"] = real
+            variants["unmasked"] = product(real, own)
         if weight is not None:
-            variants["weighted"] = product(weight, real if real is not None else mask)
+            variants["weighted"] = product(weight, real if real is not None else mask, own)
         columns = {}
         for variant, counted in variants.items():
             numerator, denominator = mean_parts(values, counted)
@@ -71,7 +82,7 @@ class Metrics(Probe):
             columns[f"_{entry.key}:{variant}:d"] = denominator
         return columns
 
-    def _values(self, output: OutputEvidence, entry: CompiledMetric) -> Any | None:
+    def _values(self, step: Step, output: OutputEvidence, entry: CompiledMetric) -> Any | None:
         """The metric per position, or None where it is no mean of a function over positions."""
         metric = entry.metric
         facts: dict[str, Any] = {
@@ -81,20 +92,24 @@ class Metrics(Probe):
             "weighted": entry.weighted,
             "recomputed_by": None,
             "reason": None,
-            "mean_of": "positions",
+            "mean_of": "samples",
         }
         self.found[entry.key] = facts
         function = getattr(metric, "_fn", None)
         if not isinstance(metric, keras.metrics.MeanMetricWrapper) or function is None:
             facts["reason"] = f"{facts['kind']} is no mean over positions"
             return None
-        values = function(output.y_true, output.y_pred, **metric._fn_kwargs)
+        is_keras = getattr(function, "__module__", "").startswith("keras.")
+        values = step.metric_values.get(id(metric))
+        if values is None and is_keras:
+            values = function(output.y_true, output.y_pred, **metric._fn_kwargs)
+        if values is None:
+            facts["reason"] = "the metric's own update_state does not call its function"
+            return None
         if len(values.shape) == 0:
             facts["reason"] = "the function reduces its values itself"
-            facts["mean_of"] = "batches"
             return None
         own_update = type(metric).update_state is not keras.metrics.MeanMetricWrapper.update_state
-        is_keras = getattr(function, "__module__", "").startswith("keras.")
         whose = "reference" if is_keras else "own function"
         facts["recomputed_by"] = "overridden update_state" if own_update else whose
         return ops.cast(values, "float32")

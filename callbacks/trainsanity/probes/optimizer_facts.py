@@ -9,8 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from trainsanity.probes.learning_rate import ELEMENTWISE, slot_lists
+from trainsanity import optimizers
 from trainsanity.probes.probe import Probe
+from trainsanity.shadow import ELEMENTWISE
 
 # Names that other versions and frameworks give to arguments of ours.
 OLD_NAMES = {
@@ -29,20 +30,20 @@ class OptimizerFacts(Probe):
 
     name = "optimizer_facts"
 
-    @property
-    def _optimizer(self) -> Any:
-        """The one that moves the weights: loss scaling wraps it."""
-        return getattr(self.run.optimizer, "inner_optimizer", self.run.optimizer)
-
     def on_begin(self) -> None:
-        optimizer = self._optimizer
+        optimizer = self.run.optimizer
         if optimizer is None or self.run.kind != "fit":
             return
-        self.run.audit("optimizer", self._facts(optimizer), 0)
+        if len(optimizers.parts(optimizer)) == 1:
+            self.run.audit("optimizer", self._facts(optimizer), 0)
+        else:
+            reason = "several optimizers share the weights, each with a learning rate of its own"
+            self.run.audit("optimizer", {"not_testable": reason}, 0)
         self.run.audit("optimizer_state", self._state(optimizer), 0)
 
     def _facts(self, optimizer: Any) -> dict[str, Any]:
-        rate = optimizer._learning_rate
+        worker = optimizers.working(optimizer)
+        rate = worker._learning_rate
         if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
             kind = "schedule"
         elif callable(rate) and not isinstance(rate, keras.Variable):
@@ -50,18 +51,18 @@ class OptimizerFacts(Probe):
         else:
             kind = "number"
         return {
-            "class": type(optimizer).__name__,
-            "element_wise": type(optimizer).__name__ in ELEMENTWISE,
+            "class": type(worker).__name__,
+            "element_wise": type(worker).__name__ in ELEMENTWISE,
             "learning_rate_kind": kind,
-            "learning_rate": float(keras.ops.convert_to_numpy(optimizer.learning_rate)),
-            "stray": _stray(optimizer),
+            "learning_rate": float(keras.ops.convert_to_numpy(worker.learning_rate)),
+            "stray": _stray(worker),
         }
 
     def _state(self, optimizer: Any) -> dict[str, Any]:
         left = _left.get(self.run.model)
-        slots = [v for lists in slot_lists(optimizer) for v in lists.values()]
+        slots = _slots(optimizer)
         return {
-            "iterations": int(self.run.backend.read(optimizer._iterations)),
+            "iterations": optimizers.updates(optimizer, self.run.backend.read),
             "iterations_left": left[1] if left else None,
             "slots_norm": self._norm(optimizer),
             "slots_norm_left": left[2] if left else None,
@@ -77,25 +78,36 @@ class OptimizerFacts(Probe):
                     keras.ops.sum(keras.ops.square(keras.ops.cast(v, "float32")))
                 )
             )
-            for lists in slot_lists(optimizer)
-            for v in lists.values()
+            for v in _slots(optimizer)
         ]
         return float(np.sqrt(sum(squares)))
 
     def on_released(self) -> None:
-        optimizer = self._optimizer
+        optimizer = self.run.optimizer
         if optimizer is None or self.run.kind != "fit":
             return
-        iterations = int(self.run.backend.read(optimizer._iterations))
-        _left[self.run.model] = (weakref.ref(optimizer), iterations, self._norm(optimizer))
+        iterations = optimizers.updates(optimizer, self.run.backend.read)
+        _left[self.run.model] = (
+            weakref.ref(optimizer),
+            iterations,
+            self._norm(optimizer),
+        )
+
+
+def _slots(optimizer: Any) -> list[Any]:
+    """Slot variables of an optimizer, of those it wraps too."""
+    parts = optimizers.parts(optimizers.working(optimizer))
+    return [v for part in parts for lists in optimizers.slot_lists(part) for v in lists.values()]
 
 
 def _stray(optimizer: Any) -> list[dict[str, Any]]:
     """Numbers set on the optimizer under names that a new one of its class and configuration does
     not have.
     """
-    config = {**optimizer.get_config(), "name": "trainsanity_fresh", "learning_rate": 0.0}
-    fresh = vars(type(optimizer).from_config(config))
+    other = optimizers.fresh(optimizer, name="trainsanity_fresh", learning_rate=0.0)
+    if other is None:
+        return []
+    fresh, config = vars(other), optimizers.config_of(optimizer)
     rows = []
     for name, value in vars(optimizer).items():
         if name in fresh or name.startswith("_") or isinstance(value, bool):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from keras import ops
+
+from trainsanity import optimizers
 
 if TYPE_CHECKING:
     from trainsanity.run import Run
     from trainsanity.tape import TapeRows
 
 # Scalar tensors by column name. A name without a leading "_" becomes a signal of that name; one
-# with it is
-# raw material for the probe's `on_rows`.
+# with it is raw material for the probe's `on_rows`.
 Columns = Mapping[str, Any]
 
 
@@ -33,8 +37,11 @@ class OutputEvidence:
         y_true, y_pred: tensors of shape (batch, ...).
         sample_weight: (batch,), (batch, 1) or (batch, time), or None.
         mask: the mask that Keras carries on `y_pred`, (batch, time) bool, or None.
-        loss: the compiled loss function of this output, or None; `loss_weight` its factor, or None.
+        place: its place among all outputs of the model.
         given_weight: the sample weight that came with the batch, or None.
+        loss: the compiled loss function of this output, or None; `loss_weight` its factor, or None;
+            `loss_place` its place among all compiled losses in the order in which Keras calls
+            them, -1 where there is no loss.
     """
 
     name: str
@@ -42,9 +49,11 @@ class OutputEvidence:
     y_pred: Any
     sample_weight: Any
     mask: Any
+    place: int = 0
+    given_weight: Any = None
     loss: Any = None
     loss_weight: Any = None
-    given_weight: Any = None
+    loss_place: int = -1
 
     def quantity(self, word: str) -> str:
         return f"{word}:{self.name}" if self.name else word
@@ -62,7 +71,9 @@ class Step:
             forward pass.
         outputs: one entry per output that has a label.
         loss: what `compute_loss` returned.
+        losses: unreduced values of the compiled losses, in the order in which Keras called them.
         results: what `compute_metrics` returned: log key -> tensor.
+        metric_values: id of a metric -> what its function returned.
         shared: intermediate tensors that one probe computes and another uses.
     """
 
@@ -75,22 +86,102 @@ class Step:
     calls: list[LayerCall] = field(default_factory=list)
     outputs: list[OutputEvidence] = field(default_factory=list)
     loss: Any = None
+    losses: list[Any] = field(default_factory=list)
     results: Mapping[str, Any] = field(default_factory=dict)
+    metric_values: dict[int, Any] = field(default_factory=dict)
     columns: dict[str, Any] = field(default_factory=dict)
     shared: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Update:
-    """One call of the optimizer while it is traced.
+    """One call of an optimizer while it is traced.
 
-    `gradients` and `variables` correspond 1:1; a gradient may be None. `shared` is the step's.
+    Attributes:
+        name: "" for the optimizer given to `compile`, else the attribute under which the model
+            holds it.
+        gradients, variables: correspond 1:1; a gradient may be None.
+        shared: the step's.
+        copies: gives tensors of their own, whose use does not change how the update is compiled.
+        updated: whether weights are updated at this step, a bool tensor; None: always.
+        scale_before: what the gradients are multiplied with; None where they are not.
     """
 
+    name: str
     optimizer: Any
     gradients: list[Any]
     variables: list[Any]
     shared: dict[Any, Any]
+    copies: Callable[[list[Any]], list[Any]] = list
+    updated: Any = None
+    scale_before: Any = None
+    _entering: list[Any] | None = None
+
+    def __post_init__(self) -> None:
+        worker = optimizers.working(self.optimizer)
+        conditions = []
+        if worker is not self.optimizer:
+            conditions.append(self.optimizer.check_finite(self.gradients))
+            self.scale_before = ops.convert_to_tensor(self.optimizer.dynamic_scale)
+        elif worker.loss_scale_factor is not None:
+            self.scale_before = worker.loss_scale_factor
+        steps = optimizers.accumulation(worker)
+        if steps:
+            conditions.append(ops.equal((worker._iterations + 1) % steps, 0))
+        for condition in conditions:
+            both = self.updated is not None
+            self.updated = ops.logical_and(self.updated, condition) if both else condition
+
+    @property
+    def entering(self) -> list[Any] | None:
+        """The gradients that are there as they enter the update: unscaled, accumulated, clipped;
+        None if unknown.
+        """
+        return self._entering
+
+    def prepare(self) -> None:
+        """Before the update: computes `entering` where the optimizer does so inside a branch, out
+        of reach.
+        """
+        worker = optimizers.working(self.optimizer)
+        steps = optimizers.accumulation(worker)
+        if self._entering is not None or (worker is self.optimizer and not steps):
+            return
+        pairs = [p for p in zip(self.gradients, self.variables, strict=True) if p[0] is not None]
+        gradients, scale = [gradient for gradient, _ in pairs], self.scale_before
+        if scale is not None:
+            gradients = [ops.divide(g, ops.cast(scale, g.dtype)) for g in gradients]
+        if steps:
+            places = [worker._get_variable_index(variable) for _, variable in pairs]
+            sums = [ops.convert_to_tensor(worker._accumulated_gradients[p]) for p in places]
+            gradients = [(g + s) / steps for g, s in zip(gradients, sums, strict=True)]
+        self._entering = worker._clip_gradients(gradients)
+
+    @contextmanager
+    def clipping_watched(self) -> Iterator[None]:
+        """Within, what the optimizer's clipping returns becomes `entering`."""
+        optimizer = self.optimizer
+        if optimizers.working(optimizer) is not optimizer or optimizers.accumulation(optimizer):
+            yield
+            return
+        original = optimizer._clip_gradients
+
+        def clip(grads: Any) -> Any:
+            # Clips copies once more: a look at what the update uses would keep the compiler from
+            # joining clipping and update, and round otherwise.
+            self._entering = list(original(self.copies(list(grads))))
+            return original(grads)
+
+        own = optimizer.__dict__
+        had_own, before = "_clip_gradients" in own, own.get("_clip_gradients")
+        own["_clip_gradients"] = clip
+        try:
+            yield
+        finally:
+            if had_own:
+                own["_clip_gradients"] = before
+            else:
+                own.pop("_clip_gradients", None)
 
 
 class Probe:

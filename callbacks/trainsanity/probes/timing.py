@@ -33,6 +33,10 @@ class Timing(Probe):
         self._rows.append((step, (now - self._began) / steps, between / steps))
         self._ended = now
 
+    def on_sample(self) -> None:
+        # Audits between two steps are no time of the user's callbacks.
+        self._ended = None
+
     def on_sample_time(self) -> None:
         self._flush()
 

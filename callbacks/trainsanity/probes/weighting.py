@@ -1,19 +1,22 @@
 """Which positions count, and how much: arithmetic that several probes share.
 
 Shapes: a *position* is one element of the unreduced loss or metric, `(batch,)` for plain models,
-`(batch, time)` for
-sequences. Masks are `(batch, time)`; sample weights `(batch,)`, `(batch, 1)` or `(batch, time)`.
-Only operations that cannot fail at run time are used: static shapes decide what is compared.
+`(batch, time)` for sequences. Masks are `(batch, time)`; sample weights `(batch,)`, `(batch, 1)` or
+`(batch, time)`. Only operations that cannot fail at run time are used: static shapes decide what is
+compared.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
 
 from trainsanity.probes.probe import OutputEvidence, Step
+
+if TYPE_CHECKING:
+    from trainsanity.run import Run
 
 
 def spread(weight: Any, values: Any) -> Any | None:
@@ -41,8 +44,7 @@ def mean_parts(values: Any, weight: Any | None) -> tuple[Any, Any]:
 
     Keras averages each sample over its inner axes first and then sums over samples
     (keras/src/metrics/reduction_metrics.py, `reduce_to_samplewise_values`), so batches of longer
-    sequences do
-    not weigh more. Positions of weight 0 do not count, whatever their value.
+    sequences do not weigh more. Positions of weight 0 do not count, whatever their value.
     """
     values = ops.cast(values, "float32")
     shape = ops.shape(values)
@@ -62,48 +64,50 @@ def product(*weights: Any | None) -> Any | None:
     return result
 
 
-def real_positions(step: Step, output: OutputEvidence, model: Any) -> Any | None:
+def real_positions(step: Step, output: OutputEvidence, run: Run) -> Any | None:
     """Positions of this output that are real according to the input, `(batch, time)` bool; None
     where unknown.
 
     The ids that an `Embedding(mask_zero=True)` receives, or the values that a `Masking` layer
-    receives, are compared with the
-    padding here, independently of the mask that Keras computes and carries.
+    receives, are compared with the padding here, independently of the mask that Keras computes and
+    carries.
     """
     key = ("real", output.name)
     if key not in step.shared:
-        step.shared[key] = _find_real_positions(step, output, model)
+        step.shared[key] = _find_real_positions(step, output, run)
     return step.shared[key]
 
 
-def _find_real_positions(step: Step, output: OutputEvidence, model: Any) -> Any | None:
+def _find_real_positions(step: Step, output: OutputEvidence, run: Run) -> Any | None:
+    source = masked_source(step, output, run)
+    return None if source is None else _fit_time(_real_of(*source, run), output.y_pred)
+
+
+def masked_source(step: Step, output: OutputEvidence, run: Run) -> tuple[Any, Any] | None:
+    """The layer that says what is padding for this output, and its input; None where several or
+    none may be meant.
+    """
     sources: dict[int, tuple[Any, Any]] = {}
     for call in step.calls:
-        real = _real_of(call.layer, call.inputs)
+        real = _real_of(call.layer, call.inputs, run)
         if real is not None and _has_time_axis(real, output.y_pred):
-            sources.setdefault(id(call.inputs), (call.layer, real))
+            sources.setdefault(id(call.inputs), (call.layer, call.inputs))
     if len(sources) > 1:
-        layer = leading_source(model, output.name, [layer for layer, _ in sources.values()])
+        layer = leading_source(run.model, output.name, [layer for layer, _ in sources.values()])
         sources = {k: v for k, v in sources.items() if v[0] is layer}
-    if len(sources) != 1:
-        return None
-    layer, real = next(iter(sources.values()))
+    return next(iter(sources.values())) if len(sources) == 1 else None
+
+
+def pad_id(run: Run) -> int:
+    """The id that stands for padding: as declared, else the one that `mask_zero` means."""
+    declared = run.settings.expect.pad_id
+    return 0 if declared is None else declared
+
+
+def _real_of(layer: Any, inputs: Any, run: Run) -> Any | None:
     if isinstance(layer, keras.layers.Embedding):
-        ids = [call.inputs for call in step.calls if id(call.inputs) in sources]
-        step.shared[("ids", output.name)] = ids[0]
-    return _fit_time(real, output.y_pred)
-
-
-def source_ids(step: Step, output: OutputEvidence) -> Any | None:
-    """The ids `(batch, time)` whose padding `real_positions` has found; None without ids."""
-    return step.shared.get(("ids", output.name))
-
-
-def _real_of(layer: Any, inputs: Any) -> Any | None:
-    if isinstance(layer, keras.layers.Embedding):
-        if not layer.mask_zero or len(inputs.shape) != 2:
-            return None
-        return inputs != 0
+        says = layer.mask_zero or run.settings.expect.pad_id is not None
+        return ops.not_equal(inputs, pad_id(run)) if says and len(inputs.shape) == 2 else None
     if isinstance(layer, keras.layers.Masking) and len(inputs.shape) == 3:
         return ops.any(inputs != ops.cast(layer.mask_value, inputs.dtype), axis=-1)
     return None

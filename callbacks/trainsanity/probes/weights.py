@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
 
-from trainsanity.probes.probe import Columns, Probe, Step, Update
+from trainsanity import optimizers
+from trainsanity.probes.probe import Probe
 
-HUGE = 3.0e38
 # Elements up to which a variable is compared whole; of larger ones as many, evenly spread.
 WHOLE = 65_536
 
@@ -24,91 +22,64 @@ class _Watched:
     layer: Any
     by_nature: bool
     trainable: bool
-    indices: np.ndarray[Any, Any] | None
+    coordinates: np.ndarray[Any, Any] | None
     before: np.ndarray[Any, Any]
 
 
 class Weights(Probe):
-    """Makes the audit `weights` at the end of each epoch from copies of (samples of) all
-    weights.
-    """
+    """Makes the audit `weights` at the end of each epoch from copies of all weights, or samples."""
 
     name = "weights"
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
         self._watched: list[_Watched] = []
-        self._iterations = 0
+        self._updates = 0
         self._spent = 0.0
         self._began = time.monotonic()
-        self._largest: Any = None  # absolute gradient of each small variable in the epoch
-        self._places: dict[int, int] = {}
 
     def on_begin(self) -> None:
         self._began = time.monotonic()
-        variables = self.run.model.trainable_variables if self.run.model.built else []
-        small = [v for v in variables if None not in v.shape and np.prod(v.shape) <= WHOLE]
-        if small and self.run.optimizer is not None and self.run.kind == "fit":
-            self._places = {id(v): i for i, v in enumerate(small)}
-            zeros = np.zeros(len(small), "float32")
-            self._largest = self.run.keep(keras.Variable(zeros, trainable=False))
-
-    def trace_after_update(self, update: Update) -> Columns:
-        if self._largest is None:
-            return {}
-        scale = update.shared.get("loss_scale")
-        cells = [ops.zeros(())] * len(self._places)
-        for gradient, variable in zip(update.gradients, update.variables, strict=True):
-            place = self._places.get(id(variable))
-            if gradient is not None and place is not None:
-                values = ops.cast(self.run.backend.dense_part(gradient), "float32")
-                size = ops.max(ops.abs(values)) if 0 not in values.shape else ops.zeros(())
-                cells[place] = size if scale is None else size / scale
-        update.shared["gradient_largest"] = ops.stack(cells)
-        return {}
-
-    def trace_end(self, step: Step) -> Columns:
-        now = step.shared.get("gradient_largest")
-        if now is not None and self._largest is not None:
-            # NaN counts as huge, so that it is not lost in a maximum.
-            now = ops.where(now <= HUGE, now, ops.full_like(now, HUGE))
-            self._largest.assign(ops.maximum(self._largest, now))
-        return {}
 
     def on_epoch_begin(self, epoch: int) -> None:
-        if self._largest is not None:
-            self._largest.assign(np.zeros(len(self._places), "float32"))
         if self._is_over_budget():
             self._watched = []
             return
         started = time.monotonic()
-        backend = self.run.backend
         self._watched = []
+        seen: set[int] = set()
         for layer in self.run.model._flatten_layers():
             by_nature = {id(v) for v in layer._trainable_variables}
             for variable in layer._trainable_variables + layer._non_trainable_variables:
-                indices = _indices(variable)
-                value = _take(backend.read(variable), indices)
-                watched = _Watched(
-                    variable, layer, id(variable) in by_nature, variable.trainable, indices, value
-                )
-                self._watched.append(watched)
-        self._iterations = self._updates()
+                if id(variable) not in seen:
+                    seen.add(id(variable))
+                    self._watch(variable, layer, id(variable) in by_nature)
+        self._updates = self._count_updates()
         self._spent += time.monotonic() - started
 
-    def _updates(self) -> int:
-        """Updates of the weights since the optimizer was new."""
-        optimizer = self.run.optimizer
-        if optimizer is None:
-            return 0
-        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        every = optimizer.gradient_accumulation_steps or 1
-        return int(self.run.backend.read(optimizer._iterations)) // every
+    def _watch(self, variable: Any, layer: Any, by_nature: bool) -> None:
+        coordinates = _coordinates(tuple(variable.shape))
+        value = self._take(variable, coordinates)
+        is_trainable = bool(layer.trainable and variable.trainable)
+        self._watched.append(_Watched(variable, layer, by_nature, is_trainable, coordinates, value))
+
+    def _count_updates(self) -> int:
+        read = self.run.backend.read
+        every = optimizers.of_model(self.run.model).values()
+        return max((optimizers.updates(optimizer, read) for optimizer in every), default=0)
+
+    def _take(
+        self, variable: Any, coordinates: np.ndarray[Any, Any] | None
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The elements looked at, in double precision; large variables stay where they are."""
+        if coordinates is None:
+            value = self.run.backend.read(variable)
+        else:
+            value = self.run.backend.pick_value(variable, coordinates)
+        return np.array(value, np.float64).reshape(-1)
 
     def _is_over_budget(self) -> bool:
-        """Copies of large models take time; they may not take more than audits in all are
-        allowed.
-        """
+        """Copies of large models take time, of which audits in all may take a share."""
         elapsed = time.monotonic() - self._began
         return self._spent > max(1.0, self.run.settings.audit_budget * elapsed)
 
@@ -116,37 +87,33 @@ class Weights(Probe):
         if not self._watched:
             return
         started = time.monotonic()
-        optimizer = self.run.optimizer
-        trained = {id(v) for v in getattr(optimizer, "_trainable_variables", [])}
-        largest = None if self._largest is None else self.run.backend.read(self._largest)
-        without = set(self.run.shared.get("no_gradient_paths", []))
-        with_gradient = set(self.run.shared.get("gradient_paths", []))
-        variables = [
-            self._facts(w, trained, without, with_gradient, largest) for w in self._watched
-        ]
-        partly = any(w.indices is not None for w in self._watched)
+        held = optimizers.of_model(self.run.model).values()
+        trained = {id(v) for o in held for v in optimizers.working(o)._trainable_variables}
+        read_largest = self.run.shared.get("largest_gradients")
+        largest = read_largest() if read_largest else {}
+        variables = [self._facts(watched, trained, largest) for watched in self._watched]
+        partly = any(watched.coordinates is not None for watched in self._watched)
         self.run.audit(
             "weights",
             {
                 "variables": variables,
                 "sampled": WHOLE if partly else None,
-                "updates": self._updates() - self._iterations,
+                "updates": self._count_updates() - self._updates,
             },
         )
         self._spent += time.monotonic() - started
 
     def _facts(
-        self,
-        watched: _Watched,
-        trained: set[int],
-        without: set[str],
-        with_gradient: set[str],
-        largest: np.ndarray[Any, Any] | None,
+        self, watched: _Watched, trained: set[int], largest: Mapping[int, float]
     ) -> dict[str, Any]:
-        variable = watched.variable
-        now = _take(self.run.backend.read(variable), watched.indices)
-        finite = np.isfinite(now) if now.dtype.kind == "f" else np.ones(now.shape, bool)
-        moved = np.abs(now.astype(np.float64) - watched.before.astype(np.float64))
+        variable, shared = watched.variable, self.run.shared
+        now = self._take(variable, watched.coordinates)
+        finite = np.isfinite(now)
+        with np.errstate(invalid="ignore"):
+            moved = np.abs(now - watched.before)
+        moved = moved[~np.isnan(moved)]
+        arrived = shared.get("gradient_paths", set())
+        missing = shared.get("no_gradient_paths", set())
         path = variable.path
         return {
             "path": path,
@@ -157,27 +124,18 @@ class Weights(Probe):
             "trainable_begin": bool(watched.trainable),
             "by_nature": watched.by_nature,
             "in_optimizer": id(variable) in trained,
-            "moved": float(np.nanmax(moved)) if moved.size else 0.0,
-            "norm": float(np.linalg.norm(now[finite].astype(np.float64))),
+            "moved": float(moved.max()) if moved.size else 0.0,
+            "norm": float(np.linalg.norm(now[finite])),
             "nonfinite": int((~finite).sum()),
-            "gradient": path in with_gradient or path not in without,
-            "gradient_largest": self._gradient_largest(variable, path in with_gradient, largest),
+            "gradient": path in arrived or path not in missing,
+            "gradient_largest": largest.get(id(variable)) if path in arrived else None,
         }
 
-    def _gradient_largest(
-        self, variable: Any, arrived: bool, largest: np.ndarray[Any, Any] | None
-    ) -> float | None:
-        place = self._places.get(id(variable))
-        return None if largest is None or place is None or not arrived else float(largest[place])
 
-
-def _indices(variable: Any) -> np.ndarray[Any, Any] | None:
-    size = int(np.prod(variable.shape))
-    return None if size <= WHOLE else np.linspace(0, size - 1, WHOLE).astype(np.int64)
-
-
-def _take(
-    value: np.ndarray[Any, Any], indices: np.ndarray[Any, Any] | None
-) -> np.ndarray[Any, Any]:
-    flat = np.asarray(value).reshape(-1)
-    return flat.copy() if indices is None else flat[indices]
+def _coordinates(shape: tuple[int, ...]) -> np.ndarray[Any, Any] | None:
+    """Of large variables as many elements, spread evenly; shape (k, rank). None: all."""
+    size = int(np.prod(shape))
+    if size <= WHOLE:
+        return None
+    flat = np.linspace(0, size - 1, WHOLE).astype(np.int64)
+    return np.stack(np.unravel_index(flat, shape), axis=-1).astype(np.int32)

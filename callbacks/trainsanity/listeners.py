@@ -1,0 +1,61 @@
+"""The probes of a run, called through the boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from trainsanity.boundary import Boundary
+from trainsanity.errors import CannotAudit
+from trainsanity.probes.probe import Probe
+
+
+class Listeners:
+    """Calls the probes that override a hook; those that do not cost nothing.
+
+    Args:
+        refused: called with a probe that cannot make its audit, and the reason.
+    """
+
+    def __init__(
+        self,
+        probes: list[Probe],
+        boundary: Boundary,
+        refused: Callable[[Probe, str], None],
+    ) -> None:
+        self._probes = probes
+        self._boundary = boundary
+        self._refused = refused
+        self._hooks: dict[str, list[tuple[Probe, Callable[..., Any]]]] = {}
+
+    def hearing(self, hook: str) -> list[Probe]:
+        """The probes that override a hook."""
+        return [probe for probe, _ in self._overriding(hook)]
+
+    def tell(self, hook: str, *args: Any) -> None:
+        for probe, method in self._overriding(hook):
+            self._boundary.call(probe.name, self._hear_out, probe, method, *args)
+
+    def tell_one(self, probe: Probe, hook: str, *args: Any) -> None:
+        self._boundary.call(probe.name, self._hear_out, probe, getattr(probe, hook), *args)
+
+    def ask(self, hook: str, *args: Any) -> Iterator[Any]:
+        """What each probe returns; nothing for one that is off or fails."""
+        for probe, method in self._overriding(hook):
+            yield self._boundary.call(probe.name, method, *args, default={})
+
+    def _hear_out(self, probe: Probe, method: Callable[..., Any], *args: Any) -> None:
+        try:
+            method(*args)
+        except CannotAudit as reason:
+            self._refused(probe, str(reason))
+
+    def _overriding(self, hook: str) -> list[tuple[Probe, Callable[..., Any]]]:
+        if hook not in self._hooks:
+            plain = getattr(Probe, hook)
+            self._hooks[hook] = [
+                (probe, getattr(probe, hook))
+                for probe in self._probes
+                if getattr(type(probe), hook) is not plain
+            ]
+        return self._hooks[hook]

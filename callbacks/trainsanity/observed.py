@@ -1,0 +1,110 @@
+"""Values that compiled losses and metrics make by themselves, caught as they are made.
+
+Calling a function of the user's a second time would not be harmless: it may draw random numbers,
+print or count. So what it returns is kept when Keras calls it, and its positions are counted again
+by routines of ours. Only under XLA that would be the greater harm: a value that somebody else looks
+at is compiled and rounded otherwise. There the function is traced once more, on copies of what it
+was given and with every change of state put aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from trainsanity.boundary import Boundary
+from trainsanity.probes.probe import Step
+
+Function = Callable[..., Any]
+
+
+class Observed:
+    """From `begin` to `end`, results of `Loss.call` and of a metric's function are kept in the
+    step.
+
+    Args:
+        copies: gives tensors to look at in place of given ones; None where any may be looked at.
+    """
+
+    def __init__(
+        self, model: Any, step: Step, boundary: Boundary, copies: Callable[[Any], Any] | None
+    ) -> None:
+        self._model = model
+        self._step = step
+        self._boundary = boundary
+        self._copies = copies
+        self._replaced: list[tuple[dict[str, Any], str, bool, Any]] = []
+
+    def begin(self) -> None:
+        losses = getattr(self._model, "_compile_loss", None)
+        metrics = getattr(self._model, "_compile_metrics", None)
+        # Both are built by their first call, on some backends inside the very first step.
+        if losses is not None:
+            self._once_built(losses, self._watch_losses)
+        if metrics is not None:
+            self._once_built(metrics, self._watch_metrics)
+
+    def end(self) -> None:
+        """Losses and metrics are what they were."""
+        for own, name, had_own, original in reversed(self._replaced):
+            if had_own:
+                own[name] = original
+            else:
+                own.pop(name, None)
+
+    def _once_built(self, compiled: Any, watch: Callable[[Any], None]) -> None:
+        if compiled.built:
+            watch(compiled)
+            return
+        original = compiled.build
+
+        def build(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            watch(compiled)
+            return result
+
+        self._replace(compiled, "build", build)
+
+    def _watch_losses(self, compiled: Any) -> None:
+        for loss in {id(entry[1]): entry[1] for entry in compiled._flat_losses}.values():
+            if isinstance(loss, keras.losses.Loss):
+                self._replace(loss, "call", self._keeping(loss.call, self._step.losses.append))
+
+    def _watch_metrics(self, compiled: Any) -> None:
+        for metric in compiled.metrics:
+            if isinstance(metric, keras.metrics.MeanMetricWrapper) and hasattr(metric, "_fn"):
+                keep = _keeper(self._step.metric_values, id(metric))
+                self._replace(metric, "_fn", self._keeping(metric._fn, keep))
+
+    def _keeping(self, function: Function, keep: Callable[[Any], None]) -> Function:
+        def kept(*args: Any, **kwargs: Any) -> Any:
+            values = function(*args, **kwargs)
+            if self._copies is None:
+                keep(values)
+            else:
+                again = self._boundary.call("observed", self._again, function, args, kwargs)
+                if again is not None:
+                    keep(again)
+            return values
+
+        return kept
+
+    def _again(self, function: Function, args: Any, kwargs: Any) -> Any:
+        assert self._copies is not None
+        args, kwargs = self._copies((args, kwargs))
+        with keras.StatelessScope():
+            return function(*args, **kwargs)
+
+    def _replace(self, owner: Any, name: str, replacement: Function) -> None:
+        own = owner.__dict__
+        self._replaced.append((own, name, name in own, own.get(name)))
+        own[name] = replacement
+
+
+def _keeper(values: dict[int, Any], key: int) -> Callable[[Any], None]:
+    def keep(value: Any) -> None:
+        values[key] = value
+
+    return keep

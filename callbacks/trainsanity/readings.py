@@ -1,0 +1,126 @@
+"""What the host reads from the tapes and hands on to probes and stream."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from trainsanity.boundary import Boundary
+from trainsanity.listeners import Listeners
+from trainsanity.run import Run
+from trainsanity.tape import READ_EVERY, TapeReader, TapeRows
+
+READ_SECONDS = 0.4  # a tape is read after this time even if few batches have run
+SLOW_READ_SECONDS = 1.0  # readings that belong to no step, such as memory
+
+
+class Readings:
+    """Reads the two tapes of a run; `train` and `test` are None where no taps are in the step."""
+
+    def __init__(self, run: Run, listeners: Listeners, boundary: Boundary) -> None:
+        self._run = run
+        self._listeners = listeners
+        self._boundary = boundary
+        self.train: TapeReader | None = None
+        self.test: TapeReader | None = None
+        self._last_read = 0.0
+        self._last_slow_read = 0.0
+
+    @property
+    def taped_step(self) -> int | None:
+        """The step that the tape has counted; None where there is no tape."""
+        if self.train is None or "tape" in self._boundary.off:
+            return None
+        return self.train.step
+
+    def after_training(self, result: Any, batches: int) -> None:
+        """After an execution of the train function: reads now and then."""
+        reader = self.train
+        if reader is None:
+            return
+        new = self._boundary.call("tape", reader.note, self._run.model, result, batches)
+        if new and self._is_time_to_read(reader):
+            self.read_train()
+
+    def _is_time_to_read(self, reader: TapeReader) -> bool:
+        every = self._run.settings.update_freq
+        behind = self._run.step - reader.step
+        if every == "epoch":
+            return behind >= reader.tape.depth // 2
+        if isinstance(every, int):
+            return behind >= min(every, reader.tape.depth // 2)
+        return behind >= READ_EVERY or time.monotonic() - self._last_read >= READ_SECONDS
+
+    def read_train(self, *, whole: bool = False) -> None:
+        """`whole` where the model's variables are in place, as at the end of an epoch."""
+        if self.train is None:
+            return
+        self._last_read = time.monotonic()
+        rows = self._boundary.call("tape", self.train.read, whole)
+        self._pass_on(rows, "on_rows", "latest")
+        self.slow()
+
+    def after_testing(self, result: Any, batches: int) -> None:
+        reader = self.test
+        if reader is None:
+            return
+        new = self._boundary.call("tape", reader.note, self._run.model, result, batches)
+        self._unread_tests += batches
+        if new and self._unread_tests >= READ_EVERY:
+            self.read_test()
+
+    _unread_tests = 0
+
+    def read_test(self, *, whole: bool = False) -> None:
+        if self.test is None:
+            return
+        self._unread_tests = 0
+        rows = self._boundary.call("tape", self.test.read, whole)
+        self._pass_on(rows, "on_test_rows", "test_latest")
+
+    def forget_tests(self) -> None:
+        """Before a test pass of ours: leaves out rows of passes that were not."""
+        if self.test is not None:
+            self._boundary.call("tape", self.test.skip, self._run.model, None)
+
+    def before_foreign(self, args: tuple[Any, ...], *, training: bool) -> None:
+        """Before an execution that is not ours: reads what is."""
+        reader = self.train if training else self.test
+        if reader is None:
+            return
+        rows = self._boundary.call("tape", reader.read_before, self._run.model, args)
+        hooks = ("on_rows", "latest") if training else ("on_test_rows", "test_latest")
+        self._pass_on(rows, *hooks)
+
+    def after_foreign(self, result: Any, *, training: bool) -> None:
+        """After it: leaves out what it has written."""
+        reader = self.train if training else self.test
+        if reader is not None:
+            self._boundary.call("tape", reader.skip, self._run.model, result)
+
+    def slow(self, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if force or now - self._last_slow_read >= SLOW_READ_SECONDS:
+            self._last_slow_read = now
+            self._listeners.tell("on_sample_time")
+
+    def _pass_on(self, rows: TapeRows | None, hook: str, latest: str) -> None:
+        if rows is None or not len(rows):
+            return
+        run = self._run
+        made: dict[str, Any] = {}
+        for columns in self._listeners.ask(hook, rows):
+            made.update(columns)
+        shown = {k: v for k, v in rows.columns.items() if not k.startswith("_")}
+        columns = {**shown, **made}
+        run.shared[latest] = {name: float(values[-1]) for name, values in columns.items()}
+        if run.kind == "evaluate":
+            run.step = int(rows.steps[-1])
+        if hook == "on_rows" or run.kind == "evaluate":
+            self._boundary.call("stream", run.emit, rows.steps, columns)
+        if rows.lost:
+            self._boundary.call("tape", self._report_lost, rows.lost)
+
+    def _report_lost(self, lost: int) -> None:
+        reason = f"{lost} batches were overwritten before they could be read"
+        self._run.audit("thinned", {"signal": "*", "reason": reason, "stride": 1})

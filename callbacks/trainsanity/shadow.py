@@ -1,0 +1,223 @@
+"""A shadow optimizer: how far a few elements of the weights should move.
+
+The same class and configuration as the real optimizer, on copies of sampled elements, with the same
+gradients. For an optimizer that works element by element it must move them as the real one does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from trainsanity import optimizers
+
+ELEMENTS = 32  # of each sampled variable
+VARIABLES = 8  # at most
+
+# Optimizers of Keras whose update of an element depends on that element's gradient and slots alone.
+ELEMENTWISE = (
+    "SGD",
+    "RMSprop",
+    "Adam",
+    "AdamW",
+    "Adagrad",
+    "Adadelta",
+    "Adamax",
+    "Nadam",
+    "Lion",
+    "Ftrl",
+)
+
+# An update of fewer roundings of its weights than this is not known to 2 %.
+ROUNDINGS = 50.0
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Elements of a variable: coordinates of shape (k, rank)."""
+
+    variable: Any
+    coordinates: np.ndarray[Any, Any]
+
+    def __len__(self) -> int:
+        return len(self.coordinates)
+
+
+def choose(variables: list[Any]) -> list[Sampled]:
+    """The largest variables, and of each some elements spread evenly over it."""
+    usable = [v for v in variables if None not in v.shape and np.prod(v.shape)]
+    largest = sorted(usable, key=lambda v: -int(np.prod(v.shape)))[:VARIABLES]
+    return [Sampled(v, _coordinates(tuple(v.shape))) for v in largest]
+
+
+def _coordinates(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    size = int(np.prod(shape))
+    flat = np.unique(np.linspace(0, size - 1, min(ELEMENTS, size)).astype(np.int64))
+    if not shape:
+        return np.zeros((1, 0), np.int32)
+    return np.stack(np.unravel_index(flat, shape), axis=-1).astype(np.int32)
+
+
+def why_none(optimizer: Any, sampled: list[Sampled]) -> str | None:
+    """Why no shadow can follow this optimizer; None where one can."""
+    worker = optimizers.working(optimizer)
+    name = next(
+        (c.__name__ for c in type(worker).__mro__ if c.__module__.startswith("keras.")),
+        "",
+    )
+    own_class = type(worker).__module__.startswith("keras.")
+    if not own_class or name not in ELEMENTWISE:
+        kind = type(worker).__name__
+        return f"{kind} is no optimizer of Keras that works element by element"
+    if any(getattr(v, "overwrite_with_gradient", False) for v in worker._trainable_variables):
+        return "some variables are overwritten by their gradients"
+    if not any(map(_is_followed, sampled)):
+        return "no sampled weight is in float32 without a constraint"
+    if optimizers.accumulation(worker) and worker.use_ema and worker.ema_overwrite_frequency:
+        return "the moving average overwrites weights between accumulated updates"
+    return None
+
+
+def _is_followed(sampled: Sampled) -> bool:
+    """Weights of half precision are rounded at every step; a constraint moves them once more."""
+    variable = sampled.variable
+    is_precise = keras.backend.standardize_dtype(variable.dtype) in (
+        "float32",
+        "float64",
+    )
+    return is_precise and variable.constraint is None
+
+
+class Shadow:
+    """Follows one optimizer on sampled elements of its weights.
+
+    Attributes:
+        followed: 1.0 for each sampled element that can be followed, else 0.0.
+    """
+
+    def __init__(self, run: Any, optimizer: Any, sampled: list[Sampled]) -> None:
+        self._run = run
+        self._worker = worker = optimizers.working(optimizer)
+        self._sampled = sampled
+        size = sum(map(len, sampled))
+        self.followed = np.concatenate(
+            [np.full(len(s), float(_is_followed(s)), np.float32) for s in sampled]
+        )
+        self._decayed = np.concatenate([np.full(len(s), _is_decayed(worker, s)) for s in sampled])
+        # Weights that decay and weights that do not are updated differently.
+        self._groups = [np.flatnonzero(self._decayed), np.flatnonzero(~self._decayed)]
+        self._groups = [group for group in self._groups if len(group)]
+        self._order = np.argsort(np.concatenate(self._groups))
+        assert len(self._order) == size
+        self._optimizer = _like(worker)
+        self._weights = [
+            run.keep(
+                keras.Variable(np.zeros(len(group), "float32"), name=f"trainsanity_weights_{i}")
+            )
+            for i, group in enumerate(self._groups)
+        ]
+        undecayed = [
+            w for w, g in zip(self._weights, self._groups, strict=True) if not self._decayed[g[0]]
+        ]
+        if undecayed and worker.weight_decay:
+            self._optimizer.exclude_from_weight_decay(var_list=undecayed)
+        self._optimizer.build(self._weights)
+        for variable in self._optimizer.variables:
+            run.keep(variable)
+
+    def copy_slots(self) -> None:
+        """Takes over the state that the real optimizer has for the sampled elements; not while a
+        step is traced.
+        """
+        worker, read = self._worker, self._run.backend.read
+        if not worker.built:
+            return
+        self._optimizer._iterations.assign(optimizers.updates(worker, read))
+        slots = optimizers.slot_lists(worker)
+        places = [worker._get_variable_index(s.variable) for s in self._sampled]
+        for weights, group, own in zip(
+            self._weights,
+            self._groups,
+            optimizers.slot_lists(self._optimizer),
+            strict=True,
+        ):
+            for name, slot in own.items():
+                parts = [
+                    self._run.backend.pick_value(slots[place][name], s.coordinates)
+                    for place, s in zip(places, self._sampled, strict=True)
+                ]
+                slot.assign(np.concatenate(parts)[group].reshape(weights.shape))
+        for name in ("_u_product",):  # Nadam's running product belongs to no variable
+            if hasattr(self._optimizer, name):
+                getattr(self._optimizer, name).assign(read(getattr(worker, name)))
+
+    def move(self, rate: Any, before: Any, gradient: Any, updated: Any | None) -> Any:
+        """One update; returns how far each sampled element should move, float32 of shape
+        (elements,).
+
+        Args:
+            rate: the learning rate in force.
+            before, gradient: of the sampled elements; shape (elements,).
+            updated: whether the real optimizer updates at this step; None: always.
+        """
+        state = [v for v in self._optimizer.variables if v is not self._optimizer._learning_rate]
+        kept = [ops.copy(ops.convert_to_tensor(v)) for v in state] if updated is not None else []
+        self._optimizer._learning_rate.assign(rate)
+        starts = [ops.take(before, group) for group in self._groups]
+        for weights, start in zip(self._weights, starts, strict=True):
+            weights.assign(start)
+        self._optimizer.apply([ops.take(gradient, group) for group in self._groups], self._weights)
+        moved = [
+            ops.convert_to_tensor(weights) - start
+            for weights, start in zip(self._weights, starts, strict=True)
+        ]
+        for variable, value in zip(state, kept, strict=False):
+            variable.assign(ops.where(updated, ops.convert_to_tensor(variable), value))
+        return ops.take(ops.concatenate(moved), self._order)
+
+
+def _is_decayed(worker: Any, sampled: Sampled) -> bool:
+    if not worker.weight_decay:
+        return True
+    variable = sampled.variable
+    # TensorFlow's optimizer asks about its own variables.
+    is_native = keras.backend.backend() == "tensorflow"
+    return bool(worker._use_weight_decay(variable.value if is_native else variable))
+
+
+def _like(worker: Any) -> Any:
+    """A new optimizer of the same kind; clipping, scaling and accumulation are done before it gets
+    the gradient.
+    """
+    config = optimizers.config_of(worker)
+    config.update(
+        name="trainsanity_shadow",
+        learning_rate=0.0,
+        clipnorm=None,
+        clipvalue=None,
+        global_clipnorm=None,
+        use_ema=False,
+        loss_scale_factor=None,
+        gradient_accumulation_steps=None,
+    )
+    return type(worker).from_config(config)
+
+
+def effective_rate(
+    rate: Any, expected: Any, moved: Any, before: Any, followed: Any
+) -> tuple[Any, Any]:
+    """The rate times the projection of the real movement on the expected one, and whether it can be
+    known.
+
+    It cannot where the weights should not move, or by less than `ROUNDINGS` roundings of their own
+    values.
+    """
+    expected, moved = expected * followed, moved * followed
+    size = ops.sum(expected * expected)
+    ratio = ops.divide_no_nan(ops.sum(expected * moved), size)
+    rounding = before * followed * np.float32(2.0**-24 * ROUNDINGS)
+    return rate * ratio, size > ops.sum(rounding * rounding)

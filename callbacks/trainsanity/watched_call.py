@@ -1,0 +1,104 @@
+"""Which call of `fit` or `evaluate` is being watched, told apart from all others on the same model.
+
+Callbacks of the user may call `evaluate`, `fit` or `train_on_batch` in the middle of ours; their
+batches run through the same compiled functions and must not be counted as ours. And a call that was
+left by an exception tells its callbacks nothing. Both are seen from the frames of the running
+calls, which are only read.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from trainsanity.fit_arguments import FitArguments
+
+PASSES = ("fit", "evaluate")
+_CALLS = (*PASSES, "train_on_batch", "test_on_batch")
+
+
+def calls_of(model: Any, start: FrameType | None) -> Iterator[FrameType]:
+    """Frames of the model's own calls that are running in this thread, the innermost first."""
+    frame = start
+    while frame is not None:
+        if frame.f_code.co_name in _CALLS and frame.f_locals.get("self") is model:
+            yield frame
+        frame = frame.f_back
+
+
+class WatchedCall:
+    """The innermost `fit` or `evaluate` of a model; falsy where there is none, as in a loop of the
+    user's own.
+    """
+
+    def __init__(self, model: Any, start: FrameType | None) -> None:
+        self._model = model
+        frame = next((f for f in calls_of(model, start) if f.f_code.co_name in PASSES), None)
+        # Its id, not the frame: that would keep its local variables alive. It is held by its
+        # traceback or its running call, so the id cannot pass to another frame before `is_left`.
+        self._frame = 0 if frame is None else id(frame)
+        self._iterator: weakref.ref[Any] | None = None
+        self.arguments = FitArguments()
+        if frame is not None:
+            self._read(frame)
+
+    def _read(self, frame: FrameType) -> None:
+        code, local = frame.f_code, frame.f_locals
+        wanted = {*code.co_varnames[: code.co_argcount]} - {"self", "callbacks"}
+        iterator = local.get("epoch_iterator")
+        if iterator is not None:
+            self._iterator = weakref.ref(iterator)
+        self.arguments = FitArguments(
+            code.co_name,
+            {name: local[name] for name in wanted if name in local},
+            getattr(iterator, "num_batches", None),
+        )
+
+    def forgotten(self) -> WatchedCall:
+        """The same call without its arguments, which hold the data."""
+        self.arguments = FitArguments(self.arguments.call)
+        return self
+
+    def __bool__(self) -> bool:
+        return self._frame != 0
+
+    @property
+    def iterator(self) -> Any | None:
+        """Keras' iterator over the data, which lives as long as the call; None where there is none
+        (any more).
+        """
+        return self._iterator() if self._iterator is not None else None
+
+    def is_left(self, start: FrameType | None) -> bool:
+        """Whether the call is over, seen from the thread it ran in."""
+        if not self:
+            return False
+        if self._iterator is not None and self._iterator() is None:
+            return True
+        return all(id(frame) != self._frame for frame in calls_of(self._model, start))
+
+    def is_caller(self, frame: FrameType | None) -> bool:
+        """Whether a function of the model was called by the watched call, and not by another one
+        inside it.
+        """
+        if not self:
+            return True
+        if id(frame) == self._frame:
+            return True
+        innermost = next(calls_of(self._model, frame), None)
+        return innermost is not None and id(innermost) == self._frame
+
+    def own_test_pass(self, start: FrameType | None) -> FrameType | None:
+        """The frame of `evaluate` that a test hook belongs to, if the watched call made it."""
+        frames = calls_of(self._model, start)
+        innermost = next(frames, None)
+        if innermost is None or id(innermost) == self._frame:
+            return innermost
+        watched = next((f for f in frames if id(f) == self._frame), None)
+        if watched is None or innermost.f_code.co_name != "evaluate":
+            return None
+        # `fit` hands its own list of callbacks on to validation; a user's callback cannot know it.
+        ours = watched.f_locals.get("callbacks")
+        return innermost if innermost.f_locals.get("callbacks") is ours else None
