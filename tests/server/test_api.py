@@ -112,14 +112,14 @@ def test_the_wrong_packet_is_told_which_is_expected(client):
         (b"x", {"Content-Encoding": "br"}, 415, "Received: 'br'"),
         (b"rubbish", {"Content-Encoding": "gzip"}, 422, "not gzip data"),
         (
-            gzip.compress(b"x" * 99)[:20],
+            gzip.compress(b"x" * 99, mtime=0)[:20],
             {"Content-Encoding": "gzip"},
             422,
             "in the middle of its gzip data",
         ),
         (b"x" * (wire.MAX_PACKET_BYTES + 1), {}, 413, "at most 8388608 bytes"),
         (
-            gzip.compress(b"x" * (wire.MAX_PACKET_BYTES + 1)),
+            gzip.compress(b"x" * (wire.MAX_PACKET_BYTES + 1), mtime=0),
             {"Content-Encoding": "gzip"},
             413,
             "unpacked",
