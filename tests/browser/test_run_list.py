@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import APIResponse, Browser, Locator, Page, Route, expect
 from scene import LiveServer, Watched
 
 
@@ -75,6 +76,41 @@ def test_drops_the_line_of_a_deleted_run(page: Page, server: LiveServer) -> None
     expect(row(page, feed.run_id)).to_be_visible()
     server.parts.deletion.delete(feed.run_id)
     expect(row(page, feed.run_id)).to_have_count(0)
+
+
+def test_does_not_bring_back_a_run_that_was_deleted_while_the_list_was_on_its_way(
+    page: Page, server: LiveServer
+) -> None:
+    feed = server.feed("goes away")
+    feed.send({"loss/reported": [2.0]})
+    held: list[tuple[Route, APIResponse]] = []
+    page.goto("/")
+    expect(page.locator("#link-state")).to_contain_text("Live")
+    page.route(lambda address: urlsplit(address).path == "/", lambda route: hold(route, held))
+    page.evaluate("document.body.dispatchEvent(new CustomEvent('live-unknown-run'))")
+    while not held:
+        page.evaluate("1")  # lets the request get here
+    page.evaluate(f"void (window.heard = {heard('document.body', f'live-run-{feed.run_id}')})")
+    page.evaluate(f"void (window.swapped = {heard('document', 'htmx:after:swap', 'runs')})")
+    server.parts.deletion.delete(feed.run_id)
+    page.evaluate("window.heard")
+    page.evaluate(f"fetch('/runs/{feed.run_id}/row').then(answer => answer.text())")
+    for route, answer in held:
+        route.fulfill(response=answer)
+    page.evaluate("window.swapped")
+    expect(row(page, feed.run_id)).to_have_count(0)
+
+
+def heard(target: str, event: str, source: str = "") -> str:
+    """A promise in JavaScript of an event, where given of one that an element of htmx caused."""
+    check = f"event.detail.ctx.sourceElement.id === '{source}'" if source else "true"
+    listener = f"event => {check} && done(true)"
+    return f"new Promise(done => {{ {target}.addEventListener('{event}', {listener}) }})"
+
+
+def hold(route: Route, held: list[tuple[Route, APIResponse]]) -> None:
+    """Keeps the answer that the server gives now."""
+    held.append((route, route.fetch()))
 
 
 def test_begins_with_three_lines_and_goes_on_by_itself(
