@@ -110,9 +110,9 @@ def test_whole_executions_are_rounded_up_and_only_advised():
     assert "steps_per_execution" in alert.message
 
 
-def test_a_total_taken_from_elsewhere_is_advice():
+def test_a_total_taken_from_elsewhere_is_an_alarm():
     (alert,) = found({"progress_total": 5})
-    assert alert.severity is Severity.ADVICE
+    assert alert.severity is None
     assert alert.witnesses[0].value == 5
 
 

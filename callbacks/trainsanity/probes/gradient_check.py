@@ -152,6 +152,8 @@ def _direction(slopes: list[Any]) -> list[Any]:
     usable = np.isfinite(size) and size > 0
     mixed = [r / other + (g / size if usable else 0) for g, r in zip(slopes, random, strict=True)]
     whole = _norm(mixed)
+    if whole == 0:  # a single weight, and both ways go against each other
+        mixed, whole = random, other
     return [m / whole for m in mixed]
 
 

@@ -157,7 +157,6 @@ def _against_told(audit: Audit, batches: int, subject: str) -> Iterator[Finding]
         suggestion="Do not write to callback.params, and declare the length of the data.",
         first_step=whole(audit.facts, "first_step") or audit.step,
         last_step=audit.step,
-        severity=Severity.ADVICE,  # cosmetic
         certainty="Both are counts, so any difference counts.",
     )
 

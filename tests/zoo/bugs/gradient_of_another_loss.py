@@ -32,6 +32,7 @@ CASE = Case(
     rule="gradient-mismatch",
     faulty=faulty,
     healthy=healthy,
-    caught=False,
-    not_reachable="The gradient is checked on demand only, and a loop of one's own never.",
+    advice=True,
+    subject="dense",
+    not_reachable="A loop of one's own; and advice, as some stop gradients on purpose.",
 )
