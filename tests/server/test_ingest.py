@@ -148,6 +148,25 @@ def test_many_packets_share_a_commit(database: Database):
     assert len(commits) == 2
 
 
+def test_a_packet_is_counted_before_it_is_answered(database: Database):
+    go_on = threading.Event()
+
+    @event.listens_for(database.engine, "commit")
+    def hold(connection: object) -> None:
+        assert go_on.wait(PATIENCE_SECONDS)
+
+    counted: list[float] = []
+    training = Training()
+    with Stage(database) as stage:
+        stored = stage.metrics.packets.labels("stored")
+        arrival = arrival_of(wire.encode(training.packet(loss__reported=[1.0])), training.id)
+        answer = stage.ingest.submit(arrival, 0)
+        answer.add_done_callback(lambda _: counted.append(stored._value.get()))
+        go_on.set()
+        answer.result(PATIENCE_SECONDS)
+    assert counted == [1.0]
+
+
 def test_one_bad_packet_does_not_harm_those_that_share_its_commit(stage):
     run, packets = healthy(2)
     other, _ = healthy(1)

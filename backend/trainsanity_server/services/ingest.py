@@ -200,12 +200,14 @@ class Ingest:
             for waiting in batch:
                 waiting.answer.set_exception(error)
             raise
+        outcomes = [outcome for _, outcome in results]
+        self._count(batch, outcomes)  # first: whoever has an answer finds it counted
         for waiting, (answer, _) in zip(batch, results, strict=True):
             if isinstance(answer, Exception):
                 waiting.answer.set_exception(answer)
             else:
                 waiting.answer.set_result(answer)
-        self._tell(batch, [outcome for _, outcome in results])
+        self._tell(batch, outcomes)
 
     def _results(self, batch: list[_Waiting]) -> list[_Result]:
         try:
@@ -224,15 +226,19 @@ class Ingest:
             for waiting, outcome in zip(batch, outcomes, strict=True)
         ]
 
-    def _tell(self, batch: list[_Waiting], outcomes: Sequence[Outcome | None]) -> None:
-        events: dict[Event, None] = {}
+    def _count(self, batch: list[_Waiting], outcomes: Sequence[Outcome | None]) -> None:
         for waiting, outcome in zip(batch, outcomes, strict=True):
             if outcome is None:
                 continue
             self._metrics.packets.labels(outcome.what).inc()
             if outcome.what == "stored":
-                run_id = waiting.arrival.packet.run_id
                 self._metrics.points.inc(waiting.arrival.packet.points)
+
+    def _tell(self, batch: list[_Waiting], outcomes: Sequence[Outcome | None]) -> None:
+        events: dict[Event, None] = {}
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            if outcome is not None and outcome.what == "stored":
+                run_id = waiting.arrival.packet.run_id
                 events[Event("points", run_id)] = None
                 if outcome.is_news:
                     events[Event("run", run_id)] = None
