@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import keras
@@ -295,3 +296,24 @@ def test_the_step_at_which_data_of_unknown_length_end_is_no_batch(at_once: int) 
     np.testing.assert_array_equal(run.signal("batch/size")[1], [4] * 12)
     np.testing.assert_array_equal(run.signal("batch/size")[0], np.arange(1, 13))
     assert [audit.facts["batches"] for audit in run.audits("epoch")] == [4, 4, 4]
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="elsewhere batches come from the host")
+def test_tells_waiting_for_data_from_the_step() -> None:
+    import tensorflow as tf
+
+    slowness = 0.03  # seconds that this source takes for a batch
+
+    def batches() -> Any:
+        for _ in range(10):
+            threading.Event().wait(slowness)
+            yield rows(4), rows(4, 1)
+
+    signature = (tf.TensorSpec((4, 3)), tf.TensorSpec((4, 1)))
+    data = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    slow = watched_fit(line(), data, shuffle=False, steps_per_epoch=10)
+    waited, took = slow.signal("time/data_wait")[1], slow.signal("time/step")[1]
+    assert np.isnan(waited[0])  # traced
+    assert slowness / 2 < np.median(waited[3:]) < np.median(took[3:])
+    at_hand = watched_fit(line(), rows(40), rows(40, 1), batch_size=4).signal("time/data_wait")[1]
+    assert 0 <= np.median(at_hand[1:]) < slowness / 4

@@ -35,7 +35,9 @@ def write_row(ring: Any, count: Any, row: Any) -> None:
 
 def read(variable: Any) -> np.ndarray[Any, Any]:
     """The value of a Keras variable on the host."""
-    return np.asarray(variable._value.numpy())
+    # Python may collect what a call has left while another model is traced.
+    with tf.init_scope():
+        return np.asarray(variable._value.numpy())
 
 
 def read_in_step(variable: Any, model: Any, state: Any) -> np.ndarray[Any, Any]:
@@ -292,6 +294,19 @@ def count_nonfinite(tensors: list[Any], finite: Any, *, xla: bool) -> Any:
         return tf.add_n(found)
 
     return count() if xla else tf.cond(finite, lambda: tf.zeros(()), count)
+
+
+def arrival(batch: Any, *, xla: bool) -> tuple[Any, Any] | None:
+    """When the tensors of a batch are there: whole seconds (modulo 2**20) and the fraction of the
+    clock of the system, each exact enough as float32. None under XLA, which knows no clock.
+    """
+    leaves = [leaf for leaf in tf.nest.flatten(batch) if is_dense(leaf)]
+    if xla or not leaves:
+        return None
+    with tf.control_dependencies(leaves):
+        now = tf.timestamp()
+    seconds = tf.floor(now)
+    return tf.math.floormod(seconds, 2.0**20), now - seconds
 
 
 def largest(tensor: Any) -> Any:

@@ -207,6 +207,10 @@ def count_nonfinite(tensors: list[Any], finite: Any, *, xla: bool) -> Any:
     return sum((~torch.isfinite(v)).sum().float() for v in values)
 
 
+def arrival(batch: Any, *, xla: bool) -> None:
+    """Nothing: Keras fetches the batch on the host before the step."""
+
+
 def largest(tensor: Any) -> Any:
     """Largest absolute element, as float32."""
     values = dense_part(tensor)
