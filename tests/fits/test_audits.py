@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -295,3 +296,26 @@ def test_finds_a_callback_that_announces_what_it_does_not_do(does_it: bool) -> N
     run = fitted(compiled(inputs, keras.layers.Dense(1)(inputs)), callbacks=[callback])
     assert run.judge().verdicts["announced-action-mismatch"][0] == ("ok" if does_it else "alert")
     assert "on_epoch_end" not in vars(callback)
+
+
+class Chatty(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        print("first\rsecond")
+        warnings.warn("old", FutureWarning, stacklevel=1)
+
+
+def test_hears_what_is_printed_and_leaves_the_streams_as_they_were() -> None:
+    showwarning = warnings.showwarning
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        run = watched_fit(model, X, Y, epochs=2, verbose=2, callbacks=[Chatty()])
+    facts = [audit.facts for audit in run.audits("console")]
+    assert [f["headers"] for f in facts] == [[1], [2]]
+    assert facts[0]["lines"] >= 2
+    (warned,) = facts[0]["warnings"]
+    assert warned["user_code"]
+    assert "write" not in sys.stdout.__dict__
+    assert "write" not in sys.stderr.__dict__
+    assert warnings.showwarning is showwarning

@@ -51,3 +51,16 @@ def test_one_epoch_of_many_lines_stands_out():
     (alert,) = found({}, {}, {}, {"lines": 400})
     assert alert.witnesses[0].value == 3
     assert not found({"lines": 400}, {"lines": 390}, {"lines": 410}, {"lines": 400})
+
+
+def test_a_bar_wider_than_any_terminal_is_advice():
+    (alert,) = found({"longest_run": {"sign": "=", "length": 4000}})
+    assert alert.subject == "progress bar"
+    assert [w.value for w in alert.witnesses] == [500, 4000]
+    assert not found({"longest_run": {"sign": "=", "length": 120}})
+
+
+def test_lines_that_cut_through_the_bar_are_advice():
+    (alert,) = found({"interruptions": {"lines": 4, "text": "profiler"}})
+    assert "profiler" in alert.message
+    assert not found({"interruptions": {"lines": 1, "text": "saved"}})

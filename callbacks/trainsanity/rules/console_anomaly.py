@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +16,9 @@ from trainsanity.wire import Audit
 class ConsoleAnomaly(Rule):
     """The terminal shows something that does not fit the run.
 
-    Compares: bytes and lines printed with the steps that were counted and with earlier epochs;
-    epoch numbers printed with the epoch that ran; warnings with the code they come from.
+    Compares: bytes and lines printed with the steps that were counted and with earlier epochs; the
+    length of a bar with the width of terminals; epoch numbers printed with the epoch that ran;
+    warnings with the code they come from.
 
     Why: a progress bar that floods the log hides the line that matters, and warnings about
     somebody else's code teach people to ignore warnings.
@@ -24,7 +26,7 @@ class ConsoleAnomaly(Rule):
     Try: verbose=2 in logs that are not terminals.
 
     Source: TensorFlow issues 32320, 38810, 38222, 44178, 34619. Other callbacks print on
-    purpose, so this is only advice.
+    purpose, so this is only advice. What C++ code writes to the descriptor itself is not seen.
     """
 
     id = "console-anomaly"
@@ -37,6 +39,8 @@ class ConsoleAnomaly(Rule):
     lines_factor: float = 5.0  # times the usual epoch
     lines_floor: int = 50  # lines below which nobody minds
     epochs: int = 3  # earlier epochs that make a usual one
+    widest: int = 500  # signs; no terminal shows a longer bar on one line
+    between: int = 3  # lines on stderr in an epoch that cut through the progress bar
 
     @staticmethod
     def fires_on() -> RunHistory:
@@ -68,6 +72,8 @@ class ConsoleAnomaly(Rule):
                 "Use verbose=2, and check the total of the progress bar.",
             )
         yield from self._lines(audit, before)
+        yield from self._bar(audit)
+        yield from self._between(audit)
         yield from _headers(audit)
         yield from _error_lines(audit)
         yield from _warnings(audit)
@@ -88,6 +94,46 @@ class ConsoleAnomaly(Rule):
                 (Witness("usual epoch", usual, "lines"), Witness("this epoch", lines, "lines")),
                 "Read what was printed there.",
             )
+
+    def _bar(self, audit: Audit) -> Iterator[Finding]:
+        run = _part(audit, "longest_run")
+        length = whole(run, "length") or 0
+        if length <= self.widest:
+            return
+        sign, batches = text(run, "sign") or "?", whole(audit.facts, "batches") or 0
+        yield _finding(
+            audit,
+            "progress bar",
+            f"A bar of {length:,} signs on one line",
+            f"{sign!r} was printed {length:,} times in a row on one line, over {batches:,} steps. "
+            f"No terminal is wider than {self.widest:,}: a progress bar draws against a wrong "
+            "total, or one sign for each sample.",
+            (Witness("widest terminal", self.widest, "signs"), Witness("bar", length, "signs")),
+            "Use verbose=2, and check the total of the progress bar.",
+        )
+
+    def _between(self, audit: Audit) -> Iterator[Finding]:
+        found = _part(audit, "interruptions")
+        lines = whole(found, "lines") or 0
+        if lines < self.between:
+            return
+        yield _finding(
+            audit,
+            "lines through the progress bar",
+            f"{lines:,} lines cut through the progress bar",
+            f"While the bar was being drawn, {lines:,} lines were written into it from elsewhere, "
+            f"first {text(found, 'text')!r}.",
+            (
+                Witness("expected inside the bar", 0.0, "lines"),
+                Witness("written there", lines, "lines"),
+            ),
+            "Send these lines to a file, or use verbose=2.",
+        )
+
+
+def _part(audit: Audit, key: str) -> Mapping[str, Any]:
+    found = audit.facts.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _headers(audit: Audit) -> Iterator[Finding]:
@@ -165,6 +211,8 @@ _FACTS = {
     "bytes": 2000,
     "batches": 10,
     "headers": [1],
+    "longest_run": {"sign": "=", "length": 30},
+    "interruptions": {"lines": 0, "text": ""},
     "error_lines": [],
     "warnings": [],
 }

@@ -1,0 +1,265 @@
+"""What the process prints while it trains: how much, and what it says of itself."""
+
+from __future__ import annotations
+
+import re
+import sys
+import sysconfig
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from trainsanity.errors import CannotAudit
+from trainsanity.probes.probe import Probe
+
+# What Keras prints above an epoch (keras/src/callbacks/progbar_logger.py).
+HEADER = re.compile(r"^\s*Epoch (\d+)/\d+\s*$")
+# As Python's logging, absl and TensorFlow begin a line about an error, and as Python ends one.
+ERROR = re.compile(
+    r"^(ERROR|CRITICAL|FATAL)\b|^[EF]\d{4} \d\d:|: [EF] \w+/|^Traceback \(most recent|^\w*Error: "
+)
+# How TensorFlow tells of what is deprecated (tensorflow/python/util/deprecation.py).
+DEPRECATED = re.compile(r"\bFrom (?P<file>\S+\.py)(?::\d+)?:.*\bdeprecated\b")
+KINDS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
+RUN = re.compile(r"([^\w\s\b])\1*")
+MOST_LINE = 10_000  # characters of an unfinished line that are kept
+MOST_TEXTS = 20  # different lines told of in one epoch
+
+_STDLIB = sysconfig.get_path("stdlib")
+# Files of ours that only call on what the user's training calls anyway.
+WRAPPERS = ("console.py", "announced.py", "session.py", "taps.py", "observed.py", "boundary.py")
+_OURS = str(Path(__file__).resolve().parents[1])
+
+
+@dataclass
+class _Printed:
+    """What was printed since the last epoch ended."""
+
+    lines: int = 0
+    bytes: int = 0
+    longest_run: int = 0  # of one sign, on one line
+    sign: str = ""
+    between: int = 0  # lines written to stderr into the unfinished line of the progress bar
+    headers: list[int] = field(default_factory=list)
+    errors: Counter[str] = field(default_factory=Counter)
+    between_text: str = ""
+    warnings: Counter[tuple[str, str, str, bool]] = field(default_factory=Counter)
+
+
+class Console(Probe):
+    """Makes the audit `console`; listens at the `write` of the two streams, which go on as they
+    were.
+    """
+
+    name = "console"
+
+    def __init__(self, run: Any) -> None:
+        super().__init__(run)
+        self._closed = False
+        self._printed = _Printed()
+        self._open: dict[int, str] = {}  # stream -> its unfinished line
+        self._run = ("", 0)  # sign and length of the run that the last write ended with
+        self._bar_is_open = False
+        self._streams: list[tuple[Any, Callable[..., Any]]] = []
+        self._showwarning: tuple[Any, Any] | None = None
+
+    def on_begin(self) -> None:
+        if self.run.guard is None:
+            return
+        for stream in {id(s): s for s in (sys.stdout, sys.stderr)}.values():
+            if hasattr(stream, "__dict__") and callable(getattr(stream, "write", None)):
+                self._listen_at(stream)
+        self._listen_to_warnings()
+
+    def _listen_at(self, stream: Any) -> None:
+        original, guard = stream.write, self.run.guard
+        assert guard is not None
+
+        def write(text: Any, *args: Any) -> Any:
+            result = original(text, *args)
+            if not self._closed and isinstance(text, str):
+                guard(self.name, self._hear, stream, text, sys._getframe(1))
+            return result
+
+        stream.__dict__["write"] = write
+        self._streams.append((stream, write))
+
+    def _listen_to_warnings(self) -> None:
+        original, guard = warnings.showwarning, self.run.guard
+        assert guard is not None
+
+        def showwarning(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if not self._closed:
+                place = (sys._getframe(1), filename, lineno)
+                guard(self.name, self._hear_warning, message, category, *place)
+            original(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = showwarning
+        self._showwarning = (showwarning, original)
+
+    # listening
+
+    def _hear(self, stream: Any, text: str, frame: FrameType) -> None:
+        if "trainsanity" in text[:64] or not text:
+            return
+        printed, is_bar = self._printed, _is_bar(frame)
+        printed.bytes += len(text.encode("utf-8", "replace"))
+        before = self._open.get(id(stream), "")
+        foreign = not is_bar and self._bar_is_open and stream is not sys.stdout
+        if foreign and text.strip() and not text.startswith("\n"):
+            printed.between += 1
+            printed.between_text = printed.between_text or text.strip()[:200]
+        *whole, rest = (before + text).split("\n")
+        self._measure_runs(text)
+        for line in whole:
+            self._read(_visible(line))
+        self._open[id(stream)] = _visible(rest)[-MOST_LINE:]
+        if is_bar or (stream is sys.stdout and whole):
+            self._bar_is_open = is_bar and bool(self._open[id(stream)].strip())
+
+    def _measure_runs(self, text: str) -> None:
+        """The longest run of one sign on one line, also where each write adds a single one."""
+        printed, (sign, carried) = self._printed, self._run
+        self._run = ("", 0)
+        for found in RUN.finditer(text):
+            length = len(found[0]) + (carried if found.start() == 0 and found[1] == sign else 0)
+            if length > printed.longest_run:
+                printed.longest_run, printed.sign = length, found[1]
+            if found.end() == len(text):
+                self._run = (found[1], length)
+
+    def _read(self, line: str) -> None:
+        printed = self._printed
+        printed.lines += 1
+        if header := HEADER.match(line):
+            printed.headers.append(int(header[1]))
+        elif ERROR.search(line) and len(printed.errors) < MOST_TEXTS:
+            printed.errors[line.strip()[:200]] += 1
+        elif (told := DEPRECATED.search(line)) and _package(told["file"]) is not None:
+            self._count_warning("deprecation", told["file"], line)
+
+    def _hear_warning(
+        self, message: Any, category: Any, frame: FrameType, filename: str, lineno: int
+    ) -> None:
+        blamed = _caller_of(frame, filename, lineno)
+        if issubclass(category, KINDS) and not _is_ours(frame):
+            self._count_warning(category.__name__, blamed, str(message))
+
+    def _count_warning(self, category: str, filename: str, text: str) -> None:
+        package, found = _package(filename), self._printed.warnings
+        key = (category, package or Path(filename).stem, text.strip()[:200], package is None)
+        if key in found or len(found) < MOST_TEXTS:
+            found[key] += 1
+
+    # handing in
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
+        self._hand_in(epoch, self.run.step - self.run.epoch_first_step + 1)
+
+    def on_test_end(self, logs: Mapping[str, Any]) -> None:
+        if self.run.kind == "evaluate":
+            self._hand_in(None, int(self.run.shared.get("test_batches") or 0))
+
+    def _hand_in(self, epoch: int | None, batches: int) -> None:
+        if not self._streams:
+            raise CannotAudit("neither stdout nor stderr can be listened to")
+        printed, self._printed = self._printed, _Printed()
+        self.run.audit(
+            self.name,
+            {
+                "epoch": epoch,
+                "lines": printed.lines,
+                "bytes": printed.bytes,
+                "batches": batches,
+                "headers": printed.headers,
+                "longest_run": {"sign": printed.sign, "length": printed.longest_run},
+                "interruptions": {"lines": printed.between, "text": printed.between_text},
+                "error_lines": [{"text": t, "count": n} for t, n in printed.errors.items()],
+                "warnings": list(_warning_rows(printed)),
+            },
+        )
+
+    def on_closed(self) -> None:
+        self._closed = True
+        for stream, write in self._streams:
+            # Somebody else may have put a `write` of theirs over ours; then ours only passes on.
+            if stream.__dict__.get("write") is write:
+                del stream.__dict__["write"]
+        self._streams.clear()
+        if self._showwarning is not None and warnings.showwarning is self._showwarning[0]:
+            warnings.showwarning = self._showwarning[1]
+
+
+def _warning_rows(printed: _Printed) -> Iterator[dict[str, Any]]:
+    for (category, package, text, user_code), count in printed.warnings.items():
+        yield {
+            "category": category,
+            "package": package,
+            "text": text,
+            "count": count,
+            "user_code": user_code,
+        }
+
+
+def _visible(line: str) -> str:
+    """What is left of a line where parts of it were overwritten."""
+    return next((part for part in reversed(re.split("[\r\b]+", line)) if part), "")
+
+
+def _is_bar(frame: FrameType | None) -> bool:
+    """Whether Keras' progress bar writes."""
+    for _ in range(4):
+        if frame is None:
+            return False
+        if frame.f_code.co_filename.endswith(("utils/progbar.py", "utils\\progbar.py")):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _caller_of(frame: FrameType | None, file: str, line: int) -> str:
+    """The file whose call is to blame: the one named, or, where the warning names the very line
+    that raised it, the next one outward.
+    """
+    while frame is not None and frame.f_code.co_filename == warnings.__file__:
+        frame = frame.f_back
+    if frame is None or (frame.f_code.co_filename, frame.f_lineno) != (file, line):
+        return file
+    while frame is not None and frame.f_code.co_filename == file:
+        frame = frame.f_back
+    return file if frame is None else frame.f_code.co_filename
+
+
+def _is_ours(frame: FrameType | None) -> bool:
+    """Whether a probe of ours made the call: its frame comes before any of the user's."""
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if filename.startswith(_OURS):
+            if not filename.endswith(WRAPPERS):
+                return True
+        elif _package(filename) is None:
+            return False
+        frame = frame.f_back
+    return False
+
+
+def _package(filename: str) -> str | None:
+    """The installed package that a file belongs to; None for the user's own code."""
+    parts = Path(filename).parts
+    for folder in ("site-packages", "dist-packages"):
+        if folder in parts[:-1]:
+            return parts[parts.index(folder) + 1].removesuffix(".py")
+    if filename.startswith((_STDLIB, "<frozen")):
+        return "Python"
+    return None
