@@ -16,6 +16,11 @@ PROGRESS := | awk '/^ *Downloading/ && !/\.metadata/ {print "  " $$2, $$3, $$4; 
 	/^Installing collected/ {print "  installing", NF - 3, "packages"; fflush()}'
 # Two processes: what a training framework compiles keeps one core busy and the other idle.
 PARALLEL := --numprocesses=2 --dist=worksteal
+# A few tests of each kind, on a Keras that lies in a folder of its own, before that in .venv.
+ON_LOWEST_KERAS := tests/fits/test_keras_versions.py tests/fits/test_step_evidence.py \
+	tests/fits/test_harmless.py::test_gives_the_same_weights_with_and_without_the_callback \
+	tests/fits/test_harmless.py::test_leaves_no_trace_on_the_model
+LOWEST_KERAS = $(shell $(BIN)/python -c 'from trainsanity.keras_versions import LOWEST_KERAS as v; print(*v, 0, sep=".")')
 FRONTEND := frontend/static/vendor/manifest.json
 
 .PHONY: help setup demo test lint format zoo bench screenshots docs lock clean
@@ -29,11 +34,13 @@ setup: $(STAMPS)/tools $(FRONTEND) ## virtual environment in .venv with every to
 demo: $(STAMPS)/base $(FRONTEND) ## four real trainings on a running server at http://127.0.0.1:8321
 	@$(BIN)/trainsanity demo $(ARGS)
 
-test: $(STAMPS)/tools $(STAMPS)/backends $(FRONTEND) ## all tests; ARGS="tests/rules -k lr" picks some
+test: $(STAMPS)/tools $(STAMPS)/backends $(STAMPS)/lowest-keras $(FRONTEND) ## all tests; ARGS="tests/rules -k lr" picks some
 	@.ci/system-packages
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(PARALLEL))
 	@$(if $(ARGS),,set -e; for backend in jax torch; do echo "== real fits on $$backend"; \
-	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest $(PARALLEL) tests/fits; done)
+	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest $(PARALLEL) tests/fits; done; \
+	  echo "== real fits on the lowest version of Keras"; KERAS_UNDER_TEST=$(LOWEST_KERAS) PYTHONPATH=$(CURDIR)/.venv/lowest-keras \
+	  $(BIN)/python -m pytest $(PARALLEL) $(ON_LOWEST_KERAS))
 
 lint: $(STAMPS)/tools ## ruff and mypy, strict
 	@$(BIN)/ruff check .
@@ -89,6 +96,11 @@ $(STAMPS)/peers: $(STAMPS)/tools
 $(STAMPS)/backends: $(STAMPS)/base
 	@echo "Installing JAX and torch for the tests into .venv (once, some minutes) ..."
 	@$(PIP) jax torch $(PROGRESS)
+	@touch $@
+
+$(STAMPS)/lowest-keras: $(STAMPS)/base callbacks/trainsanity/keras_versions.py
+	@rm -rf .venv/lowest-keras
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --no-deps --target .venv/lowest-keras keras==$(LOWEST_KERAS)
 	@touch $@
 
 $(FRONTEND): frontend/package-lock.json frontend/build.mjs

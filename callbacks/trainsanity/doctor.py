@@ -15,13 +15,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from trainsanity.errors import SpoolError
+from trainsanity.keras_versions import LOWEST_KERAS, NEWEST_KERAS, minor_version
 from trainsanity.remote import Remote, RemoteError
 from trainsanity.settings import Settings
 from trainsanity.spool import Spool, spools
 
 LOWEST_PYTHON = (3, 11)
-LOWEST_KERAS = (3, 0)
-NEWEST_KERAS = (3, 15)  # the newest minor version that the tests run on
 BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
 SKEW_SECONDS = 5.0  # the Date header tells whole seconds, and a request takes some time
 
@@ -62,7 +61,7 @@ def _keras() -> Result:
     found = _version("keras")
     if found is None:
         return Result("keras", "warn", "not installed", "Runs are watched where Keras trains.")
-    minor = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
+    minor = minor_version(found)
     lowest, newest = (".".join(map(str, v)) for v in (LOWEST_KERAS, NEWEST_KERAS))
     if minor < LOWEST_KERAS:
         return Result("keras", "fail", found, f"Keras {lowest} or newer is needed.")

@@ -80,16 +80,18 @@ def _sample(parts: Any, rows: int) -> tuple[Any, Any, Any]:
     import keras
 
     return tuple(  # type: ignore[return-value]
-        None
-        if part is None
-        else keras.tree.map_structure(lambda leaf: _rows(leaf, rows), part, none_is_leaf=False)
+        None if part is None else keras.tree.map_structure(lambda leaf: _rows(leaf, rows), part)
         for part in parts
     )
 
 
-def _rows(leaf: Any, rows: int) -> np.ndarray[Any, Any]:
-    """The first rows of an array or tensor, without moving the others off their device."""
+def _rows(leaf: Any, rows: int) -> np.ndarray[Any, Any] | None:
+    """The first rows of an array or tensor, without moving the others off their device; None stays
+    None.
+    """
     import keras
 
+    if leaf is None:
+        return None
     first = leaf[:rows]
     return np.array(first if isinstance(first, np.ndarray) else keras.ops.convert_to_numpy(first))

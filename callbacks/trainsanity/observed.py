@@ -62,7 +62,7 @@ class Observed:
 
         def build(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
-            watch(compiled)
+            self._boundary.call("observed", watch, compiled)
             return result
 
         self._replace(compiled, "build", build)

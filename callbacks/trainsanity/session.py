@@ -18,6 +18,7 @@ from trainsanity import backends, compiled, fit_arguments, forward, identity
 from trainsanity.boundary import Boundary
 from trainsanity.compiled import CompiledFunctions
 from trainsanity.forward import fixed_batch
+from trainsanity.keras_versions import why_too_old
 from trainsanity.listeners import Listeners
 from trainsanity.probes import all_probes
 from trainsanity.probes.probe import Probe
@@ -61,7 +62,7 @@ class Session:
         self.model = model
         self.run_id = run_id
         self.ended = False
-        self._rests = False  # another callback of ours watches the same call
+        self._rests = False  # another callback of ours watches the same call, or nothing can be
         self._call = call
         self._settings = settings
         self._probe_data = probe_data
@@ -123,6 +124,11 @@ class Session:
         self._boundary.call("callback", self._attach)
 
     def _attach(self) -> None:
+        too_old = why_too_old(keras.__version__)
+        if too_old is not None:
+            self.ended = self._rests = True
+            log.warning("%s", too_old)
+            return
         if self._is_second():
             return
         _watching[self.model] = weakref.ref(self)

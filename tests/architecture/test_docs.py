@@ -7,6 +7,7 @@ import importlib.util
 import re
 import runpy
 import sys
+import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from imports import CLIENT, ROOT
 
 import trainsanity
 from trainsanity.cli import main
+from trainsanity.keras_versions import LOWEST_KERAS, NEWEST_KERAS
 from trainsanity.settings import Expect
 from trainsanity_server.settings import PREFIX, Settings
 
@@ -124,3 +126,11 @@ def test_links_between_pages_lead_somewhere(page: Path):
 def _anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+def test_the_range_of_keras_is_the_same_everywhere():
+    lowest, newest = (".".join(map(str, v)) for v in (LOWEST_KERAS, NEWEST_KERAS))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["optional-dependencies"]["keras"] == [f"keras>={lowest},<4"]
+    assert f"| Keras | {lowest} to {newest}," in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"Keras must be {lowest}" in _page("getting-started.md").replace("\n", " ")
