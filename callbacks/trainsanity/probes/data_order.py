@@ -15,6 +15,7 @@ from trainsanity.recording import tensors_of
 from trainsanity.tape import TapeRows
 
 ELEMENTS = 32  # of each row, evenly spread, that go into the fingerprint
+MOST_DISTINCT = 4096  # batches of an epoch that are told apart, so that memory stays flat
 
 
 class DataOrder(Probe):
@@ -24,7 +25,7 @@ class DataOrder(Probe):
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
-        self._batches: list[tuple[float, float, float]] = []
+        self._seen = Fingerprints()
 
     def trace_loss(self, step: Step) -> Columns:
         columns: dict[str, Any] = {}
@@ -40,30 +41,30 @@ class DataOrder(Probe):
         return columns
 
     def on_epoch_begin(self, epoch: int) -> None:
-        self._batches = []
+        self._seen = Fingerprints()
 
     def on_rows(self, rows: TapeRows) -> Columns:
         parts = [
             rows.columns.get(n) for n in ("_fingerprint:rows", "_fingerprint:places", "batch/size")
         ]
-        columns = [part.tolist() for part in parts if part is not None]
+        columns = [part for part in parts if part is not None]
         if len(columns) == len(parts):
-            self._batches.extend(zip(*columns, strict=True))
+            self._seen.add(np.stack(columns, axis=1).astype(np.float32))
         return {}
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
-        if not self._batches:
+        seen = self._seen
+        if not seen.batches:
             return
-        array = np.array(self._batches, np.float32)
         self.run.audit(
             "data_epoch",
             {
                 "epoch": epoch,
-                "batches": len(array),
-                "rows": int(array[:, 2].sum()),
-                "order": _digest(array),
-                "content": _digest(array[np.lexsort(array.T)]),
-                "distinct_batches": len(np.unique(array, axis=0)),
+                "batches": seen.batches,
+                "rows": seen.rows,
+                "order": seen.order,
+                "content": seen.content,
+                "distinct_batches": seen.distinct,
                 "distinct_rows": None,
                 "dataset_rows": self._dataset_rows(),
                 "dataset_distinct": None,
@@ -96,5 +97,53 @@ def _row_sums(tensor: Any) -> Any:
     return ops.sum(flat * ops.convert_to_tensor(weights), axis=1)
 
 
-def _digest(array: np.ndarray[Any, Any]) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=12).hexdigest()
+class Fingerprints:
+    """What is known of the batches of an epoch, in a few bytes however long the epoch is.
+
+    Attributes:
+        batches, rows: how many have been seen.
+        distinct: different batches among the first MOST_DISTINCT.
+    """
+
+    def __init__(self) -> None:
+        self.batches = self.rows = 0
+        self._ordered = hashlib.blake2b(digest_size=12)
+        self._content = 0  # sum of the batches' hashes: the same in any order
+        self._distinct: set[int] = set()
+
+    def add(self, batches: np.ndarray[Any, Any]) -> None:
+        """Further batches: float32 of shape (n, 3), two fingerprints and the number of rows."""
+        self.rows += int(batches[:, 2].sum(dtype=np.float64))
+        self._ordered.update(np.ascontiguousarray(batches).tobytes())
+        hashes = _hashes(batches)
+        self._content = (self._content + int(hashes.sum(dtype=np.uint64))) % 2**64
+        left = max(0, MOST_DISTINCT - self.batches)
+        self._distinct.update(hashes[:left].tolist())
+        self.batches += len(batches)
+
+    @property
+    def order(self) -> str:
+        return self._ordered.hexdigest()
+
+    @property
+    def content(self) -> str:
+        return f"{self._content:016x}"
+
+    @property
+    def distinct(self) -> int:
+        return len(self._distinct)
+
+
+def _hashes(batches: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """64 bits for each row of (n, 3) float32.
+
+    Source: the finalizer of splitmix64, Steele and others, "Fast Splittable Pseudorandom Number
+    Generators", 2014.
+    """
+    mixed = np.zeros(len(batches), np.uint64)
+    for column in np.ascontiguousarray(batches).view(np.uint32).T:
+        mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + column.astype(np.uint64) + np.uint64(1)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+    return mixed
