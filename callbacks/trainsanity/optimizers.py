@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras.src import optimizers as optimizers_of_keras
 
 Read = Callable[[Any], Any]
 
@@ -68,6 +69,19 @@ def fresh(optimizer: Any, **changed: Any) -> Any | None:
         return type(optimizer).from_config(config)
     except (TypeError, ValueError):
         return None
+
+
+def defaults(kind: type[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configurations of a new optimizer of a class, made by the class and made by its name; both
+    empty where Keras makes another class of the name.
+    """
+    try:
+        by_class, by_name = kind(), optimizers_of_keras.get(kind.__name__.lower())
+    except (TypeError, ValueError):
+        return {}, {}
+    if type(by_name) is not kind:
+        return {}, {}
+    return config_of(by_class), config_of(by_name)
 
 
 def slot_lists(optimizer: Any) -> list[dict[str, Any]]:

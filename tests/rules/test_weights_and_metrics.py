@@ -205,6 +205,38 @@ class TestEpochAggregation:
     def test_equal_batches_make_both_means_the_same(self):
         assert not self.found(2.5, sizes=(4.0, 4.0, 4.0))
 
+    def test_a_loss_of_one_batch_beside_running_metrics_is_a_warning(self):
+        (found,) = self.told(mae=[1.0, 1.0, 1.2])
+        assert found.subject == "loss"
+        assert found.severity is Severity.WARNING
+        assert [w.value for w in found.witnesses] == [3.5, 2.3, 3.5]
+        assert "beside mae" in found.message
+
+    def test_where_all_is_of_one_batch_it_is_advice(self):
+        (found,) = self.told()
+        assert found.severity is Severity.ADVICE
+
+    def told(self, **running):
+        """The step returns its batch's loss; Keras' own mean over the epoch is in the logs."""
+        metrics = [
+            {"key": key, "recomputed_by": "reference", "mean_of": "samples"} for key in running
+        ]
+        reported = {"loss": 2.3} | {key: values[-1] for key, values in running.items()}
+        run = history(
+            {
+                "loss/reported": [2.0, 2.0, 3.5],
+                "loss/differentiated": [2.0, 2.0, 3.5],
+                "batch/size": [4.0, 4.0, 2.0],
+                **{f"{key}/reported": values for key, values in running.items()},
+                **{f"{key}/batch": [1.0, 1.0, 2.0] for key in running},
+            },
+            audits=[
+                ("columns", 1, {"metrics": metrics}),
+                ("epoch", 3, {"first_step": 1, "last_step": 3, "reported": reported}),
+            ],
+        )
+        return list(EpochAggregationMismatch().check(run.view()))
+
     def test_a_masked_loss_is_told_once_as_advice(self):
         run = history(
             loss__reported=[5.0] * 4,

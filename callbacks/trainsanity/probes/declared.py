@@ -19,7 +19,7 @@ FILLED = {"initial_accumulator_value": ("_accumulators", "accumulator")}
 
 
 class Declared(Probe):
-    """Makes the audit `declared`: expected weights, and slots of the optimizer."""
+    """Makes the audit `declared`: expected weights, slots of the optimizer, and its defaults."""
 
     name = "declared"
 
@@ -32,7 +32,7 @@ class Declared(Probe):
         if self._said:
             return
         self._said = True
-        items = [*self._expected(), *self._slots()]
+        items = [*self._expected(), *self._slots(), *self._defaults()]
         facts = {"items": items} if items else {"not_testable": "nothing was declared"}
         self.run.audit(self.name, facts, 0)
 
@@ -84,6 +84,24 @@ class Declared(Probe):
             other.build([keras.Variable(np.zeros(2, "float32"), name="trainsanity_variable")])
         return other
 
+    def _defaults(self) -> list[dict[str, Any]]:
+        """Arguments for which the optimizer holds the default that Keras gives it by name, where
+        its class has another.
+        """
+        optimizer = self._optimizer
+        if not type(optimizer).__module__.startswith("keras."):
+            return []
+        held = optimizers.config_of(optimizer)
+        with names_untouched():
+            by_class, by_name = optimizers.defaults(type(optimizer))
+        return [
+            self._item(key, "default", value, held[key])
+            for key, value in by_class.items()
+            if key in by_name
+            and not _same(value, by_name[key])
+            and _same(held.get(key), by_name[key])
+        ]
+
     def _item(self, name: str, kind: str, declared: Any, held: Any) -> dict[str, Any]:
         return {
             "subject": f"optimizer {type(self._optimizer).__name__}",
@@ -94,6 +112,12 @@ class Declared(Probe):
             "difference": None,
             "site": None,
         }
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two arguments are equal, as numbers up to their storage in float32."""
+    both_numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (a, b))
+    return bool(np.float32(a) == np.float32(b)) if both_numbers else bool(a == b)
 
 
 def _array_item(subject: str, declared: Any, held: Any) -> dict[str, Any]:

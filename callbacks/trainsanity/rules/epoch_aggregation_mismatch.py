@@ -14,6 +14,7 @@ from trainsanity.rules.comparison import (
     merged,
     not_measured,
     number,
+    real,
     relative_gap,
     share,
     two_numbers,
@@ -58,7 +59,7 @@ class EpochAggregationMismatch(Rule):
 
     Compares: the value shown at the end of an epoch with the mean of its batches, weighted by their
     sizes; with their plain mean; and with the last batch alone. For a masked loss also with the
-    mean over all positions that count.
+    mean over all positions that count. What the last step told the progress bar, with the epoch.
 
     Why: where a short last batch weighs as a full one, or a batch value stands in the place of an
     epoch's mean, the number depends on how the data is cut, and runs cannot be compared.
@@ -100,6 +101,7 @@ class EpochAggregationMismatch(Rule):
                 epoch = _epoch(run, key, signal, facts)
                 found.extend(() if epoch is None else _compare(key, epoch))
             found.extend(self._masked(run, facts))
+            found.extend(_told(run, facts, batches))
         return merged(found)
 
     def _masked(self, run: RunView, facts: Mapping[str, Any]) -> Iterator[Finding]:
@@ -132,6 +134,53 @@ class EpochAggregationMismatch(Rule):
             severity=Severity.ADVICE,
             certainty=f"The gap is {share(gap)} of the loss; {share(self.material)} are allowed.",
         )
+
+
+def _told(run: RunView, facts: Mapping[str, Any], batches: Mapping[str, str]) -> Iterator[Finding]:
+    """What the last step told the progress bar: the value of its batch, or of the epoch so far."""
+    told = {
+        key: (epoch, shown)
+        for key, signal in batches.items()
+        if (epoch := _epoch(run, key, signal, facts)) is not None
+        and (shown := _at(run, f"{key}/reported", epoch.last_step)) is not None
+    }
+    running = [k for k, (e, shown) in told.items() if abs(shown - e.shown) <= e.tolerance]
+    for key, (epoch, shown) in told.items():
+        apart = abs(shown - epoch.shown) > epoch.tolerance
+        if apart and abs(shown - epoch.last) <= epoch.tolerance:
+            yield _of_one_batch(key, epoch, shown, running)
+
+
+def _of_one_batch(key: str, epoch: _Epoch, shown: float, running: list[str]) -> Finding:
+    left, right = two_numbers(shown, epoch.shown)
+    beside = f", beside {', '.join(running)}, which is of the epoch so far" if running else ""
+    return Finding(
+        subject=key,
+        title=f"{key} in the progress bar is of one batch, for the epoch it is {right}",
+        message=f"With the last batch of the epoch that ends at step {epoch.last_step:,}, the step "
+        f"returned {key} {left} to the progress bar and to callbacks{beside}. That is the value "
+        f"of this batch alone; for the epoch so far it is {right}.",
+        witnesses=(
+            Witness(f"{key}/reported", shown),
+            Witness("for the epoch", epoch.shown),
+            Witness("this batch alone", epoch.last),
+        ),
+        suggestion=f"Return the result() of the metric that tracks {key} from train_step.",
+        first_step=epoch.last_step,
+        last_step=epoch.last_step,
+        # Where all that is shown is of one batch, somebody may want it so.
+        severity=Severity.WARNING if running else Severity.ADVICE,
+        certainty=f"{number(epoch.tolerance, 2)} would be float32 rounding over "
+        f"{len(epoch.values):,} batches.",
+    )
+
+
+def _at(run: RunView, signal: str, step: int) -> float | None:
+    if not run.has(signal):
+        return None
+    rows = run.rows(signal)
+    at = np.flatnonzero(rows.steps == step)
+    return float(rows[signal][at[0]]) if len(at) else None
 
 
 def _compare(key: str, epoch: _Epoch) -> Iterator[Finding]:
@@ -172,7 +221,9 @@ def _compare(key: str, epoch: _Epoch) -> Iterator[Finding]:
 
 
 def _epoch(run: RunView, key: str, signal: str, facts: Mapping[str, Any]) -> _Epoch | None:
-    """The batches of an epoch that ended; None where they are not all at hand, or not finite."""
+    """The batches of an epoch that ended, and what was shown for it; None where they are not all at
+    hand, or not finite.
+    """
     first, last = whole(facts, "first_step"), whole(facts, "last_step")
     if first is None or last is None or not 2 <= _length(facts) <= KEPT_ROWS:
         return None
@@ -182,7 +233,9 @@ def _epoch(run: RunView, key: str, signal: str, facts: Mapping[str, Any]) -> _Ep
     if inside.sum() != last - first + 1 or not len(at):
         return None
     values, sizes = batches[signal][inside], batches["batch/size"][inside]
-    shown = float(reported[f"{key}/reported"][at[0]])
+    logs = facts.get("reported")
+    in_logs = real(logs, key) if isinstance(logs, Mapping) else None
+    shown = float(reported[f"{key}/reported"][at[0]]) if in_logs is None else in_logs
     if not (np.isfinite(values).all() and np.isfinite(shown) and (sizes > 0).all()):
         return None
     return _Epoch(first, last, values, sizes, shown)

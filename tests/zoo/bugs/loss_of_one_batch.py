@@ -46,6 +46,4 @@ CASE = Case(
     subject="loss",
     faulty=faulty,
     healthy=healthy,
-    caught=False,
-    not_reachable="What the progress bar is told of a batch is not measured; the epoch is right.",
 )
