@@ -25,6 +25,7 @@ COPY_SECONDS = 0.4  # between two copies of the ring, where it cannot be read in
 # On the tape where nothing can be said; NaN itself would trip debuggers of NaN. The host makes NaN
 # of it.
 NOTHING = float(np.float32(-1.0000123e30))
+FLUSHED = "_flushed"  # column that says whether those from inside the gradient are in the row
 
 
 class Tape(keras.metrics.Metric):  # type: ignore[misc]
@@ -43,6 +44,7 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc]
         self._backend = backend
         self.names: dict[str, int] = {}  # column name -> index; the same for every trace
         self.overflow: list[str] = []  # columns that found no place
+        self.flushed: set[str] = set()  # columns that come from inside the gradient
         self.ring = self.add_variable((depth, width), "zeros", dtype="float32", name="ring")
         self.count = self.add_variable((), "zeros", dtype="int32", name="count")
         self.pending: Any = None
@@ -57,9 +59,10 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc]
 
     def flush(self, columns: Mapping[str, Any]) -> None:
         """Keeps columns for the row to come. On JAX values made inside the gradient can leave it
-        only so.
+        only so; a step of the user's may lose them on the way, so they carry a mark.
         """
-        self.pending.assign(self._row(columns))
+        self.flushed.update(columns)
+        self.pending.assign(self._row({**columns, FLUSHED: 1.0}))
 
     def _row(self, columns: Mapping[str, Any]) -> Any:
         cells: dict[int, Any] = {}
@@ -79,6 +82,7 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc]
         row = self._row(columns)
         if self.pending is not None:
             row = row + self.pending
+            self.pending.assign(ops.zeros((self.width,), "float32"))
         self._backend.write_row(self.ring, self.count, row)
 
     def _index(self, name: str) -> int | None:
@@ -201,4 +205,17 @@ class TapeReader:
         rows[rows == NOTHING] = np.nan
         self._seen = count
         columns = {name: rows[:, i] for name, i in self.tape.names.items()}
+        _drop_unflushed(columns, self.tape.flushed)
         return TapeRows(places + 1 - self._foreign, columns, lost)
+
+
+def _drop_unflushed(columns: dict[str, Any], flushed: set[str]) -> None:
+    """Leaves out what was measured inside a gradient and never came out of it."""
+    arrived = columns.pop(FLUSHED, None)
+    if arrived is None or arrived.all():
+        return
+    for name in flushed & set(columns):
+        if arrived.any():
+            columns[name] = np.where(arrived != 0, columns[name], np.nan)
+        else:
+            del columns[name]

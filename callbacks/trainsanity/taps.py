@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import keras
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from trainsanity import optimizers
 from trainsanity.compiled import CompiledFunctions, TraceTime
@@ -127,9 +128,7 @@ class Taps:
 
     @property
     def _is_stateless(self) -> bool:
-        """Whether a step is a pure function, as on JAX: only inside `compute_metrics` may variables
-        be written.
-        """
+        """Whether a step is a pure function, as on JAX: variables travel in its state."""
         return bool(self.run.backend.HAS_GRADIENT_BOUNDARY)
 
     @property
@@ -152,13 +151,32 @@ class Taps:
             finally:
                 self._local.step = None
                 observed.end()
-            if not self._is_stateless:
-                if training:
-                    self._boundary.call("sample", self.run.backend.catch_sample, self.run, args)
-                self._finish(current)
+            if self._is_stateless:
+                return self._boundary.call(
+                    "tape", self._end_stateless, current, result, default=result
+                )
+            if training:
+                self._boundary.call("sample", self.run.backend.catch_sample, self.run, args)
+            self._finish(current, result)
             return result
 
         return step
+
+    def _end_stateless(self, step: Step, result: Any) -> Any:
+        """Writes the row into the state that the step gives back."""
+        carried = self.run.model.metrics_variables
+        if not _gives_state(result, len(carried)):
+            self.run.not_testable["taps"] = (
+                "the model's own step does not give the metrics' variables back as Keras' does"
+            )
+            self._boundary.off.add("tape")
+            return result
+        logs, state = result
+        mapping = [*zip(carried, state[-1], strict=True)]
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            self._finish(step, logs)
+        new = [scope.get_current_value(variable) for variable in carried]
+        return logs, type(state)([*state[:-1], new])
 
     def _first_trace(self, *, training: bool) -> AbstractContextManager[None]:
         """Notes which layers run while the training step is traced for the first time."""
@@ -178,14 +196,24 @@ class Taps:
                 traced = TraceTime(run.model, with_flags=not self._is_stateless)
             self._functions.traced = traced if traced else None
 
-    def _finish(self, step: Step) -> None:
+    def _finish(self, step: Step, logs: Any) -> None:
+        """The last of a step: what it shows in the logs, and the row.
+
+        A step of the user's may show other numbers than Keras' metrics.
+        """
+        step.results = logs if isinstance(logs, Mapping) else {}
         with self.run.backend.observing():
+            self._collect(step, "trace_logs", step)
             self._collect(step, "trace_end", step)
             self._boundary.call("tape", self._tapes[step.training].write, step.columns)
 
     def _leave_gradient(self, step: Step) -> None:
         """What was measured inside the gradient goes out with the tape; its tensors must not."""
-        self._boundary.call("tape", self._tapes[step.training].flush, step.columns)
+        if in_stateless_scope():
+            self._boundary.call("tape", self._tapes[step.training].flush, step.columns)
+        else:
+            reason = "the model's own step calls compute_loss without the metrics' variables"
+            self.run.not_testable["loss/differentiated"] = reason
         step.columns.clear()
         step.shared.clear()
         step.losses.clear()
@@ -232,12 +260,9 @@ class Taps:
             results = original(*args, **kwargs)
             step = self._step
             if step is not None:
-                step.results = results if isinstance(results, Mapping) else {}
                 with self.run.backend.observing():
                     self._boundary.call("taps", self._note, step, signature, args, kwargs)
                     self._collect(step, "trace_metrics", step)
-                if self._is_stateless:
-                    self._finish(step)
             return results
 
         return compute_metrics
@@ -355,6 +380,18 @@ def batch_parts(data: Any) -> tuple[Any, Any, Any]:
         return (None, None, None)
     parts = list(data) + [None] * (3 - len(data))
     return (parts[0], parts[1], parts[2])
+
+
+def _gives_state(result: Any, carried: int) -> bool:
+    """Whether a stateless step gives back logs and a state that ends with the metrics'
+    variables.
+    """
+    if not isinstance(result, tuple) or len(result) != 2:
+        return False
+    state = result[1]
+    if type(state) not in (tuple, list) or not state or not isinstance(state[-1], (tuple, list)):
+        return False
+    return len(state[-1]) == carried
 
 
 def _as_variables(optimizer: Any, weights: Any, state: Any) -> Any:

@@ -23,8 +23,6 @@ class Batches(Probe):
         # A compute_loss of the user's may be given no inputs.
         inputs = tensors_of(step.x) or tensors_of(step.given[0])
         columns: dict[str, Any] = {"inputs/nonfinite": _nonfinite(inputs)}
-        if inputs and len(inputs[0].shape):
-            columns["batch/size"] = ops.shape(inputs[0])[0]
         columns["outputs/nonfinite"] = _nonfinite(tensors_of(step.y_pred))
         for layer, calls in _by_embedding(step).items():
             columns.update(_ids(layer, calls))
@@ -34,6 +32,13 @@ class Batches(Probe):
             columns.update(_range(output))
         columns.update(self._declared_weight(step))
         return columns
+
+    def trace_logs(self, step: Step) -> Columns:
+        # Also where a step of the user's asks for no loss.
+        inputs = tensors_of(step.given[0])
+        if not inputs or not len(inputs[0].shape):
+            return {}
+        return {"batch/size": ops.shape(inputs[0])[0]}
 
     def _declared_weight(self, step: Step) -> Columns:
         """Mean weight that `class_weight` asks for; Keras takes it for one output only."""

@@ -52,10 +52,6 @@ class Losses(Probe):
         columns.update({f"_loss:{variant}": value for variant, value in totals.items()})
         return columns
 
-    def trace_metrics(self, step: Step) -> Columns:
-        reported = step.results.get("loss")
-        return {} if reported is None else {"loss/reported": reported}
-
     def _why_not(self, step: Step) -> str | None:
         """Why the loss cannot be computed anew from its unreduced values; None where it can."""
         if not type(self.run.model).compute_loss.__module__.startswith("keras."):

@@ -45,12 +45,12 @@ class Metrics(Probe):
         # key -> facts for the audit `columns`
         self.found: dict[str, dict[str, Any]] = run.shared.setdefault("metric_facts", {})
 
+    def trace_logs(self, step: Step) -> Columns:
+        # A metric may give one number for each class; such rows are not on the tape.
+        return {f"{k}/reported": value for k, value in step.results.items() if _is_number(value)}
+
     def trace_metrics(self, step: Step) -> Columns:
         columns: dict[str, Any] = {}
-        for key, value in step.results.items():
-            # A metric may give one number for each class; such rows are not on the tape.
-            if key != "loss" and len(ops.shape(value)) == 0:
-                columns[f"{key}/reported"] = value
         outputs = {output.place: output for output in step.outputs}
         for entry in compiled_metrics(self.run.model):
             if entry.output in outputs:
@@ -138,6 +138,10 @@ class Metrics(Probe):
                 if variant == "recomputed":
                     columns[f"{key}/batch"] = EpochMean.of_each(n, d)
         return columns
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or getattr(value, "shape", None) == ()
 
 
 def compiled_metrics(model: Any) -> list[CompiledMetric]:

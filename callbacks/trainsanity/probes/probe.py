@@ -72,7 +72,7 @@ class Step:
         outputs: one entry per output that has a label.
         loss: what `compute_loss` returned.
         losses: unreduced values of the compiled losses, in the order in which Keras called them.
-        results: what `compute_metrics` returned: log key -> tensor.
+        results: what the step returned, known in `trace_logs`: log key -> tensor.
         metric_values: id of a metric -> what its function returned.
         shared: intermediate tensors that one probe computes and another uses.
     """
@@ -209,6 +209,10 @@ class Probe:
         return {}
 
     def trace_metrics(self, step: Step) -> Columns:
+        return {}
+
+    def trace_logs(self, step: Step) -> Columns:
+        """When the step has returned: `step.results` is what it shows in the logs."""
         return {}
 
     def trace_before_update(self, update: Update) -> None:
