@@ -34,6 +34,5 @@ CASE = Case(
     rule="state-reset-missing",
     faulty=faulty,
     healthy=healthy,
-    caught=False,
-    not_reachable="Explicit resets are not watched yet.",
+    subject="both",
 )
