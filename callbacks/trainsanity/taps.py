@@ -172,6 +172,10 @@ class Taps:
             self._boundary.off.add("tape")
             return result
         logs, state = result
+        if isinstance(logs, Mapping):
+            # A step that goes through all metrics by itself meets the tapes too.
+            tapes = {tape.name for tape in self._tapes.values()}
+            logs = {key: value for key, value in logs.items() if key not in tapes}
         mapping = [*zip(carried, state[-1], strict=True)]
         with keras.StatelessScope(state_mapping=mapping) as scope:
             self._finish(step, logs)
@@ -202,10 +206,17 @@ class Taps:
         A step of the user's may show other numbers than Keras' metrics.
         """
         step.results = logs if isinstance(logs, Mapping) else {}
+        self._say_what_was_not_asked(step)
         with self.run.backend.observing():
             self._collect(step, "trace_logs", step)
             self._collect(step, "trace_end", step)
             self._boundary.call("tape", self._tapes[step.training].write, step.columns)
+
+    def _say_what_was_not_asked(self, step: Step) -> None:
+        for part, absent in (("loss", "loss/recomputed"), ("metrics", "metrics")):
+            if step.training and part not in step.asked:
+                reason = f"the model's own train_step never calls compute_{part}"
+                self.run.not_testable[absent] = reason
 
     def _leave_gradient(self, step: Step) -> None:
         """What was measured inside the gradient goes out with the tape; its tensors must not."""
@@ -242,6 +253,7 @@ class Taps:
             if step is None:
                 return original(*args, **kwargs)
             step.losses.clear()
+            step.asked.add("loss")
             loss = original(*args, **kwargs)
             with self.run.backend.observing():
                 self._boundary.call("taps", self._note, step, signature, args, kwargs)
@@ -260,6 +272,7 @@ class Taps:
             results = original(*args, **kwargs)
             step = self._step
             if step is not None:
+                step.asked.add("metrics")
                 with self.run.backend.observing():
                     self._boundary.call("taps", self._note, step, signature, args, kwargs)
                     self._collect(step, "trace_metrics", step)

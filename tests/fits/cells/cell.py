@@ -30,6 +30,7 @@ class Evidence:
         sparse: name -> {step: value}, for signals that only some steps have.
         absent: signals that must not be there, because they could only be wrong.
         reasons: signal or probe -> words of the reason given for its absence.
+        batches: of each epoch, as its audit says; None to leave it out.
         said: rules that have to speak at `warning` or above; no other may.
     """
 
@@ -37,6 +38,7 @@ class Evidence:
     sparse: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
+    batches: tuple[int, ...] | None = None
     said: tuple[str, ...] = ()
 
 
@@ -158,6 +160,9 @@ def _compare(cell: Cell, run: SpooledRun, wanted: Evidence) -> None:
         np.testing.assert_allclose(found, list(points.values()), rtol=cell.rtol, err_msg=name)
     for name in wanted.absent:
         assert name not in run.names, f"{name} is measured: {run.signal(name)[1]}"
+    if wanted.batches is not None:
+        counted = tuple(audit.facts["batches"] for audit in run.audits("epoch"))
+        assert counted == wanted.batches, f"batches of epochs: {counted}"
     _compare_reasons(run, wanted)
     _compare_judgement(run, wanted)
 
