@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainsanity.rules.comparison import maps, measured, merged, number, text
+from trainsanity.rules.comparison import maps, measured, merged, number, text, two_numbers
 from trainsanity.rules.difference import Difference
 from trainsanity.rules.history import RunHistory, RunView, history
 from trainsanity.rules.rule import Finding, NotTestable, Rule, Severity, Witness
@@ -105,13 +105,9 @@ class PathDisagreement(Rule):
             title=f"{subject} differs between {a} and {b}: {difference.in_words()}",
             message=(
                 f"With the same weights and input at step {audit.step:,}, {subject}{site} was "
-                f"computed by {a} and by {b}: {difference.in_words()}, at values of up to "
-                f"{number(difference.scale)}. {cause}"
+                f"computed by {a} and by {b}: {_found(row, difference)}. {cause}"
             ),
-            witnesses=(
-                Witness(f"{a}: largest value", difference.scale),
-                Witness(f"largest difference of {b}", difference.largest),
-            ),
+            witnesses=_witnesses(row, a, b, difference),
             suggestion=cure,
             first_step=audit.step,
             last_step=audit.step,
@@ -129,6 +125,26 @@ class PathDisagreement(Rule):
             return Severity.ADVICE
         narrow = difference.largest <= self.certain_times * difference.tolerance
         return Severity.WARNING if severity is None and narrow else severity
+
+
+def _found(row: Mapping[str, Any], difference: Difference) -> str:
+    values = row.get("values")
+    if isinstance(values, (list, tuple)) and len(values) == 2:
+        return "{} and {}".format(*two_numbers(float(values[0]), float(values[1])))
+    return f"{difference.in_words()}, at values of up to {number(difference.scale)}"
+
+
+def _witnesses(
+    row: Mapping[str, Any], a: str, b: str, difference: Difference
+) -> tuple[Witness, ...]:
+    """Both values where the two are single numbers."""
+    values = row.get("values")
+    if isinstance(values, (list, tuple)) and len(values) == 2:
+        return Witness(a, float(values[0])), Witness(b, float(values[1]))
+    return (
+        Witness(f"{a}: largest value", difference.scale),
+        Witness(f"largest difference of {b}", difference.largest),
+    )
 
 
 def _ways(row: Mapping[str, Any]) -> tuple[str, str]:
