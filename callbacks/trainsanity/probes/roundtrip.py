@@ -114,6 +114,7 @@ def _states(layer: Any) -> list[Any]:
 
 def _evaluated(model: Any, x: Any, y: Any, weight: Any) -> dict[str, Any]:
     with _evaluation_untouched(model):
+        model.reset_metrics()  # up to Keras 3.14 `test_on_batch` adds to what was there
         result: dict[str, Any] = model.test_on_batch(x, y, sample_weight=weight, return_dict=True)
         return {k: v for k, v in result.items() if np.ndim(v) == 0}
 
