@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,6 +45,24 @@ def names_untouched() -> Iterator[None]:
         now = global_state.get_global_attribute("object_name_uids", default={}, set_to_default=True)
         now.clear()
         now.update(before)
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Within, nothing is warned of: it would look as if the user had done what we do."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def generators_as_now() -> Iterator[None]:
+    """Puts the global random generators back, at the end, to where they are now."""
+    state = _generators_state()
+    try:
+        yield
+    finally:
+        _put_back_generators(state)
 
 
 def _generators_state() -> tuple[Any, ...]:

@@ -536,7 +536,7 @@ class Session:
         if run is None or not self._auditors:
             return
         started = time.monotonic()
-        with forward.names_untouched():
+        with forward.names_untouched(), forward.unwarned():
             while self._auditors and time.monotonic() - started < seconds:
                 self._listeners.tell_one(self._auditors.pop(0), "on_sample")
         run.shared.pop("passes", None)  # the tensors take memory

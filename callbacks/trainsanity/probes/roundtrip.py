@@ -14,11 +14,23 @@ import keras
 import numpy as np
 
 from trainsanity.difference import difference
-from trainsanity.forward import names_untouched, quiet_forward, untouched
+from trainsanity.forward import names_untouched, quiet_forward, untouched, unwarned
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import tensors_of
 
 MAX_PARAMETERS = 20_000_000  # larger models would make the end of training wait for the disk
+
+# What Keras, and `get_config` and `from_config` of the user's, raise for a model that they cannot
+# save or load.
+REFUSALS = (
+    TypeError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    ImportError,
+    OSError,
+    RuntimeError,  # also NotImplementedError
+)
 
 
 class Roundtrip(Probe):
@@ -32,18 +44,25 @@ class Roundtrip(Probe):
         if reason is not None:
             run.audit("roundtrip", {"not_testable": reason})
             return
-        model = run.model
-        with untouched(model), names_untouched(), tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.keras"
-            model.save(path)
-            # Refused loads are no silent bug: they raise where users see them.
-            try:
-                loaded = keras.saving.load_model(path, safe_mode=False)
-            except (TypeError, ValueError, KeyError, AttributeError, ImportError, OSError) as error:
-                run.audit("roundtrip", {"not_testable": f"loading raises: {error!s:.300}"})
-                return
-            facts = self._compare(model, loaded, _strict_complaint(path))
+        with (
+            untouched(run.model),
+            names_untouched(),
+            unwarned(),
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            facts = self._facts(Path(folder) / "model.keras")
         run.audit("roundtrip", facts)
+
+    def _facts(self, path: Path) -> dict[str, Any]:
+        model, doing = self.run.model, "saving"
+        # A refusal is no silent bug: it raises where users see it.
+        try:
+            model.save(path)
+            doing = "loading"
+            loaded = keras.saving.load_model(path, safe_mode=False)
+        except REFUSALS as error:
+            return {"not_testable": f"{doing} raises: {error!s:.300}"}
+        return self._compare(model, loaded, _strict_complaint(path))
 
     def _why_not(self) -> str | None:
         if self.run.sample is None:
