@@ -25,7 +25,7 @@ from trainsanity.settings import Expect, Settings
 from trainsanity.spooled import Judgement, SpooledRun
 from trainsanity.stream import RunStream
 
-AFTER_TRAINING = ("roundtrip",)  # probes that audit in `on_released`
+AFTER_TRAINING = ("roundtrip", "replicas")  # probes that audit in `on_released`
 
 
 @dataclass(frozen=True)
