@@ -1,0 +1,1 @@
+"""Healthy trainings drawn from a seed: another one for each, and the same one again."""
