@@ -67,7 +67,9 @@ class Replicas(Probe):
 
     def _copy(self) -> Any:
         model, optimizer = self.run.model, self.run.optimizer
-        with refused("the model cannot be copied from its configuration"):
+        # Lambdas in it are the user's own, so there is nothing to be protected from.
+        safe = keras.src.saving.serialization_lib.SafeModeScope(False)
+        with safe, refused("the model cannot be copied from its configuration"):
             is_graph = isinstance(model, (keras.Sequential, keras.src.models.Functional))
             copy = (
                 keras.models.clone_model(model)
