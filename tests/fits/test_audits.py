@@ -319,3 +319,19 @@ def test_hears_what_is_printed_and_leaves_the_streams_as_they_were() -> None:
     assert "write" not in sys.stdout.__dict__
     assert "write" not in sys.stderr.__dict__
     assert warnings.showwarning is showwarning
+
+
+class Leaks(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        sys.stderr.write("ERROR: customer 4711 has no address\n")
+
+
+def test_what_is_printed_is_counted_and_not_kept() -> None:
+    inputs = keras.Input((6,))
+    model = compiled(inputs, keras.layers.Dense(1)(inputs))
+    run = watched_fit(model, X, Y, callbacks=[Leaks()])
+    (facts,) = [audit.facts for audit in run.audits("console")]
+    (error,) = facts["error_lines"]
+    assert (error["kind"], error["count"]) == ("ERROR", 1)
+    assert error["origin"].startswith("tests/fits/test_audits.py:")
+    assert "4711" not in str(facts)

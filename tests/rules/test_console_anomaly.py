@@ -19,7 +19,7 @@ def found(*epochs):
         ({"bytes": 90_000}, "amount of output"),
         ({"headers": [1, 1]}, "epoch headers"),
         ({"headers": [7]}, "epoch headers"),
-        ({"error_lines": [{"text": "CycleError", "count": 4}]}, "error lines"),
+        ({"error_lines": [{"kind": "CycleError", "origin": "keras", "count": 4}]}, "error lines"),
         (
             {"warnings": [{"category": "W", "package": "keras", "text": "t", "user_code": False}]},
             "W of keras",
@@ -61,6 +61,6 @@ def test_a_bar_wider_than_any_terminal_is_advice():
 
 
 def test_lines_that_cut_through_the_bar_are_advice():
-    (alert,) = found({"interruptions": {"lines": 4, "text": "profiler"}})
-    assert "profiler" in alert.message
-    assert not found({"interruptions": {"lines": 1, "text": "saved"}})
+    (alert,) = found({"interruptions": {"lines": 4, "origin": "train.py:3"}})
+    assert "train.py:3" in alert.message
+    assert not found({"interruptions": {"lines": 1, "origin": "train.py:3"}})

@@ -1,4 +1,8 @@
-"""What the process prints while it trains: how much, and what it says of itself."""
+"""What the process prints while it trains: how much, of which kind, and from where.
+
+What is printed may hold the user's data, so no text is kept but that of warnings by installed
+packages.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from trainsanity import call_sites
 from trainsanity.errors import CannotAudit
 from trainsanity.probes.probe import Probe
 
@@ -27,7 +32,7 @@ DEPRECATED = re.compile(r"\bFrom (?P<file>\S+\.py)(?::\d+)?:.*\bdeprecated\b")
 KINDS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 RUN = re.compile(r"([^\w\s\b])\1*")
 MOST_LINE = 10_000  # characters of an unfinished line that are kept
-MOST_TEXTS = 20  # different lines told of in one epoch
+MOST_TEXTS = 20  # different origins told of in one epoch
 
 _STDLIB = sysconfig.get_path("stdlib")
 # Files of ours that only call on what the user's training calls anyway.
@@ -45,8 +50,8 @@ class _Printed:
     sign: str = ""
     between: int = 0  # lines written to stderr into the unfinished line of the progress bar
     headers: list[int] = field(default_factory=list)
-    errors: Counter[str] = field(default_factory=Counter)
-    between_text: str = ""
+    errors: Counter[tuple[str, str]] = field(default_factory=Counter)  # kind, origin
+    between_origin: str = ""
     warnings: Counter[tuple[str, str, str, bool]] = field(default_factory=Counter)
 
 
@@ -119,11 +124,11 @@ class Console(Probe):
         foreign = not is_bar and self._bar_is_open and stream is not sys.stdout
         if foreign and text.strip() and not text.startswith("\n"):
             printed.between += 1
-            printed.between_text = printed.between_text or text.strip()[:200]
+            printed.between_origin = printed.between_origin or _origin(frame)
         *whole, rest = (before + text).split("\n")
         self._measure_runs(text)
         for line in whole:
-            self._read(_visible(line))
+            self._read(_visible(line), frame)
         self._open[id(stream)] = _visible(rest)[-MOST_LINE:]
         if is_bar or (stream is sys.stdout and whole):
             self._bar_is_open = is_bar and bool(self._open[id(stream)].strip())
@@ -139,13 +144,13 @@ class Console(Probe):
             if found.end() == len(text):
                 self._run = (found[1], length)
 
-    def _read(self, line: str) -> None:
+    def _read(self, line: str, frame: FrameType) -> None:
         printed = self._printed
         printed.lines += 1
         if header := HEADER.match(line):
             printed.headers.append(int(header[1]))
-        elif ERROR.search(line) and len(printed.errors) < MOST_TEXTS:
-            printed.errors[line.strip()[:200]] += 1
+        elif (error := ERROR.search(line)) and len(printed.errors) < MOST_TEXTS:
+            printed.errors[error[0].strip(" :"), _origin(frame)] += 1
         elif (told := DEPRECATED.search(line)) and _package(told["file"]) is not None:
             self._count_warning("deprecation", told["file"], line)
 
@@ -158,7 +163,8 @@ class Console(Probe):
 
     def _count_warning(self, category: str, filename: str, text: str) -> None:
         package, found = _package(filename), self._printed.warnings
-        key = (category, package or Path(filename).stem, text.strip()[:200], package is None)
+        shown = "" if package is None else text.strip()[:200]
+        key = (category, package or Path(filename).stem, shown, package is None)
         if key in found or len(found) < MOST_TEXTS:
             found[key] += 1
 
@@ -184,8 +190,11 @@ class Console(Probe):
                 "batches": batches,
                 "headers": printed.headers,
                 "longest_run": {"sign": printed.sign, "length": printed.longest_run},
-                "interruptions": {"lines": printed.between, "text": printed.between_text},
-                "error_lines": [{"text": t, "count": n} for t, n in printed.errors.items()],
+                "interruptions": {"lines": printed.between, "origin": printed.between_origin},
+                "error_lines": [
+                    {"kind": kind, "origin": origin, "count": n}
+                    for (kind, origin), n in printed.errors.items()
+                ],
                 "warnings": list(_warning_rows(printed)),
             },
         )
@@ -252,6 +261,21 @@ def _is_ours(frame: FrameType | None) -> bool:
             return False
         frame = frame.f_back
     return False
+
+
+def _origin(frame: FrameType | None) -> str:
+    """What wrote: a place in the user's code where a user's frame is innermost, else the
+    installed package.
+    """
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        package = _package(filename)
+        if package is None and not filename.startswith(_OURS):
+            return call_sites.site_of_frame(frame) or ""
+        if package not in (None, "Python"):
+            return str(package)
+        frame = frame.f_back
+    return "Python"
 
 
 def _package(filename: str) -> str | None:

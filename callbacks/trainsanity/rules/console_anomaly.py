@@ -122,7 +122,7 @@ class ConsoleAnomaly(Rule):
             "lines through the progress bar",
             f"{lines:,} lines cut through the progress bar",
             f"While the bar was being drawn, {lines:,} lines were written into it from elsewhere, "
-            f"first {text(found, 'text')!r}.",
+            f"first by {text(found, 'origin') or 'something unknown'}.",
             (
                 Witness("expected inside the bar", 0.0, "lines"),
                 Witness("written there", lines, "lines"),
@@ -162,8 +162,9 @@ def _error_lines(audit: Audit) -> Iterator[Finding]:
         audit,
         "error lines",
         f"{count:,} error lines printed, and training went on",
-        f"Lines that look like errors appeared, first {text(rows[0], 'text')!r}, while the epoch "
-        "ended as usual.",
+        f"Lines that look like errors appeared, first one that begins with "
+        f"{text(rows[0], 'kind') or 'an error'!r}, written by "
+        f"{text(rows[0], 'origin') or 'something unknown'}, while the epoch ended as usual.",
         (Witness("error lines", count, "lines"), Witness("epoch ended", "as usual")),
         "Check the other alerts of this run; if there are none, the lines may be harmless.",
     )
@@ -212,7 +213,7 @@ _FACTS = {
     "batches": 10,
     "headers": [1],
     "longest_run": {"sign": "=", "length": 30},
-    "interruptions": {"lines": 0, "text": ""},
+    "interruptions": {"lines": 0, "origin": ""},
     "error_lines": [],
     "warnings": [],
 }
