@@ -69,13 +69,9 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc]
         for name, value in columns.items():
             index = self._index(name)
             if index is not None:
-                cells[index] = ops.reshape(ops.cast(value, "float32"), ())
+                cells[index] = value
         used = max(cells, default=-1) + 1
-        absent = ops.zeros((), "float32")
-        filler = ops.zeros((self.width - used,), "float32")
-        if not used:
-            return filler
-        return ops.concatenate([ops.stack([cells.get(i, absent) for i in range(used)]), filler])
+        return self._backend.row([cells.get(i, 0.0) for i in range(used)], self.width)
 
     def write(self, columns: Mapping[str, Any]) -> None:
         """Writes one row; `columns` are scalar tensors. Called while the step is traced."""

@@ -18,6 +18,13 @@ READABLE_IN_EPOCH = (
 HAS_GRADIENT_BOUNDARY = True  # a value made inside the gradient leaves it only through a variable
 
 
+def row(values: list[Any], width: int) -> Any:
+    """Scalars of any type, then zeros, as a float32 tensor of shape (width,)."""
+    filler = jnp.zeros(width - len(values), jnp.float32)
+    cells = [jnp.asarray(value, jnp.float32).reshape(1) for value in values]
+    return jnp.concatenate([*cells, filler])
+
+
 def write_row(ring: Any, count: Any, row: Any) -> None:
     """Writes one row of the ring and advances the counter, in the scope that carries the metrics'
     variables.

@@ -18,6 +18,15 @@ HAS_GRADIENT_BOUNDARY = False  # a value made inside the gradient may be used ou
 OUR_SCOPE = "trainsanity"
 
 
+def row(values: list[Any], width: int) -> Any:
+    """Scalars of any type, then zeros, as a float32 tensor of shape (width,)."""
+    filler = tf.zeros([width - len(values)])
+    if not values:
+        return filler
+    cells = [tf.reshape(tf.cast(value, tf.float32), []) for value in values]
+    return tf.concat([tf.stack(cells), filler], 0)
+
+
 def write_row(ring: Any, count: Any, row: Any) -> None:
     """Writes one row of the ring in place and advances the counter; inside the compiled step."""
     variable, counter = ring._value, count._value
