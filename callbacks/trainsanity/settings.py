@@ -41,6 +41,7 @@ class Expect:
         pad_id: the id that stands for padding in integer inputs and targets.
         data_rows: rows that one epoch is meant to see.
         carried_metrics: keys of metrics that are meant to go on counting over epochs.
+        symmetric: names of layers whose output is meant to be mirrored where their input is.
         phases: True where compiling anew between two `fit` calls is on purpose.
         ignore: slugs of rules that shall not speak about this run.
     """
@@ -52,6 +53,7 @@ class Expect:
     pad_id: int | None = None
     data_rows: int | None = None
     carried_metrics: tuple[str, ...] = ()
+    symmetric: tuple[str, ...] = ()
     phases: bool = False
     ignore: tuple[str, ...] = ()
 
@@ -61,7 +63,7 @@ class Expect:
         _check("phases", self.phases, (bool,), "True or False")
         for name, least in (("pad_id", None), ("data_rows", 1)):
             _check_whole(name, getattr(self, name), least)
-        for name in ("ignore", "carried_metrics"):
+        for name in ("ignore", "carried_metrics", "symmetric"):
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         for slug in self.ignore:
             if not _SLUG.fullmatch(slug):

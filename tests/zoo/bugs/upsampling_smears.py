@@ -6,6 +6,8 @@ from keras import ops
 from tests.watched import watched_fit
 from tests.zoo.case import Case
 
+from trainsanity import Expect
+
 
 class OneSided(keras.layers.Layer):
     def call(self, x):
@@ -19,15 +21,16 @@ def _fit(layer):
     pool = keras.layers.GlobalAveragePooling2D()
     model = keras.Sequential([keras.Input((6, 6, 1)), layer, pool, keras.layers.Dense(1)])
     model.compile("sgd", "mse")
-    return watched_fit(model, x, x.mean(axis=(1, 2)), epochs=2, batch_size=8)
+    options = {"expect": Expect(symmetric=("up",))}
+    return watched_fit(model, x, x.mean(axis=(1, 2)), epochs=2, batch_size=8, options=options)
 
 
 def faulty():
-    return _fit(OneSided())
+    return _fit(OneSided(name="up"))
 
 
 def healthy():
-    return _fit(keras.layers.UpSampling2D((2, 1), interpolation="bilinear"))
+    return _fit(keras.layers.UpSampling2D((2, 1), interpolation="bilinear", name="up"))
 
 
 CASE = Case(
@@ -36,6 +39,6 @@ CASE = Case(
     rule="path-disagreement",
     faulty=faulty,
     healthy=healthy,
-    caught=False,
-    not_reachable="That a layer is meant to be symmetric cannot be declared yet.",
+    subject="up, axis 1: *",
+    not_reachable="The user has to say with Expect(symmetric=...) which layers are.",
 )
