@@ -19,7 +19,7 @@ def outputs_of(
     labels = _matched(names, y, shared=False)
     weights = _matched(names, sample_weight, shared=True)
     given = _matched(names, given_weight, shared=True)
-    losses = _losses(model, names)
+    losses = _losses(model, names, predictions, y_pred)
     found = []
     rows = zip(names, predictions, labels, weights, given, strict=True)
     for place, (name, prediction, label, weight, came) in enumerate(rows):
@@ -59,7 +59,9 @@ def _matched(names: Sequence[str], part: Any, *, shared: bool) -> list[Any]:
     return [None] * len(names)
 
 
-def _losses(model: Any, names: Sequence[str]) -> dict[str, tuple[Any, Any, int]]:
+def _losses(
+    model: Any, names: Sequence[str], predictions: Sequence[Any], y_pred: Any
+) -> dict[str, tuple[Any, Any, int]]:
     """Output -> its loss, the loss's weight and its place among all, for outputs that have one
     loss.
     """
@@ -67,17 +69,24 @@ def _losses(model: Any, names: Sequence[str]) -> dict[str, tuple[Any, Any, int]]
     flat = getattr(compiled, "_flat_losses", None) or []
     found: dict[str, list[tuple[Any, Any, int]]] = {}
     for place, (path, loss, weight, _) in enumerate(flat):
-        name = _output_of(path, names)
+        name = _output_of(path, names, predictions, y_pred)
         if name is not None:
             found.setdefault(name, []).append((loss, weight, place))
     return {name: losses[0] for name, losses in found.items() if len(losses) == 1}
 
 
-def _output_of(path: Sequence[Any], names: Sequence[str]) -> str | None:
+def _output_of(
+    path: Sequence[Any], names: Sequence[str], predictions: Sequence[Any], y_pred: Any
+) -> str | None:
+    """The output that a compiled loss reads: keys and places down the structure of outputs."""
     if len(names) == 1:
         return names[0]
-    if len(path) != 1:
-        return None
-    if isinstance(path[0], int):
-        return names[path[0]] if path[0] < len(names) else None
-    return path[0] if path[0] in names else None
+    if len(path) == 1 and path[0] in names:
+        return str(path[0])
+    part = y_pred
+    for step in path:
+        try:
+            part = part[step]
+        except (TypeError, KeyError, IndexError):
+            return None
+    return next((n for n, p in zip(names, predictions, strict=True) if p is part), None)

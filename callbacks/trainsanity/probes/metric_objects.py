@@ -103,31 +103,39 @@ def _initial(variable: Any) -> float | None:
 
 
 def _by_key(model: Any) -> dict[str, Any]:
-    """The metric object that each log key names."""
-    found: dict[str, Any] = {}
-    tracker = getattr(model, "_loss_tracker", None)
-    if any(m is tracker for m in model.metrics):
-        found["loss"] = tracker
-    for entry in compiled_metrics(model):
-        found.setdefault(entry.key, entry.metric)
-    compiled = (getattr(model, "_compile_metrics", None), getattr(model, "_compile_loss", None))
+    """The metric object that each log key shows: of several the last, as in Keras' dictionary."""
+    return {key: metrics[-1] for key, metrics in _claimants(model).items()}
+
+
+def _claimants(model: Any) -> dict[str, list[Any]]:
+    """The metric objects that want each log key, in Keras' order
+    (keras/src/trainers/trainer.py, `get_metrics_result`).
+    """
+    found: dict[str, list[Any]] = {}
     for metric in model.metrics:
-        if metric is not tracker and metric not in compiled and not isinstance(metric, Tape):
-            found.setdefault(metric.name, metric)
+        if metric is getattr(model, "_compile_metrics", None):
+            for entry in compiled_metrics(model):
+                found.setdefault(entry.key, []).append(entry.metric)
+        elif not isinstance(metric, Tape):
+            found.setdefault(metric.name, []).append(metric)
     return found
 
 
 def _owners(model: Any, name: str) -> int:
-    """Metric objects that want the one place in the logs: the one shown, and those never shown.
+    """Metric objects that want the one place in the logs: those of the model, and those of nested
+    layers that no key shows.
 
     Metrics of one name that Keras shows under keys of their own (`mae`, `weighted_mae`) do not
-    count.
+    count, nor do losses of outputs: Keras gives them their names.
     """
-    shown = {id(m) for m in _by_key(model).values()}
+    claimants = _claimants(model)
+    known = {id(m) for metrics in claimants.values() for m in metrics}
+    losses = getattr(getattr(model, "_compile_loss", None), "metrics", [])
+    named = [m for m in claimants.get(name, []) if not any(m is loss for loss in losses)]
     hidden = {
         id(m)
         for layer in model._flatten_layers(include_self=False)
         for m in getattr(layer, "_metrics", [])
-        if m.name == name and id(m) not in shown
+        if m.name == name and id(m) not in known
     }
-    return 1 + len(hidden)
+    return max(len(named), 1) + len(hidden)

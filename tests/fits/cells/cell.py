@@ -191,4 +191,5 @@ def _compare_judgement(run: SpooledRun, wanted: Evidence) -> None:
         if rule.id not in wanted.said
     ]
     assert not unwanted, unwanted
-    assert {rule.id for rule, _ in findings} == set(wanted.said)
+    said = {rule.id for rule, _ in findings}
+    assert said == set(wanted.said), f"said: {said}, wanted: {wanted.said}"

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from tests.fits.cells.by_hand import Line, cut, trained
 from tests.fits.cells.cell import Cell, Evidence, Scene
-from tests.fits.cells.running import regression, weighted_rows
+from tests.fits.cells.running import QUICKLY, regression, weighted_rows
 
 BATCHES = cut(4, *weighted_rows())  # three; the last one has two rows
 
@@ -27,7 +27,7 @@ def fed(
     `iterations` what the optimizer counts where that is not the steps.
     """
     line = Line.of()
-    model = regression(line, **(compiled or {}))
+    model = regression(line, **(QUICKLY if compiled is None else compiled))
     options = {
         "epochs": len(epochs) + fit.get("initial_epoch", 0),
         "shuffle": False,

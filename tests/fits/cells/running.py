@@ -10,6 +10,9 @@ import numpy as np
 from tests.fits.cells.by_hand import Line, cut, rows, trained
 from tests.fits.cells.cell import Cell, Evidence, Scene
 
+# JAX compiles for seconds, where eager steps take none. The groups `running` and `steps` compile.
+QUICKLY = {"run_eagerly": True} if keras.backend.backend() == "jax" else {}
+
 
 def regression(line: Line, **options: Any) -> keras.Model:
     """A linear model that is trained as `line` is."""
