@@ -335,3 +335,23 @@ def test_what_is_printed_is_counted_and_not_kept() -> None:
     assert (error["kind"], error["count"]) == ("ERROR", 1)
     assert error["origin"].startswith("tests/fits/test_audits.py:")
     assert "4711" not in str(facts)
+
+
+class Halving(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if batch == 1:
+            self.model.set_weights([w / 2 for w in self.model.get_weights()])
+
+
+def test_names_the_callback_that_wrote_to_the_weights_between_steps() -> None:
+    assign = keras.Variable.assign
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1, name="head")])
+    model.compile("sgd", "mse")
+    run = fitted(model, epochs=1, callbacks=[Halving()])
+    (finding,) = run.judge().of("weights-moved-outside-update")
+    assert finding.subject == "Halving"
+    assert finding.first_step == 3
+    assert finding.severity == "advice"  # some do so on purpose
+    (audit,) = run.audits("moved_outside")
+    assert audit.facts["variables"] == [w.path for w in reversed(model.weights)]
+    assert keras.Variable.assign is assign

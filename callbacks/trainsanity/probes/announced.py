@@ -37,7 +37,7 @@ class Announced(Probe):
     def on_begin(self) -> None:
         if self.run.kind != "fit" or self.run.guard is None:
             return
-        for callback in _callbacks():
+        for callback in callbacks_of_call():
             if type(callback).__module__.startswith("trainsanity.") or isinstance(callback, SILENT):
                 continue
             for hook in HOOKS:
@@ -114,7 +114,7 @@ class Announced(Probe):
         self._replaced.clear()
 
 
-def _callbacks() -> list[Any]:
+def callbacks_of_call() -> list[Any]:
     """The callbacks of the list that is being made, or has been, in a frame that called us."""
     frame = sys._getframe(1)
     while frame is not None:

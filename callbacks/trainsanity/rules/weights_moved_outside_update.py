@@ -58,19 +58,24 @@ class WeightsMovedOutsideUpdate(Rule):
             raise not_measured(run, MOVED)
         rows = run.rows(MOVED)
         audits = run.audits("moved_outside") if run.has_audit("moved_outside") else []
-        watched = {audit.step: audit for audit in audits}
         # One alert each for what a callback did, what none did, and what was not watched.
         for kind in ("seen", "nobody", "unwatched"):
-            where = np.array([_kind(watched.get(int(step))) == kind for step in rows.steps], bool)
+            kinds = [_kind(_audit_at(audits, int(step))) for step in rows.steps]
+            where = np.array([each == kind for each in kinds], bool)
             part = parting(rows, np.zeros(len(rows)), rows[MOVED], 0.0, where=where)
             if part is not None:
-                yield _finding(part, kind, watched.get(part.last_step))
+                yield _finding(part, kind, _audit_at(audits, part.last_step))
+
+
+def _audit_at(audits: list[Audit], step: int) -> Audit | None:
+    """What is known of a step: an audit holds until there is another."""
+    return next((audit for audit in reversed(audits) if audit.step <= step), None)
 
 
 def _kind(audit: Audit | None) -> str:
-    if audit is None:
+    if audit is None or audit.facts.get("known") is None:
         return "unwatched"
-    return "seen" if audit.facts.get("known") else "nobody"
+    return "seen" if audit.facts["known"] else "nobody"
 
 
 def _finding(part: Parting, kind: str, audit: Audit | None) -> Finding:

@@ -1,0 +1,143 @@
+"""Who wrote to the weights between two steps."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import keras
+
+from trainsanity import assignments
+from trainsanity.probes.announced import callbacks_of_call
+from trainsanity.probes.probe import Columns, Probe
+from trainsanity.tape import TapeRows
+
+MOVED = "weights/moved_outside"
+# Hooks that run between two training steps.
+HOOKS = (
+    "on_batch_begin",
+    "on_batch_end",
+    "on_epoch_begin",
+    "on_epoch_end",
+    "on_test_batch_begin",
+    "on_test_batch_end",
+    "on_test_begin",
+    "on_test_end",
+    "on_train_batch_begin",
+    "on_train_batch_end",
+)
+MOST_PATHS = 20
+# Keras' own callbacks that never write to weights.
+PASSIVE = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
+
+
+class OutsideWrites(Probe):
+    """Makes the audit `moved_outside` when weights have moved between steps, and again when others
+    are the cause.
+
+    Assignments to Keras' variables are heard; where a callback may have written to the backend's
+    own variable behind them, or a layer or step of the user's may have, the cause stays unknown.
+    """
+
+    name = "outside_writes"
+
+    def __init__(self, run: Any) -> None:
+        super().__init__(run)
+        self._watched: dict[int, str] = {}  # id of a weight -> path
+        self._in_step = False
+        self._by_layers = False  # a layer assigns to weights when it is called
+        self._written: dict[str, set[str]] = {}  # callback's class -> paths, since the last step
+        self._writers: dict[int, dict[str, set[str]]] = {}  # step -> those before it
+        self._others: list[str] = []  # classes of callbacks that have a turn between two steps
+        self._said: dict[str, Any] | None = None
+
+    def on_begin(self) -> None:
+        if self.run.kind == "fit" and self.run.guard is not None:
+            self._others = sorted({type(c).__name__ for c in callbacks_of_call() if _has_turn(c)})
+            assignments.listen(self._hear)
+
+    def _hear(self, variable: Any) -> None:
+        guard = self.run.guard
+        if guard is not None:
+            guard(self.name, self._note, variable, sys._getframe(2))
+
+    def _note(self, variable: Any, frame: Any) -> None:
+        if id(variable) not in self._watched:
+            return
+        while frame is not None:
+            owner = _owner(frame)
+            if isinstance(owner, keras.optimizers.Optimizer):
+                return
+            if isinstance(owner, keras.callbacks.CallbackList):
+                self._blame(frame.f_locals.get("callback"), variable.path)
+                return
+            if self._in_step and isinstance(owner, keras.layers.Layer):
+                self._by_layers = self._by_layers or not isinstance(owner, keras.Model)
+            frame = frame.f_back
+
+    def _blame(self, callback: Any, path: str) -> None:
+        """Notes the callback whose turn it is in Keras' list, if it is not ours."""
+        if callback is not None and not _is_ours(callback):
+            self._written.setdefault(type(callback).__name__, set()).add(path)
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        self._watched = {id(v): v.path for v in self.run.model.trainable_variables}
+
+    def before_step(self, step: int) -> None:
+        if self._written:
+            self._writers[step] = self._written
+            self._written = {}
+        self._in_step = True
+
+    def after_step(self, step: int) -> None:
+        self._in_step = False
+
+    def on_rows(self, rows: TapeRows) -> Columns:
+        moved = rows.columns.get(MOVED)
+        if moved is not None:
+            for step, largest in zip(rows.steps, moved, strict=True):
+                if largest > 0:
+                    self._tell(int(step), float(largest))
+        self._writers = {k: v for k, v in self._writers.items() if k > int(rows.steps[-1])}
+        return {}
+
+    def _tell(self, step: int, largest: float) -> None:
+        facts = self._facts(self._writers.get(step, {}))
+        if facts != self._said:
+            self._said = facts
+            self.run.audit("moved_outside", {**facts, "largest": largest}, step)
+
+    def _facts(self, writers: dict[str, set[str]]) -> dict[str, Any]:
+        if writers:
+            paths = sorted(set().union(*writers.values()))
+            return {"by": sorted(writers), "variables": paths[:MOST_PATHS], "known": True}
+        known = None if self._others or self._by_layers or not self._own_step else False
+        return {"by": self._others, "variables": [], "known": known}
+
+    @property
+    def _own_step(self) -> bool:
+        """Whether Keras' own step trains; another may train weights by an optimizer of its own."""
+        return str(type(self.run.model).train_step.__module__).startswith("keras.")
+
+    def on_closed(self) -> None:
+        assignments.forget(self._hear)
+
+
+def _owner(frame: Any) -> Any:
+    """The object whose method a frame runs, if it is one."""
+    code = frame.f_code
+    return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+
+
+def _is_ours(callback: Any) -> bool:
+    return type(callback).__module__.startswith("trainsanity.")
+
+
+def _has_turn(callback: Any) -> bool:
+    if _is_ours(callback) or isinstance(callback, PASSIVE):
+        return False
+    plain = keras.callbacks.Callback
+    return any(
+        hook in callback.__dict__ or getattr(type(callback), hook) is not getattr(plain, hook)
+        for hook in HOOKS
+    )
