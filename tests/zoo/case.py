@@ -27,7 +27,8 @@ class Case:
         bugs: ids in the study, or of a founding case, that are this failure.
         title: what is wrong, in one line.
         rule: slug of the rule that has to speak.
-        subject: shell pattern of what the finding has to be about.
+        subject: shell pattern of what the finding has to be about: a layer, metric, variable ...
+        in_words: the rule compares words (classes, names, hashes), not numbers.
         faulty, healthy: train the model with the failure, and one as near as possible without.
         advice: the rule speaks as advice, as it is a matter of taste.
         caught: False where no rule finds it today; then `not_reachable` says why.
@@ -38,9 +39,10 @@ class Case:
     bugs: tuple[str, ...]
     title: str
     rule: str
+    subject: str
     faulty: Callable[[], SpooledRun]
     healthy: Callable[[], SpooledRun]
-    subject: str = "*"
+    in_words: bool = False
     advice: bool = False
     caught: bool = True
     not_reachable: str = ""

@@ -21,9 +21,17 @@ def test_the_rule_speaks_and_the_twin_is_left_alone(case: Case):
         return
     assert outcome.found, f"{case.rule} did not speak; others did: {outcome.others}"
     finding = outcome.found[0]
-    assert len(finding.witnesses) >= 2
+    shown, true = finding.witnesses[:2]
+    assert shown.value != true.value, "witnesses that agree prove nothing"
+    are_numbers = [isinstance(each.value, (int, float)) for each in (shown, true)]
+    assert all(are_numbers) or case.in_words
+    assert finding.certainty
     assert finding.message
     assert finding.suggestion
+
+
+def test_every_case_names_what_the_finding_is_about():
+    assert all(case.subject.strip("*?") for case in all_cases())
 
 
 def test_every_case_is_of_the_study_or_founded_the_product():

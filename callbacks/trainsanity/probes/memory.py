@@ -26,6 +26,7 @@ class Memory(Probe):
         self._process = psutil.Process()
         self._last_step = 0
         self._counted_at = 0
+        self._epochs = 0
         self._began = time.monotonic()
         self._spent = 0.0
 
@@ -42,8 +43,11 @@ class Memory(Probe):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
         now = time.monotonic()
+        self._epochs += 1
         is_dear = self._spent > 0.2 + COUNTING_SHARE * (now - self._began)
-        if is_dear or self.run.step <= self._counted_at:
+        # However dear: after 1, 2, 4, 8 ... epochs and one later, so that growth can be told.
+        is_time = any(n & (n - 1) == 0 for n in (self._epochs, self._epochs - 1))
+        if (is_dear and not is_time) or self.run.step <= self._counted_at:
             return
         self._counted_at = self.run.step
         self.run.points(self.run.step, {"memory/live_variables": float(_live_variables())})

@@ -29,6 +29,7 @@ CASE = Case(
     bugs=("32",),
     title="Augmentation draws black borders",
     rule="input-drift",
+    subject="input",
     advice=True,
     faulty=faulty,
     healthy=healthy,

@@ -50,6 +50,7 @@ CASE = Case(
     title="A layer is built without a shape",
     rule="shape-declared-vs-actual",
     subject="scaling input",
+    in_words=True,
     faulty=faulty,
     healthy=healthy,
     not_reachable="Layers whose build() is given something else than shapes record nothing.",

@@ -30,6 +30,7 @@ CASE = Case(
     bugs=("17",),
     title="The step keeps the learning rate it was traced with",
     rule="lr-effective-mismatch",
+    subject="learning_rate",
     faulty=faulty,
     healthy=healthy,
     live=True,

@@ -24,6 +24,7 @@ CASE = Case(
     bugs=("36",),
     title="Class weights do not reach the loss",
     rule="sample-weight-effect",
+    subject="class_weight",
     faulty=faulty,
     healthy=healthy,
     live=True,

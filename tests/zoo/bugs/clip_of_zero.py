@@ -24,6 +24,7 @@ CASE = Case(
     bugs=("9",),
     title="Declared gradient clipping is not applied",
     rule="clip-bound-exceeded",
+    subject="optimizer.clipnorm",
     faulty=faulty,
     healthy=healthy,
     live=True,

@@ -36,6 +36,7 @@ CASE = Case(
     bugs=("54",),
     title="A rebuilt model has another activation and predicts otherwise",
     rule="roundtrip-behaviour",
+    subject="output output_0",
     faulty=faulty,
     healthy=healthy,
 )

@@ -37,6 +37,7 @@ CASE = Case(
     bugs=("79",),
     title="A second, unused copy of a layer takes memory",
     rule="structure-mismatch",
+    subject="*/wrapped/dense_1",
     faulty=faulty,
     healthy=healthy,
 )

@@ -30,6 +30,7 @@ CASE = Case(
     bugs=("31",),
     title="A finite loss with a gradient that is NaN",
     rule="nonfinite-propagation",
+    subject="training",
     faulty=faulty,
     healthy=healthy,
     not_reachable="The second derivative itself, where training does not use it.",

@@ -37,6 +37,7 @@ CASE = Case(
     bugs=("83",),
     title="The graph computes something else than the eager call",
     rule="path-disagreement",
+    subject="output: eager call / predict",
     faulty=faulty,
     healthy=healthy,
 )

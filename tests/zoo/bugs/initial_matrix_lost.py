@@ -39,6 +39,8 @@ CASE = Case(
     bugs=("42",),
     title="Training does not begin with the weights that were given",
     rule="declared-config-drift",
+    subject="weight */words/embeddings: initial value",
+    in_words=True,
     faulty=faulty,
     healthy=healthy,
     not_reachable="The user has to say with Expect(initial_weights=...) what was meant.",

@@ -33,6 +33,7 @@ CASE = Case(
     bugs=("47", "64"),
     title="Layers inside a Lambda are not part of the model",
     rule="untracked-weights",
+    subject="lambda: *",
     faulty=faulty,
     healthy=healthy,
     live=True,

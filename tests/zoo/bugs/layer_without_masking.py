@@ -33,6 +33,7 @@ CASE = Case(
     bugs=("F4",),
     title="A layer that does not support masks swallows the mask",
     rule="mask-coverage-mismatch",
+    subject="scale",
     faulty=faulty,
     healthy=healthy,
     live=True,

@@ -31,6 +31,7 @@ CASE = Case(
     bugs=("78", "80"),
     title="Labels and outputs of different rank are broadcast in the loss",
     rule="loss-broadcast",
+    subject="loss",
     faulty=faulty,
     healthy=healthy,
     not_reachable="78: Estimators are gone; the likely cause, the rank of the labels, is caught.",

@@ -46,6 +46,7 @@ CASE = Case(
     bugs=("F2",),
     title="A mask made from the predictions hides every error",
     rule="mask-coverage-mismatch",
+    subject="most_confident",
     faulty=faulty,
     healthy=healthy,
 )

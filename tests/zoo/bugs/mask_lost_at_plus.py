@@ -28,6 +28,7 @@ CASE = Case(
     bugs=("10", "F1"),
     title="x + y instead of Add()([x, y]) destroys the mask",
     rule="mask-coverage-mismatch",
+    subject="add",
     faulty=faulty,
     healthy=healthy,
     live=True,

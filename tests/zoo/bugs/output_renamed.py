@@ -35,6 +35,7 @@ CASE = Case(
     title="An output has another name in the saved model",
     rule="roundtrip-structure",
     subject="output names",
+    in_words=True,
     faulty=faulty,
     healthy=healthy,
     not_reachable="Graphs of TensorFlow 1, whose nodes had names, are gone.",

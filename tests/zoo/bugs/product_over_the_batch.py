@@ -41,6 +41,7 @@ CASE = Case(
     bugs=("46",),
     title="A product mixes all samples of the batch",
     rule="path-disagreement",
+    subject="output: in a batch / alone",
     faulty=faulty,
     healthy=healthy,
     not_reachable="Where nothing is declared, only the mixing of samples gives it away.",

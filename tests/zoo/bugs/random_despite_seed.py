@@ -45,5 +45,6 @@ CASE = Case(
     faulty=faulty,
     healthy=healthy,
     subject="weights",
+    in_words=True,
     not_reachable="Kernels of a GPU.",
 )

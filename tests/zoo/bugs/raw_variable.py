@@ -40,6 +40,7 @@ CASE = Case(
     bugs=("12",),
     title="A raw variable is neither trained nor saved",
     rule="untracked-weights",
+    subject="*scale/Variable*",
     faulty=faulty,
     healthy=healthy,
     live=True,

@@ -39,6 +39,7 @@ CASE = Case(
     bugs=("62",),
     title="A reduction of the learning rate is announced, and nothing changes",
     rule="announced-action-mismatch",
+    subject="Reducing: the learning rate",
     faulty=faulty,
     healthy=healthy,
 )

@@ -46,6 +46,7 @@ CASE = Case(
     bugs=("81",),
     title="Sample weights do not reach the loss",
     rule="sample-weight-effect",
+    subject="sample weights",
     faulty=faulty,
     healthy=healthy,
 )

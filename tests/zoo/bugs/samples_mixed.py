@@ -42,6 +42,7 @@ CASE = Case(
     bugs=("11",),
     title="Samples of a batch are mixed with each other",
     rule="path-disagreement",
+    subject="output: in a batch / alone",
     faulty=faulty,
     healthy=healthy,
 )

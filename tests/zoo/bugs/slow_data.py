@@ -37,8 +37,9 @@ CASE = Case(
     bugs=("29", "56"),
     title="The data becomes slow, and the device waits",
     rule="step-time-anomaly",
+    subject="input pipeline",
     advice=True,
     faulty=faulty,
     healthy=healthy,
-    not_reachable="56: that another entry point would be faster shows in no single run.",
+    not_reachable="Slow is not wrong, so this is advice; no single run shows a faster entry point.",
 )

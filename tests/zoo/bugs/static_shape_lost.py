@@ -42,4 +42,5 @@ CASE = Case(
     advice=True,
     faulty=faulty,
     healthy=healthy,
+    not_reachable="An unknown dimension contradicts none, so this is advice.",
 )

@@ -29,6 +29,7 @@ CASE = Case(
     bugs=("22",),
     title="An epoch has another number of steps than was declared",
     rule="step-count-mismatch",
+    subject="epoch",
     faulty=faulty,
     healthy=healthy,
     live=True,

@@ -30,8 +30,10 @@ CASE = Case(
     bugs=("55", "63"),
     title="The number of steps is not known",
     rule="step-count-mismatch",
+    subject="length of the data",
     advice=True,
     faulty=faulty,
     healthy=healthy,
+    not_reachable="An unknown total contradicts none, so this is advice.",
     live=True,
 )

@@ -36,6 +36,7 @@ CASE = Case(
     bugs=("F3",),
     title="Targets are shifted by one against the inputs, the mask is not",
     rule="mask-target-misaligned",
+    subject="targets",
     faulty=faulty,
     healthy=healthy,
 )

@@ -39,6 +39,7 @@ CASE = Case(
     bugs=("40",),
     title="A frozen embedding is trainable after reload",
     rule="roundtrip-structure",
+    subject="trainable weights",
     faulty=faulty,
     healthy=healthy,
 )

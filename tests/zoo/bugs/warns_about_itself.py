@@ -69,6 +69,7 @@ CASE = Case(
     title="A package warns the user of its own use of what is deprecated",
     rule="console-anomaly",
     subject="FutureWarning of oldlayers",
+    in_words=True,
     advice=True,
     faulty=faulty,
     healthy=healthy,
