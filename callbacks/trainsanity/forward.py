@@ -106,7 +106,7 @@ def call_model(model: Any, x: Any, *, training: bool) -> Any:
 @contextmanager
 def refused(what: str) -> Iterator[None]:
     """Within, what models raise on data that they do not take becomes `CannotAudit`."""
-    expected = (ValueError, TypeError, IndexError, KeyError, RuntimeError)
+    expected = (ValueError, TypeError, IndexError, KeyError, RuntimeError, NameError)
     try:
         yield
     except (*expected, *backends.active().forward_errors()) as error:

@@ -25,7 +25,7 @@ from trainsanity.masking import mask_of, put_mask
 from trainsanity.observed import Observed
 from trainsanity.outputs import outputs_of
 from trainsanity.probes.probe import LayerCall, Step, Update
-from trainsanity.recording import noted_calls
+from trainsanity.recording import noted_calls, tensors_of
 from trainsanity.tape import Tape
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ class Taps:
         def step(*args: Any, **kwargs: Any) -> Any:
             if not self.installed:
                 return original(*args, **kwargs)
-            given = batch_parts(args[-1]) if args else (None, None, None)
+            x, y, weights = batch_parts(args[-1]) if args else (None, None, None)
+            given = (x, y, self._boundary.call("taps", self.run.backend.unshared, weights))
             self._local.step = current = Step(training=training, given=given)
             self._boundary.call("taps", self._begin_trace, current)
             copies = self._observed if self.run.compiled_by_xla else None
@@ -230,7 +231,7 @@ class Taps:
         step.losses.clear()
         step.loss = None
         # What came straight from the data was never part of the gradient.
-        kinds = {type(leaf) for leaf in keras.tree.flatten(step.x)}
+        kinds = {type(keras.ops.convert_to_tensor(leaf)) for leaf in tensors_of(step.x)}
         step.calls[:] = [call for call in step.calls if type(call.inputs) in kinds]
 
     def _before_call(self, layer: Any, original: Function) -> Function:
@@ -254,9 +255,10 @@ class Taps:
                 return original(*args, **kwargs)
             step.losses.clear()
             step.asked.add("loss")
+            weights = self._boundary.call("taps", self._weights, signature, args, kwargs)
             loss = original(*args, **kwargs)
             with self.run.backend.observing():
-                self._boundary.call("taps", self._note, step, signature, args, kwargs)
+                self._boundary.call("taps", self._note, step, signature, args, kwargs, weights)
                 step.loss = self._boundary.call("taps", self._observed, loss)
                 self._collect(step, "trace_loss", step)
             if self._is_stateless:
@@ -286,15 +288,22 @@ class Taps:
         signature: inspect.Signature,
         args: tuple[Any, ...],
         kwargs: Any,
+        weights: Any = None,
     ) -> None:
-        """What `compute_loss` or `compute_metrics` was given, by its parameters' names."""
+        """What `compute_loss` or `compute_metrics` was given, by its parameters' names; `weights`
+        as they were before.
+        """
         given = signature.bind(*args, **kwargs).arguments
         step.x, step.y, step.y_pred = (given.get(name) for name in ("x", "y", "y_pred"))
-        step.sample_weight = given.get("sample_weight")
+        step.sample_weight = given.get("sample_weight") if weights is None else weights
         step.y_pred = self._observed(step.y_pred)
         step.outputs = outputs_of(
             self.run.model, step.y, step.y_pred, step.sample_weight, step.given[2]
         )
+
+    def _weights(self, signature: inspect.Signature, args: tuple[Any, ...], kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments.get("sample_weight")
+        return self.run.backend.unshared(given)
 
     def _observed(self, structure: Any) -> Any:
         """The tensors for probes to look at; under XLA behind a barrier, with their masks."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
+import keras
 import numpy as np
 import torch
 from keras.src.backend.torch.core import get_device
@@ -223,3 +224,12 @@ def largest(tensor: Any) -> Any:
     """Largest absolute element, as float32."""
     values = dense_part(tensor)
     return values.detach().abs().max().float()
+
+
+def unshared(structure: Any) -> Any:
+    """The same values, out of reach of what is done in place: Keras multiplies sample weights with
+    the mask so (keras/src/losses/loss.py, `apply_mask`).
+    """
+    return keras.tree.map_structure(
+        lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, structure
+    )

@@ -78,6 +78,8 @@ class TrainEval(Probe):
         finally:
             for variable, old in zip(tracked, before, strict=True):
                 variable.assign(old)
+        if len(value.shape):
+            raise CannotAudit("the loss has no reduction")
         return float(keras.ops.convert_to_numpy(value))
 
 
