@@ -21,7 +21,8 @@ def untouched(model: Any) -> Iterator[None]:
     generators.
     """
     generators = _generators_state()
-    volatile = volatile_variables(model)
+    copies_of = backends.active().copies_of
+    volatile = [copy for v in volatile_variables(model) for copy in copies_of(v)]
     before = [keras.ops.convert_to_numpy(v).copy() for v in volatile]
     try:
         yield
