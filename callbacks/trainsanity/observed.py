@@ -24,20 +24,34 @@ class Observed:
     """From `begin` to `end`, results of `Loss.call` and of a metric's function are kept in the
     step.
 
+    Replicas are traced in turns, each in a thread of its own: the first to begin replaces, the last
+    to end puts back, and every result goes to the step of its thread.
+
     Args:
+        step: gives the step that is traced in this thread, or None.
         copies: gives tensors to look at in place of given ones; None where any may be looked at.
     """
 
     def __init__(
-        self, model: Any, step: Step, boundary: Boundary, copies: Callable[[Any], Any] | None
+        self,
+        model: Any,
+        step: Callable[[], Step | None],
+        boundary: Boundary,
+        copies: Callable[[Any], Any] | None,
     ) -> None:
         self._model = model
         self._step = step
         self._boundary = boundary
         self._copies = copies
+        self._begun = 0
         self._replaced: list[tuple[dict[str, Any], str, bool, Any]] = []
 
     def begin(self) -> None:
+        self._begun += 1
+        if self._begun == 1:
+            self._boundary.call("observed", self._replace_functions)
+
+    def _replace_functions(self) -> None:
         losses = getattr(self._model, "_compile_loss", None)
         metrics = getattr(self._model, "_compile_metrics", None)
         # Both are built by their first call, on some backends inside the very first step.
@@ -48,11 +62,15 @@ class Observed:
 
     def end(self) -> None:
         """Losses and metrics are what they were."""
+        self._begun -= 1
+        if self._begun:
+            return
         for own, name, had_own, original in reversed(self._replaced):
             if had_own:
                 own[name] = original
             else:
                 own.pop(name, None)
+        self._replaced.clear()
 
     def _once_built(self, compiled: Any, watch: Callable[[Any], None]) -> None:
         if compiled.built:
@@ -70,23 +88,26 @@ class Observed:
     def _watch_losses(self, compiled: Any) -> None:
         for loss in {id(entry[1]): entry[1] for entry in compiled._flat_losses}.values():
             if isinstance(loss, keras.losses.Loss):
-                self._replace(loss, "call", self._keeping(loss.call, self._step.losses.append))
+                self._replace(loss, "call", self._keeping(loss.call, _keep_loss))
 
     def _watch_metrics(self, compiled: Any) -> None:
         for metric in compiled.metrics:
             if isinstance(metric, keras.metrics.MeanMetricWrapper) and hasattr(metric, "_fn"):
-                keep = _keeper(self._step.metric_values, id(metric))
+                keep = _metric_keeper(id(metric))
                 self._replace(metric, "_fn", self._keeping(metric._fn, keep))
 
-    def _keeping(self, function: Function, keep: Callable[[Any], None]) -> Function:
+    def _keeping(self, function: Function, keep: Callable[[Step, Any], None]) -> Function:
         def kept(*args: Any, **kwargs: Any) -> Any:
             values = function(*args, **kwargs)
+            step = self._step()
+            if step is None:
+                return values
             if self._copies is None:
-                keep(values)
+                keep(step, values)
             else:
                 again = self._boundary.call("observed", self._again, function, args, kwargs)
                 if again is not None:
-                    keep(again)
+                    keep(step, again)
             return values
 
         return kept
@@ -103,8 +124,12 @@ class Observed:
         own[name] = replacement
 
 
-def _keeper(values: dict[int, Any], key: int) -> Callable[[Any], None]:
-    def keep(value: Any) -> None:
-        values[key] = value
+def _keep_loss(step: Step, values: Any) -> None:
+    step.losses.append(values)
+
+
+def _metric_keeper(key: int) -> Callable[[Step, Any], None]:
+    def keep(step: Step, values: Any) -> None:
+        step.metric_values[key] = values
 
     return keep

@@ -43,6 +43,7 @@ class Run:
     sample: Any = None
     # Calls a function of ours from the user's code: `guard(probe, function, *args, default=)`.
     guard: Callable[..., Any] | None = None
+    replicas: int = 1  # copies of the model that share a batch, each in Python of its own
     sample_rows: int = 8  # as many as the model demands, where its batch size is fixed
     step: int = 0
     # JAX's state right before a step, while `before_step` runs: variables are empty then.

@@ -36,6 +36,7 @@ log = logging.getLogger("trainsanity")
 SAMPLE_ROWS = 8  # of the training data, kept in the process for audits
 START_UP_SECONDS = 0.5  # that audits of the sample may take at a time
 LAST_SECONDS = 3.0  # that those left at the end of training may take at least
+SEVERAL_REPLICAS = "audits of a sample run on one device; this model lives on several replicas"
 Function = Callable[..., Any]
 
 # Model -> the session that watches it now.
@@ -165,13 +166,18 @@ class Session:
         run.guard = self._boundary.call
         run.fit = arguments
         run.sample_rows = fixed_batch(self.model) or SAMPLE_ROWS
-        run.sample = self._sample(run)
+        run.replicas = backend.replicas(self.model)
+        if run.replicas == 1:
+            run.sample = self._sample(run)
         probes = [self._boundary.call(make.name, make, run) for make in all_probes()]
         probes = [probe for probe in probes if probe is not None]
         self._listeners = Listeners(probes, self._boundary, self._say_not_testable)
         self._readings = Readings(run, self._listeners, self._boundary)
         self._listeners.tell("on_begin")
-        if self.model.built:
+        if run.replicas > 1:
+            for probe in self._listeners.hearing("on_sample"):
+                self._say_not_testable(probe, SEVERAL_REPLICAS)
+        elif self.model.built:
             self._show_sample()
 
     def _sample(self, run: Run) -> Any:

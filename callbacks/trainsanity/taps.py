@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
-from trainsanity import optimizers
+from trainsanity import optimizers, replica_rows
 from trainsanity.compiled import CompiledFunctions, TraceTime
 from trainsanity.first_layers import first_weighted_layers
 from trainsanity.masking import mask_of, put_mask
 from trainsanity.observed import Observed
 from trainsanity.outputs import outputs_of
-from trainsanity.probes.probe import LayerCall, Step, Update
-from trainsanity.recording import noted_calls, tensors_of
+from trainsanity.probes.probe import Columns, LayerCall, Step, Update
+from trainsanity.recording import called_method, noted_calls, tensors_of
 from trainsanity.tape import Tape
 
 if TYPE_CHECKING:
@@ -34,6 +34,16 @@ if TYPE_CHECKING:
     from trainsanity.run import Run
 
 Function = Callable[..., Any]
+
+OF_ONE_REPLICA = "it is measured on each replica, and the values do not add up to that of the batch"
+IN_THE_UPDATE = "the gradients of the replicas are added up inside the optimizer's update"
+OF_UPDATES = (
+    "gradient/norm",
+    "gradient/nonfinite",
+    "learning_rate/applied",
+    "learning_rate/effective",
+    "update/sampled_norm",
+)
 
 
 class Taps:
@@ -60,6 +70,8 @@ class Taps:
         self._replaced: list[tuple[Any, str, bool, Any]] = []
         self._tapped: list[Any] = []  # optimizers
         self._local = threading.local()
+        copies = self._observed if run.compiled_by_xla else None
+        self._observers = Observed(run.model, lambda: self._step, boundary, copies)
         self.installed = False
 
     # installing
@@ -85,12 +97,17 @@ class Taps:
         for layer in model._flatten_layers():
             is_source = isinstance(layer, (keras.layers.Embedding, keras.layers.Masking))
             if is_source or id(layer) in first:
-                self._replace(layer, "call", self._before_call(layer, layer.call))
+                name = called_method(layer)
+                self._replace(layer, name, self._before_call(layer, getattr(layer, name)))
         self.tap_optimizers()
         return None
 
     def tap_optimizers(self) -> None:
         """Taps every optimizer the model holds that is not tapped yet."""
+        if self.run.replicas > 1:
+            for name in OF_UPDATES:
+                self.run.not_testable[name] = IN_THE_UPDATE
+            return
         for name, optimizer in optimizers.of_model(self.run.model).items():
             if any(optimizer is known for known in self._tapped):
                 continue
@@ -143,9 +160,8 @@ class Taps:
             given = (x, y, self._boundary.call("taps", self.run.backend.unshared, weights))
             self._local.step = current = Step(training=training, given=given)
             self._boundary.call("taps", self._begin_trace, current)
-            copies = self._observed if self.run.compiled_by_xla else None
-            observed = Observed(self.run.model, current, self._boundary, copies)
-            self._boundary.call("observed", observed.begin)
+            observed = self._observers
+            observed.begin()
             try:
                 with self._first_trace(training=training):
                     result = original(*args, **kwargs)
@@ -156,7 +172,7 @@ class Taps:
                 return self._boundary.call(
                     "tape", self._end_stateless, current, result, default=result
                 )
-            if training:
+            if training and self.run.replicas == 1:
                 self._boundary.call("sample", self.run.backend.catch_sample, self.run, args)
             self._finish(current, result)
             return result
@@ -210,8 +226,26 @@ class Taps:
         self._say_what_was_not_asked(step)
         with self.run.backend.observing():
             self._collect(step, "trace_logs", step)
+            if self.run.replicas > 1:
+                self._finish_with_others(step)
+                return
             self._collect(step, "trace_end", step)
             self._boundary.call("tape", self._tapes[step.training].write, step.columns)
+
+    def _finish_with_others(self, step: Step) -> None:
+        """One row for what all replicas have measured of a batch; variables of ours are not the
+        replicas'.
+        """
+        for name in replica_rows.left_out(list(step.columns)):
+            self.run.not_testable[name] = OF_ONE_REPLICA
+
+        def write(rows: list[Columns]) -> None:
+            self._tapes[step.training].write(replica_rows.together(rows))
+
+        def write_in_bounds(rows: list[Columns]) -> None:
+            self._boundary.call("tape", write, rows)
+
+        self.run.backend.with_all_replicas(write_in_bounds, step.columns)
 
     def _say_what_was_not_asked(self, step: Step) -> None:
         for part, absent in (("loss", "loss/recomputed"), ("metrics", "metrics")):
@@ -259,13 +293,18 @@ class Taps:
             loss = original(*args, **kwargs)
             with self.run.backend.observing():
                 self._boundary.call("taps", self._note, step, signature, args, kwargs, weights)
-                step.loss = self._boundary.call("taps", self._observed, loss)
+                step.loss = self._boundary.call("taps", self._whole_loss, loss)
                 self._collect(step, "trace_loss", step)
             if self._is_stateless:
                 self._leave_gradient(step)
             return loss
 
         return compute_loss
+
+    def _whole_loss(self, loss: Any) -> Any:
+        """The loss to look at, before Keras divides it by the number of replicas."""
+        seen = self._observed(loss)
+        return seen if self.run.replicas == 1 else seen * self.run.replicas
 
     def _after_metrics(self, original: Function) -> Function:
         signature = inspect.signature(original)

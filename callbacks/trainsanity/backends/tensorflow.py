@@ -23,13 +23,18 @@ def row(values: list[Any], width: int) -> Any:
     filler = tf.zeros([width - len(values)])
     if not values:
         return filler
-    cells = [tf.reshape(tf.cast(value, tf.float32), []) for value in values]
-    return tf.concat([tf.stack(cells), filler], 0)
+    return tf.concat([tf.stack([_scalar(value) for value in values]), filler], 0)
+
+
+def _scalar(value: Any) -> Any:
+    """As float32; an operation fewer in every step for what is a scalar already."""
+    cell = tf.cast(value, tf.float32)
+    return cell if cell.shape.rank == 0 else tf.reshape(cell, [])
 
 
 def write_row(ring: Any, count: Any, row: Any) -> None:
     """Writes one row of the ring in place and advances the counter; inside the compiled step."""
-    variable, counter = ring._value, count._value
+    variable, counter = own_copy(ring._value), own_copy(count._value)
     # In place: assigning the whole ring would copy it in every step.
     tf.raw_ops.ResourceScatterUpdate(
         resource=variable.handle,
@@ -138,15 +143,16 @@ def pick(variable: Any, coordinates: np.ndarray[Any, Any], *, xla: bool) -> Any:
     """Elements of a Keras variable; coordinates have shape (k, rank). Does not touch the rest of
     it.
     """
+    own = own_copy(variable._value)
     if variable.shape == ():
-        return tf.reshape(variable._value.read_value(), [1])
+        return tf.reshape(own.read_value(), [1])
     if xla:  # knows no gather from a resource, and needs none: it fuses the read
-        return tf.gather_nd(variable._value.read_value(), coordinates)
+        return tf.gather_nd(own.read_value(), coordinates)
     # Reading the whole tensor would hold its buffer and force a copy at the next update.
     return tf.raw_ops.ResourceGatherNd(
-        resource=variable._value.handle,
+        resource=own.handle,
         indices=coordinates,
-        dtype=variable._value.dtype,
+        dtype=own.dtype,
     )
 
 
@@ -279,11 +285,36 @@ def is_traced_step(model: Any) -> bool:
 
 def why_untappable(model: Any) -> str | None:
     """Why no tap can go into the step of this model, or None."""
-    if model.distribute_strategy.num_replicas_in_sync > 1:
-        return (
-            "the step runs on several replicas of tf.distribute, whose batches are not added up yet"
-        )
-    return None
+    strategy = model.distribute_strategy
+    if strategy.num_replicas_in_sync == 1 or isinstance(strategy, tf.distribute.MirroredStrategy):
+        return None
+    return f"batches are added up over the replicas of MirroredStrategy, not of {strategy!r:.60}"
+
+
+def replicas(model: Any) -> int:
+    """Copies of the model that share every batch."""
+    return int(model.distribute_strategy.num_replicas_in_sync)
+
+
+def with_all_replicas(function: Callable[[list[Any]], None], own: Any) -> None:
+    """Inside the step of one replica: calls the function once for all, with what each brings."""
+    # Behind a function, TensorFlow does not look into what is brought.
+    tf.distribute.get_replica_context().merge_call(
+        lambda strategy, brought: function(
+            [bring() for bring in strategy.experimental_local_results(brought)]
+        ),
+        args=(lambda: own,),
+    )
+
+
+def copies_of(variable: Any) -> list[Any]:
+    """What holds a Keras variable's value, on every replica: each may hold another one."""
+    return list(getattr(variable._value, "values", (variable._value,)))
+
+
+def own_copy(variable: Any) -> Any:
+    """The variable, or the first copy of one that lives on several replicas."""
+    return getattr(variable, "_primary", variable)
 
 
 def is_our_failure(error: BaseException) -> bool:

@@ -203,6 +203,21 @@ def why_untappable(model: Any) -> str | None:
     return None
 
 
+def replicas(model: Any) -> int:
+    """One: what is measured in a process is of all that it computes."""
+    return 1
+
+
+def copies_of(variable: Any) -> list[Any]:
+    """What holds a Keras variable's value: the variable alone."""
+    return [variable]
+
+
+def with_all_replicas(function: Callable[[list[Any]], None], own: Any) -> None:
+    """Never called, as there is one replica."""
+    function([own])
+
+
 def is_our_failure(error: BaseException) -> bool:
     """Never: taps run as they are called, so that a failure is seen there."""
     return False

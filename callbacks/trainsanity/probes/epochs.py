@@ -65,6 +65,9 @@ class Epochs(Probe):
         latest = run.shared.get("latest", {})
         is_taped = bool(run.shared.get("taped"))
         own = {k: float(v) for k, v in logs.items() if not k.startswith("val_") and _is_number(v)}
+        if run.replicas > 1 and is_taped:
+            # What is shown within the epoch is a mean of the replicas' own values.
+            run.points(run.step, {f"{k}/reported": value for k, value in own.items()})
         run.audit(
             "epoch",
             {

@@ -38,6 +38,8 @@ class Evaluations(Probe):
 
     def on_begin(self) -> None:
         model = self.run.model
+        if self.run.replicas > 1:
+            return
         if self.run.kind != "fit" or self.run.guard is None or "evaluate" in model.__dict__:
             return
         # What the user computes in another way need not be the loss of the predictions.

@@ -69,6 +69,8 @@ class Losses(Probe):
                     f"the loss {output.loss.name!r} is reduced by itself, so its positions "
                     "cannot be weighed again"
                 )
+            if self.run.replicas > 1 and output.loss.reduction == "sum":
+                return "Keras does not divide a sum of losses by the number of replicas"
             if output.loss.reduction in (None, "none"):
                 return f"the loss {output.loss.name!r} has no reduction"
         return None
