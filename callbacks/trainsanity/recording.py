@@ -128,19 +128,28 @@ def noted_calls(model: Any, called: set[int]) -> Iterator[None]:
 def _calls_replaced(
     model: Any, make: Callable[[Any, Callable[..., Any]], Callable[..., Any]]
 ) -> Iterator[None]:
-    replaced: list[tuple[dict[str, Any], bool, Any]] = []
+    replaced: list[tuple[dict[str, Any], str, bool, Any]] = []
     for operation in operations_of(model):
-        own = operation.__dict__
-        replaced.append((own, "call" in own, own.get("call")))
-        own["call"] = make(operation, operation.call)
+        own, name = operation.__dict__, called_method(operation)
+        replaced.append((own, name, name in own, own.get(name)))
+        own[name] = make(operation, getattr(operation, name))
     try:
         yield
     finally:
-        for own, had_own, original in replaced:
+        for own, name, had_own, original in replaced:
             if had_own:
-                own["call"] = original
+                own[name] = original
             else:
-                own.pop("call", None)
+                own.pop(name, None)
+
+
+def called_method(operation: Any) -> str:
+    """The method in which Keras runs a layer or operation: quantized layers have one of their
+    own.
+    """
+    policy = getattr(operation, "dtype_policy", None)
+    is_quantized = getattr(policy, "quantization_mode", None) is not None
+    return "quantized_call" if is_quantized else "call"
 
 
 @contextmanager
