@@ -167,17 +167,24 @@ class Shadow:
         state = [v for v in self._optimizer.variables if v is not self._optimizer._learning_rate]
         kept = [ops.copy(ops.convert_to_tensor(v)) for v in state] if updated is not None else []
         self._optimizer._learning_rate.assign(rate)
-        starts = [ops.take(before, group) for group in self._groups]
+        starts = self._grouped(before)
         for weights, start in zip(self._weights, starts, strict=True):
             weights.assign(start)
-        self._optimizer.apply([ops.take(gradient, group) for group in self._groups], self._weights)
+        self._optimizer.apply(self._grouped(gradient), self._weights)
         moved = [
             ops.convert_to_tensor(weights) - start
             for weights, start in zip(self._weights, starts, strict=True)
         ]
         for variable, value in zip(state, kept, strict=False):
             variable.assign(ops.where(updated, ops.convert_to_tensor(variable), value))
+        if len(moved) == 1:
+            return moved[0]
         return ops.take(ops.concatenate(moved), self._order)
+
+    def _grouped(self, elements: Any) -> list[Any]:
+        if len(self._groups) == 1:  # they are in order
+            return [elements]
+        return [ops.take(elements, group) for group in self._groups]
 
 
 def _is_decayed(worker: Any, sampled: Sampled) -> bool:

@@ -84,7 +84,7 @@ def _row_sums(tensor: Any) -> Any:
     (batch,).
     """
     tensor = ops.cast(tensor, "float32")
-    tensor = ops.where(ops.isfinite(tensor), tensor, ops.ones_like(tensor))
+    tensor = ops.where(ops.isfinite(tensor), tensor, 1.0)
     if len(tensor.shape) == 1:
         return tensor
     inner = tensor.shape[1:]
@@ -92,7 +92,8 @@ def _row_sums(tensor: Any) -> Any:
         return ops.sum(ops.reshape(tensor, (ops.shape(tensor)[0], -1)), axis=1)
     size = int(np.prod(inner))
     chosen = np.unique(np.linspace(0, size - 1, min(ELEMENTS, size)).astype(np.int32))
-    flat = ops.take(ops.reshape(tensor, (-1, size)), chosen, axis=1)
+    flat = ops.reshape(tensor, (-1, size)) if len(inner) > 1 else tensor
+    flat = ops.take(flat, chosen, axis=1) if len(chosen) < size else flat
     weights = (np.cos(1.7 * np.arange(len(chosen))) + 1.5).astype(np.float32)
     return ops.sum(flat * ops.convert_to_tensor(weights), axis=1)
 

@@ -64,13 +64,14 @@ class Gradients(Probe):
         if not pairs:
             return {}
         scale = update.scale_before
-        scale = ops.ones(()) if scale is None else ops.cast(scale, "float32")
+        scale = None if scale is None else ops.cast(scale, "float32")
         raw = [gradient for gradient, _ in pairs]
         squares = ops.sum(ops.stack([self.run.backend.square_sum(g) for g in raw]))
         count = self.run.backend.count_nonfinite(
             raw, ops.isfinite(squares), xla=self.run.compiled_by_xla
         )
-        update.shared.setdefault("squares", []).append((squares / ops.square(scale), count))
+        unscaled = squares if scale is None else squares / ops.square(scale)
+        update.shared.setdefault("squares", []).append((unscaled, count))
         largest = self._largest.get(id(update.optimizer))
         if largest is not None:
             update.shared.setdefault("largest", []).append((largest, largest.of(pairs, scale)))
@@ -112,19 +113,26 @@ class _Largest:
         values = run.backend.read(self._kept)
         return {key: float(values[place]) for key, place in self._places.items()}
 
-    def of(self, pairs: list[tuple[Any, Any]], scale: Any) -> Any:
-        """Of these gradients, in the order of the variables; shape (variables,)."""
+    def of(self, pairs: list[tuple[Any, Any]], scale: Any | None) -> Any:
+        """Of these gradients, divided by `scale`, in the order of the variables; shape
+        (variables,).
+        """
         cells = [ops.zeros(())] * self._kept.shape[0]
         for gradient, variable in pairs:
             place = self._places.get(id(variable))
             if place is not None:
-                cells[place] = self._backend.largest(gradient) / scale
-        return ops.stack(cells)
+                cells[place] = self._backend.largest(gradient)
+        return ops.stack(cells) if scale is None else ops.stack(cells) / scale
 
     def keep(self, now: Any) -> None:
         # NaN counts as huge, so that it is not lost in a maximum.
-        now = ops.where(now <= HUGE, now, ops.full_like(now, HUGE))
+        now = ops.where(now <= HUGE, now, HUGE)
         self._kept.assign(ops.maximum(self._kept, now))
+
+
+def _any_half(gradients: list[Any]) -> bool:
+    dtypes = {keras.backend.standardize_dtype(g.dtype) for g in gradients}
+    return not dtypes.isdisjoint(("float16", "bfloat16"))
 
 
 class Clipping(Probe):
@@ -145,6 +153,8 @@ class Clipping(Probe):
         if not bounds or not gradients:
             return columns
         for kind, bound in bounds.items():
+            if kind != "value" and _any_half(gradients):
+                continue  # a norm added up in half precision, as Keras does, may be far off
             size = self._size(kind, gradients)
             if update.updated is not None:
                 size = ops.where(update.updated, size, ops.full((), NOTHING))
