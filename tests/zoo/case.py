@@ -115,6 +115,5 @@ def all_cases() -> list[Case]:
     """The `CASE` of every file under `bugs`, in the order of the study."""
     names = [module.name for module in pkgutil.iter_modules(bugs.__path__)]
     cases = [importlib.import_module(f"{bugs.__name__}.{name}").CASE for name in names]
-    return sorted(
-        cases, key=lambda case: (not case.bugs[0].isdigit(), int(case.bugs[0].strip("F")))
-    )
+    order = {bug: place for place, bug in enumerate(BUGS)}
+    return sorted(cases, key=lambda case: order[case.bugs[0]])

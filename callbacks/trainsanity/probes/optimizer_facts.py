@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
 from trainsanity import optimizers
+from trainsanity.forward import names_untouched
 from trainsanity.probes.probe import Probe
 from trainsanity.shadow import ELEMENTWISE
 
@@ -30,16 +32,30 @@ class OptimizerFacts(Probe):
 
     name = "optimizer_facts"
 
+    def __init__(self, run: Any) -> None:
+        super().__init__(run)
+        self._numbers: dict[str, float] | None = None  # set on the optimizer, when last told of
+
     def on_begin(self) -> None:
         optimizer = self.run.optimizer
         if optimizer is None or self.run.kind != "fit":
             return
         if len(optimizers.parts(optimizer)) == 1:
-            self.run.audit("optimizer", self._facts(optimizer), 0)
+            self._tell(optimizer, 0)
         else:
             reason = "several optimizers share the weights, each with a learning rate of its own"
             self.run.audit("optimizer", {"not_testable": reason}, 0)
         self.run.audit("optimizer_state", self._state(optimizer), 0)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
+        # A callback may set an attribute at any time.
+        if self._numbers is not None and self._numbers != _numbers(self.run.optimizer):
+            with names_untouched():
+                self._tell(self.run.optimizer, self.run.step)
+
+    def _tell(self, optimizer: Any, step: int) -> None:
+        self._numbers = _numbers(optimizer)
+        self.run.audit("optimizer", self._facts(optimizer), step)
 
     def _facts(self, optimizer: Any) -> dict[str, Any]:
         worker = optimizers.working(optimizer)
@@ -100,6 +116,17 @@ def _slots(optimizer: Any) -> list[Any]:
     return [v for part in parts for lists in optimizers.slot_lists(part) for v in lists.values()]
 
 
+def _numbers(optimizer: Any) -> dict[str, float]:
+    """Numbers that are plain attributes of the optimizer that moves the weights."""
+    return {
+        name: float(value)
+        for name, value in vars(optimizers.working(optimizer)).items()
+        if not name.startswith("_")
+        and isinstance(value, (int, float, np.number))
+        and not isinstance(value, bool)
+    }
+
+
 def _stray(optimizer: Any) -> list[dict[str, Any]]:
     """Numbers set on the optimizer under names that a new one of its class and configuration does
     not have.
@@ -109,11 +136,9 @@ def _stray(optimizer: Any) -> list[dict[str, Any]]:
         return []
     fresh, config = vars(other), optimizers.config_of(optimizer)
     rows = []
-    for name, value in vars(optimizer).items():
-        if name in fresh or name.startswith("_") or isinstance(value, bool):
-            continue
-        if isinstance(value, (int, float, np.number)):
+    for name, value in _numbers(optimizer).items():
+        if name not in fresh:
             near = difflib.get_close_matches(name, list(config), n=1)
             meant = OLD_NAMES.get(name) or (near[0] if near else None)
-            rows.append({"attribute": name, "value": float(value), "meant": meant})
+            rows.append({"attribute": name, "value": value, "meant": meant})
     return rows
