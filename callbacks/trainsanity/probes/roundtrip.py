@@ -16,7 +16,7 @@ import numpy as np
 from trainsanity.difference import difference
 from trainsanity.forward import names_untouched, quiet_forward, refused, untouched, unwarned
 from trainsanity.probes.probe import Probe
-from trainsanity.recording import tensors_of
+from trainsanity.recording import called_method, tensors_of
 
 MAX_PARAMETERS = 20_000_000  # larger models would make the end of training wait for the disk
 
@@ -70,6 +70,9 @@ class Roundtrip(Probe):
         parameters = sum(int(np.prod(w.shape)) for w in self.run.model.weights)
         if parameters > MAX_PARAMETERS:
             return f"the model has {parameters:,} parameters, more than {MAX_PARAMETERS:,}"
+        merging = [layer.name for layer in self.run.model._flatten_layers() if _merges(layer)]
+        if merging:
+            return f"saving merges LoRA into quantized weights, which rounds them anew: {merging}"
         return None
 
     def _compare(self, model: Any, loaded: Any, complaint: str | None) -> dict[str, Any]:
@@ -123,6 +126,12 @@ class Roundtrip(Probe):
         ]
 
 
+def _merges(layer: Any) -> bool:
+    """Whether Keras saves the layer with other weights than it computes with."""
+    is_quantized = called_method(layer) == "quantized_call"
+    return is_quantized and bool(getattr(layer, "lora_enabled", False))
+
+
 def _give_states(model: Any, loaded: Any) -> None:
     """Lets both begin in the same recurrent state: it belongs to a sequence and is never saved."""
     for own, other in zip(model._flatten_layers(), loaded._flatten_layers(), strict=False):
@@ -155,9 +164,32 @@ def _evaluation_untouched(model: Any) -> Iterator[None]:
             variable.assign(value)
 
 
+def _pairs(model: Any, loaded: Any) -> list[tuple[Any, Any]]:
+    """Weights that belong together: in each pair of layers by their names where these tell them
+    apart, else by their order.
+    """
+    layers, others = list(model._flatten_layers()), list(loaded._flatten_layers())
+    if len(layers) != len(others):
+        return list(zip(model.weights, loaded.weights, strict=False))
+    pairs: list[tuple[Any, Any]] = []
+    for layer, other in zip(layers, others, strict=True):
+        mine, its = _own_weights(layer), _own_weights(other)
+        names = [weight.name for weight in mine]
+        # A layer that is quantized after it was built holds its weights in another order.
+        if len(set(names)) == len(names) and sorted(names) == sorted(w.name for w in its):
+            by_name = {weight.name: weight for weight in its}
+            its = [by_name[name] for name in names]
+        pairs += zip(mine, its, strict=False)
+    return pairs
+
+
+def _own_weights(layer: Any) -> list[Any]:
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
 def _weights_changed(model: Any, loaded: Any) -> list[dict[str, Any]]:
     rows = []
-    for a, b in zip(model.weights, loaded.weights, strict=False):
+    for a, b in _pairs(model, loaded):
         if tuple(a.shape) != tuple(b.shape):
             continue
         found = difference(a, b)
@@ -167,12 +199,11 @@ def _weights_changed(model: Any, loaded: Any) -> list[dict[str, Any]]:
 
 
 def _trainable(model: Any, loaded: Any) -> dict[str, list[str]]:
-    """Trainable weights by the original's paths; the loaded model's are matched by their order."""
-    paths = [w.path for w in model.weights]
-    by_order = dict(zip(map(id, loaded.weights), paths, strict=False))
+    """Trainable weights by the original's paths."""
+    paths = {id(b): a.path for a, b in _pairs(model, loaded)}
     return {
         "trainable_before": [w.path for w in model.trainable_weights],
-        "trainable_after": [by_order.get(id(w), w.path) for w in loaded.trainable_weights],
+        "trainable_after": [paths.get(id(w), w.path) for w in loaded.trainable_weights],
     }
 
 
@@ -194,7 +225,8 @@ def _class_path(layer: Any) -> str:
 
 def _slots(model: Any, loaded: Any) -> dict[str, int] | None:
     own, other = getattr(model, "optimizer", None), getattr(loaded, "optimizer", None)
-    if own is None or other is None:
+    # One that has never been used is not built, and is when it has been loaded.
+    if own is None or other is None or not own.built:
         return None
     return {"before": len(own.variables), "after": len(other.variables)}
 
