@@ -60,7 +60,7 @@ def random_fit(seed: int) -> Outcome:
 def _trained(seed: int, rng: np.random.Generator, policy: str, folder: Path) -> Outcome:
     last = "float32" if policy.startswith("mixed") and rng.random() < 0.8 else None
     problem = any_problem(rng, last)
-    optimizer, told = training.any_optimizer(rng)
+    optimizer, told = training.any_optimizer(rng, problem)
     feed = training.any_feed(rng, problem)
     weighted = "weighted" in feed.words
     options = training.any_compilation(rng, policy, optimizer)

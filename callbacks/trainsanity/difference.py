@@ -16,10 +16,35 @@ def array_of(tensor: Any) -> Array:
     return value.astype(np.float64) if value.dtype.kind not in "iub" else value
 
 
+# Largest rounding first.
+FLOATS = ("bfloat16", "float16", "float32", "float64")
+
+
+def coarsest_dtype(model: Any) -> str:
+    """The dtype of the largest rounding in which any layer of the model computes."""
+    used = {layer.compute_dtype for layer in model._flatten_layers()}
+    return next((dtype for dtype in FLOATS if dtype in used), "float32")
+
+
+def _coarser(dtype: str, other: str | None) -> str:
+    """Of two floating-point dtypes the one with the larger rounding; other dtypes stay."""
+    known = dtype in FLOATS and other in FLOATS
+    return min(dtype, other, key=FLOATS.index) if known and other else dtype
+
+
 def difference(
-    a: Any, b: Any, *, noise: float | None = None, sensitivity: float | None = None
+    a: Any,
+    b: Any,
+    *,
+    noise: float | None = None,
+    sensitivity: float | None = None,
+    computed_in: str | None = None,
 ) -> dict[str, Any]:
     """Largest absolute difference of two tensors of one shape, with what its judgement needs.
+
+    Args:
+        computed_in: coarsest dtype on the way to the tensors. A float32 head under mixed precision
+            passes on the roundings of the layers before it.
 
     Raises:
         ValueError: the shapes differ.
@@ -35,8 +60,13 @@ def difference(
         "largest": float(apart.max(initial=0.0)),
         "scale": scale,
         "elements": int(first.size),
-        "dtype": keras.backend.standardize_dtype(a.dtype) if hasattr(a, "dtype") else "float32",
+        "dtype": _coarser(_dtype(a), computed_in),
         "noise": noise,
         "sensitivity": sensitivity,
         "nonfinite": [int((~np.isfinite(v)).sum()) for v in (first, second)],
     }
+
+
+def _dtype(tensor: Any) -> str:
+    found = getattr(tensor, "dtype", None)
+    return "float32" if found is None else str(keras.backend.standardize_dtype(found))

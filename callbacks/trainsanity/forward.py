@@ -104,6 +104,16 @@ def call_model(model: Any, x: Any, *, training: bool) -> Any:
         return model(x, training=training) if model._call_has_training_arg else model(x)
 
 
+def reading_weights_as(layer: Any) -> Any:
+    """Within, weights are read in the layer's compute dtype, as in `Layer.__call__`.
+
+    For calls of `layer.call` itself; without it a float32 kernel meets float16 inputs.
+    """
+    from keras.src.backend.common.variables import AutocastScope
+
+    return AutocastScope(layer.compute_dtype if layer.autocast else None)
+
+
 @contextmanager
 def refused(what: str) -> Iterator[None]:
     """Within, what models raise on data that they do not take becomes `CannotAudit`."""

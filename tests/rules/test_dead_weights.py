@@ -48,6 +48,13 @@ def test_a_gradient_of_exactly_zero_has_to_last_two_epochs():
     assert alert.severity is None
 
 
+def test_a_bias_that_cancels_out_beside_a_kernel_that_learns_is_advice():
+    """The bias of an encoder whose two encodings are subtracted."""
+    (alert,) = found(ALIVE, ZERO | {"path": "dense/bias", "layer": "dense"}, epochs=2)
+    assert alert.severity is Severity.ADVICE
+    assert "cancels" in alert.message
+
+
 def test_dead_relu_units_explain_zero_gradients():
     units = ("units", 1, {"layers": [{"name": "hidden", "units": 8, "dead": 8}]})
     (alert,) = found(ALIVE, ZERO, epochs=2, audits=[units])

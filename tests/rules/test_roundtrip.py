@@ -116,3 +116,13 @@ def test_each_part_that_comes_back_different_is_named(facts, subject, severity):
 )
 def test_near_misses_stay_quiet(facts):
     assert not judge(RoundtripStructure(), **(SAME | facts))
+
+
+def test_dtypes_of_tensors_between_layers_are_said_once_as_advice():
+    dtypes = [
+        {"path": f"layers[{i}].inbound_nodes[0].args[0].config.dtype", "before": a, "after": b}
+        for i, (a, b) in enumerate([("bfloat16", "float32")] * 2)
+    ]
+    (alert,) = judge(RoundtripStructure(), **(SAME | {"config_changed": dtypes}))
+    assert (alert.subject, alert.severity) == ("dtype of tensors", Severity.ADVICE)
+    assert "layers[0]" in alert.message

@@ -165,6 +165,12 @@ class TestDtypes:
         (alert,) = self.found(actual="float32")
         assert [w.value for w in alert.witnesses] == ["float16", "float32"]
 
+    def test_a_layer_of_keras_that_keeps_more_digits_is_advice(self):
+        (alert,) = self.found(actual="float32", of_keras=True)
+        assert alert.severity is Severity.ADVICE
+        (alert,) = self.found(symbolic="float32", actual="float16", of_keras=True)
+        assert alert.severity is None
+
     def test_a_layer_whose_symbolic_output_admits_it_is_advice(self):
         (alert,) = self.found(symbolic="float32", actual="float32")
         assert alert.severity is Severity.ADVICE

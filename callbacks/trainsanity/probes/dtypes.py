@@ -36,6 +36,7 @@ def _row(call: Call) -> dict[str, Any]:
         "class": call.kind,
         "policy": layer.dtype_policy.name,
         "own_policy": layer.dtype_policy.name != keras.config.dtype_policy().name,
+        "of_keras": type(layer).__module__.startswith("keras."),
         "compute": layer.compute_dtype,
         "symbolic": symbolic,
         "actual": keras.backend.standardize_dtype(call.outputs[0].dtype),

@@ -9,7 +9,7 @@ import numpy as np
 
 from trainsanity.difference import array_of, difference
 from trainsanity.errors import CannotAudit
-from trainsanity.forward import call_model, refused, untouched
+from trainsanity.forward import call_model, reading_weights_as, refused, untouched
 from trainsanity.masking import set_mask
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import Call, Passes, tensors_of
@@ -58,7 +58,8 @@ class MaskSemantics(Probe):
         args, kwargs = keras.tree.map_structure(
             lambda leaf: value if leaf is first else leaf, (call.args, call.kwargs)
         )
-        with untouched(self.run.model), refused(f"{call.name} called alone raises"):
+        casting = reading_weights_as(call.operation)
+        with untouched(self.run.model), casting, refused(f"{call.name} called alone raises"):
             outputs = tensors_of(call.operation.call(*args, **kwargs))
         return outputs[0] if outputs else None
 

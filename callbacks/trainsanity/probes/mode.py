@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from trainsanity.difference import difference
-from trainsanity.forward import call_model, untouched, volatile_variables
+from trainsanity.forward import call_model, reading_weights_as, untouched, volatile_variables
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import Call, Passes
 
@@ -64,7 +64,7 @@ class Mode(Probe):
 
     def _alone(self, layer: Any, call: Call, training: bool) -> Any | None:
         """The layer's output on its captured input in one mode, nothing changed."""
-        with untouched(self.run.model):
+        with untouched(self.run.model), reading_weights_as(layer):
             outputs = layer.call(*call.args, **{**call.kwargs, "training": training})
         leaves = keras.tree.flatten(outputs)
         return leaves[0] if hasattr(leaves[0], "shape") else None

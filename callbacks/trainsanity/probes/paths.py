@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from trainsanity.difference import array_of, difference
+from trainsanity.difference import array_of, coarsest_dtype, difference
 from trainsanity.forward import fixed_batch, quiet_forward, refused, untouched
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import first_rows, rows_of, tensors_of
@@ -62,7 +62,8 @@ class Paths(Probe):
         if shapes[0] != shapes[1]:
             found = {"largest": float("inf"), "scale": 0.0, "elements": 0, "dtype": "float32"}
         else:
-            found = difference(a, b, noise=noise, sensitivity=sensitivity)
+            coarsest = coarsest_dtype(self.run.model)
+            found = difference(a, b, noise=noise, sensitivity=sensitivity, computed_in=coarsest)
         return {
             "subject": names[index] if index < len(names) else "output",
             "kind": kind,

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from trainsanity.difference import difference
+from trainsanity.difference import coarsest_dtype, difference
 from trainsanity.forward import names_untouched, quiet_forward, refused, untouched, unwarned
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import called_method, tensors_of
@@ -81,10 +81,13 @@ class Roundtrip(Probe):
         before, again = (tensors_of(quiet_forward(model, x)) for _ in range(2))
         after = tensors_of(quiet_forward(loaded, x))
         names = list(getattr(model, "output_names", None) or [])
+        coarsest = coarsest_dtype(model)
         outputs = [
             {
                 "name": names[i] if i < len(names) else f"output_{i}",
-                "difference": difference(a, b, noise=difference(a, c)["largest"]),
+                "difference": difference(
+                    a, b, noise=difference(a, c)["largest"], computed_in=coarsest
+                ),
             }
             for i, (a, b, c) in enumerate(zip(before, after, again, strict=True))
             if tuple(a.shape) == tuple(b.shape)

@@ -95,9 +95,8 @@ class DeadWeights(Rule):
         ]
         moving = {v.layer for v in every if v.training and v not in lasting}
         for subject, group in by_subject(v for v in lasting if not v.gradient_largest).items():
-            # Beside others of its layer that move, a constraint may hold a weight at its bound.
-            held = any(v.gradient_largest is None and v.layer in moving for v in group)
-            yield self._zero(run, audit, subject, group, Severity.ADVICE if held else milder)
+            beside = all(v.layer in moving for v in group)
+            yield self._zero(run, audit, subject, group, milder, beside=beside)
         for subject, group in by_subject(v for v in lasting if v.gradient_largest).items():
             yield self._stuck(audit, subject, group)
 
@@ -133,15 +132,29 @@ class DeadWeights(Rule):
         subject: str,
         group: list[Variable],
         severity: Severity | None,
+        *,
+        beside: bool,
     ) -> Finding:
+        """
+        Args:
+            beside: other weights of the same layers move, so a gradient reaches these layers.
+        """
         dead = _dead_layers(run)
-        cause = (
-            f"Every unit of {', '.join(dead[:3])} is 0 for all samples looked at, which stops all "
-            "gradients there."
-            if dead
-            else "A gradient arrives and is 0 everywhere: a loss weight of 0, a custom gradient, "
-            "or an operation that is flat (round, sign, argmax)."
-        )
+        if beside:
+            cause = (
+                "Other weights of the layer move, so a gradient reaches it: what these add cancels "
+                "out further on (a bias before a difference), or a constraint holds them."
+            )
+        elif dead:
+            cause = (
+                f"Every unit of {', '.join(dead[:3])} is 0 for all samples looked at, which stops "
+                "all gradients there."
+            )
+        else:
+            cause = (
+                "A gradient arrives and is 0 everywhere: a loss weight of 0, a custom gradient, "
+                "or an operation that is flat (round, sign, argmax)."
+            )
         known = all(v.gradient_largest == 0.0 for v in group)
         return self._finding(
             audit,
@@ -151,7 +164,7 @@ class DeadWeights(Rule):
             cause,
             "Look at the layers between these weights and the loss, the nearest first.",
             Witness("largest gradient", 0.0) if known else Witness("connected to the loss", "yes"),
-            Severity.ADVICE if dead else severity,
+            Severity.ADVICE if dead or beside else severity,
         )
 
     def _stuck(self, audit: Audit, subject: str, group: list[Variable]) -> Finding:

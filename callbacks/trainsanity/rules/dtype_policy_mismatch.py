@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainsanity.rules.comparison import maps, measured, merged, text
+from trainsanity.rules.comparison import maps, measured, merged, text, unit_roundoff
 from trainsanity.rules.history import RunHistory, RunView, history
 from trainsanity.rules.rule import Finding, Rule, Severity, Witness
 from trainsanity.wire import Audit
@@ -16,7 +16,8 @@ class DtypePolicyMismatch(Rule):
 
     Compares: the dtype of a layer's symbolic output and of its policy with the dtype of the
     real tensor. Layers that were given a dtype of their own are left out, as a float32 head
-    under mixed precision is good practice.
+    under mixed precision is good practice. Layers of Keras itself that return more digits than
+    they declare (CategoryEncoding in Keras 3.15) are advice: nobody's numbers suffer.
 
     Why: half precision that is not there costs twice the memory; half precision where float32
     was declared costs digits.
@@ -55,7 +56,9 @@ def _check(audit: Audit, row: Mapping[str, Any]) -> Finding | None:
     if actual is None or row.get("own_policy"):
         return None
     if symbolic is not None and symbolic != actual:
-        return _finding(audit, row, "symbolic output", symbolic, actual, None)
+        finer = unit_roundoff(actual) < unit_roundoff(symbolic)
+        severity = Severity.ADVICE if row.get("of_keras") and finer else None
+        return _finding(audit, row, "symbolic output", symbolic, actual, severity)
     if compute is not None and compute != actual:
         return _finding(audit, row, "policy", compute, actual, Severity.ADVICE)
     return None

@@ -69,6 +69,7 @@ class RoundtripStructure(Rule):
         yield from _strict(audit)
 
     def _config(self, audit: Audit) -> Iterator[Finding]:
+        tensors: list[Mapping[str, Any]] = []
         for row in maps(audit.facts, "config_changed"):
             before, after = row.get("before"), row.get("after")
             left, right = real(row, "before"), real(row, "after")
@@ -78,6 +79,9 @@ class RoundtripStructure(Rule):
             is_flag = path.rpartition(".")[2] == "trainable"
             same = rounded and relative_gap(left or 0.0, right or 0.0) <= self.rounding
             if is_flag or same:
+                continue
+            if "inbound_nodes" in path and path.endswith(".dtype"):
+                tensors.append(row)
                 continue
             yield _finding(
                 audit,
@@ -92,6 +96,32 @@ class RoundtripStructure(Rule):
                 suggestion=f"Return the value that __init__ received for {path} from get_config.",
                 severity=Severity.WARNING,
             )
+        yield from _tensor_dtypes(audit, tensors)
+
+
+def _tensor_dtypes(audit: Audit, rows: list[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Of dtypes of tensors between layers: they follow from the policy of the layer before."""
+    if not rows:
+        return
+    before, after = _short(rows[0].get("before")), _short(rows[0].get("after"))
+    place = (text(rows[0], "path") or "").partition(".")[0]
+    yield _finding(
+        audit,
+        subject="dtype of tensors",
+        title=f"{len(rows):,} tensors are {before} before and {after} after reload",
+        message=(
+            f"The input of {place}, and {len(rows) - 1:,} more tensors between layers, have dtype "
+            f"{before} before saving and {after} after loading. A layer before it forgets its "
+            "dtype policy in get_config, as SpatialDropout of Keras 3.15 does: it computes in "
+            "another precision after loading."
+        ),
+        witnesses=(Witness("dtype before", before), Witness("dtype after", after)),
+        suggestion=(
+            "Set the global policy that the model was trained under before loading it; in layers "
+            "of your own begin get_config with super().get_config()."
+        ),
+        severity=Severity.ADVICE,
+    )
 
 
 def _trainable(audit: Audit) -> Iterator[Finding]:

@@ -1,0 +1,1 @@
+"""Ordinary ways to train, of which nothing may be said at `warning` or above."""
