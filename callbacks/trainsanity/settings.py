@@ -20,6 +20,7 @@ import numpy as np
 import platformdirs
 
 from trainsanity.errors import SettingsError
+from trainsanity.redaction import HIDDEN, is_secret
 
 DEFAULT_URL = "http://127.0.0.1:8321"
 OFFLINE = "offline"
@@ -268,9 +269,12 @@ def _config(value: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Plain data of it; what is neither plain nor a container becomes its text."""
+    """Plain data of it without secrets; what is neither plain nor a container becomes its text."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {
+            str(key): HIDDEN if is_secret(str(key), each) else _plain(each)
+            for key, each in value.items()
+        }
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(each) for each in value]
     if isinstance(value, np.generic):

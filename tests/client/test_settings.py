@@ -81,6 +81,18 @@ def test_makes_plain_data_of_the_config() -> None:
     }
 
 
+@pytest.mark.parametrize("key", ["hf_token", "apiKey", "AWS_SECRET_ACCESS_KEY", "db.password"])
+def test_hides_secrets_in_the_config(key: str) -> None:
+    assert resolve(config={"login": {key: "abc"}}).config == {"login": {key: "(hidden)"}}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("max_tokens", 512), ("token", 7), ("tokenizer", "bpe"), ("key_dim", "8")]
+)
+def test_shows_what_only_sounds_like_a_secret(key: str, value: Any) -> None:
+    assert resolve(config={key: value}).config == {key: value}
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

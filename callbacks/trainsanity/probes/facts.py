@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +12,9 @@ import numpy as np
 from trainsanity import identity, optimizers
 from trainsanity.probes.batches import option
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
+from trainsanity.redaction import HIDDEN, is_secret
 from trainsanity.tape import TapeRows
 
-# Keys whose values stay in the process.
-SECRET = re.compile(r"password|passwd|secret|token|api_?key|credential|private", re.IGNORECASE)
 MAX_TEXT = 200  # characters of a value that is no plain data
 
 
@@ -228,8 +226,8 @@ def plain(value: Any, key: str = "") -> Any:
     """Plain data of a configuration: secrets hidden, objects by their name, arrays by
     their shape.
     """
-    if key and SECRET.search(key):
-        return "(hidden)"
+    if is_secret(key, value):
+        return HIDDEN
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, str):
