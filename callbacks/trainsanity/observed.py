@@ -9,6 +9,7 @@ was given and with every change of state put aside.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +98,8 @@ class Observed:
                 self._replace(metric, "_fn", self._keeping(metric._fn, keep))
 
     def _keeping(self, function: Function, keep: Callable[[Step, Any], None]) -> Function:
+        # Whose function it is decides how far it can be trusted.
+        @functools.wraps(function)
         def kept(*args: Any, **kwargs: Any) -> Any:
             values = function(*args, **kwargs)
             step = self._step()

@@ -120,6 +120,18 @@ def language_model() -> keras.Model:
     return model
 
 
+def test_knows_whose_function_a_metric_is() -> None:
+    def near(labels: Any, outputs: Any) -> Any:
+        return keras.ops.cast(keras.ops.abs(labels - outputs) < 1, "float32")
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=["mae", near])
+    x = np.ones((8, 4), "float32")
+    (audit,) = watched_fit(model, x, x[:, :1], batch_size=4).audits("columns")
+    whose = {metric["key"]: metric["recomputed_by"] for metric in audit.facts["metrics"]}
+    assert whose == {"mae": "reference", "near": "own function"}
+
+
 def test_targets_shifted_against_the_mask() -> None:
     ids, targets = shifted_data()
     run = watched_fit(language_model(), ids, targets, batch_size=4)
