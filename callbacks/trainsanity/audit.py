@@ -1,4 +1,4 @@
-"""All audits of a model on a few rows, without training."""
+"""All audits of a model on a few rows, and one watched evaluation of them, without training."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from typing import Any
 
 import keras
 
-from trainsanity import backends, identity
+from trainsanity import backends, identity, wire
 from trainsanity.boundary import Boundary
+from trainsanity.callback import SanityCallback
 from trainsanity.columns import table
 from trainsanity.errors import CannotAudit
 from trainsanity.fit_arguments import FitArguments
+from trainsanity.forward import untouched, unwarned
 from trainsanity.probes import all_probes
 from trainsanity.probes.probe import Probe
+from trainsanity.recording import rows_of
 from trainsanity.rules import Finding, Rule
 from trainsanity.run import Run
 from trainsanity.settings import Expect, Settings
@@ -92,18 +95,50 @@ def _audited(model: Any, sample: tuple[Any, Any, Any], expect: Expect, folder: P
     run.optimizer = getattr(model, "optimizer", None)
     run.sample = sample
     run.fit = FitArguments()
-    _look(run)
-    stream.close("finished")
-    spooled = SpooledRun.read(settings.spool_dir / f"{run_id}.spool")
-    return Report(spooled.judge(), spooled)
 
-
-def _look(run: Run) -> None:
     def report(part: str, error: BaseException, text: str) -> None:
         facts = {"probe": part, "error": f"{type(error).__name__}: {error}", "traceback": text}
         run.audit("probe_failed", facts)
 
     boundary = Boundary(report)
+    _look(run, boundary)
+    evaluated = boundary.call("evaluate", _evaluated, model, sample, expect, folder, default=[])
+    stream.close("finished")
+    looked = SpooledRun.read(settings.spool_dir / f"{run_id}.spool")
+    spooled = SpooledRun([*looked.packets, *evaluated])
+    return Report(spooled.judge(), spooled)
+
+
+def _evaluated(
+    model: Any, sample: tuple[Any, Any, Any], expect: Expect, folder: Path
+) -> list[wire.Packet]:
+    """What the loss and the metrics count, as measured in an evaluation of these rows."""
+    x, y, sample_weight = sample
+    if y is None or not getattr(model, "compiled", False):
+        return []
+    callback = SanityCallback(
+        "offline", spool_dir=folder, keep_spool=True, verbose=False, expect=expect
+    )
+    counted = [(v, keras.ops.convert_to_numpy(v).copy()) for v in model.metrics_variables]
+    test_function = model.test_function
+    try:
+        with untouched(model), unwarned():
+            model.evaluate(
+                x,
+                y,
+                sample_weight=sample_weight,
+                batch_size=rows_of(x),
+                verbose=0,
+                callbacks=[callback],
+            )
+    finally:
+        for variable, value in counted:
+            variable.assign(value)
+        model.test_function = test_function
+    return SpooledRun.read(folder / f"{callback.run_id}.spool").packets
+
+
+def _look(run: Run, boundary: Boundary) -> None:
     for make in sorted(all_probes(), key=lambda make: make.cost):
         if make.on_sample is not Probe.on_sample or make.name in AFTER_TRAINING:
             boundary.call(make.name, _look_with, make, run)

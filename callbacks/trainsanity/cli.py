@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
+from zipfile import BadZipFile
 
 import click
 
@@ -350,7 +351,7 @@ def doctor(url: str | None, api_key: str | None, as_json: bool) -> None:
     required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A few rows: an .npz file with the arrays x and, where there are labels, y and "
-    "sample_weight.",
+    "sample_weight; x:NAME for each of several inputs, y:NAME for outputs.",
 )
 @click.option(
     "--fail-on",
@@ -360,20 +361,52 @@ def doctor(url: str | None, api_key: str | None, as_json: bool) -> None:
 @click.option("--causal", is_flag=True, help="Later positions must not change earlier outputs.")
 def audit(model: Path, data: Path, fail_on: str | None, causal: bool) -> None:
     """Check the saved MODEL on a few rows, without training it."""
-    import keras
-    import numpy as np
-
+    parts = _arrays(data)
+    loaded = _loaded_model(model)
     expect = trainsanity.Expect(causal=True) if causal else None
-    with np.load(data) as arrays:
-        parts = {name: arrays[name] for name in arrays.files}
-    if "x" not in parts:
-        raise Failure(f"{data} must hold an array called x. Received: {sorted(parts)}")
-    loaded = keras.saving.load_model(model)
     report = trainsanity.audit(
         loaded, parts["x"], parts.get("y"), parts.get("sample_weight"), expect
     )
     if fail_on is not None and report.judgement.at_least(fail_on):
         sys.exit(1)
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    """What the archive holds: `x`, or a dict of what is called `x:NAME`; the same for `y`."""
+    import numpy as np
+
+    parts: dict[str, Any] = {}
+    try:
+        with path.open("rb") as file, np.load(file) as archive:
+            for name in archive.files:
+                part, _, key = name.partition(":")
+                if key:
+                    parts.setdefault(part, {})[key] = archive[name]
+                else:
+                    parts[part] = archive[name]
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, BadZipFile) as error:
+        raise Failure(
+            f"{path} is no archive of arrays: {error}. "
+            "Write one with numpy.savez(path, x=..., y=...)."
+        ) from error
+    if "x" not in parts:
+        raise Failure(f"{path} must hold an array called x. Received: {sorted(parts)}")
+    return parts
+
+
+def _loaded_model(path: Path) -> Any:
+    try:
+        import keras
+    except ImportError as error:
+        raise Failure(f"auditing needs Keras and a backend: {error}") from error
+    try:
+        return keras.saving.load_model(path)
+    except (OSError, ValueError, TypeError, LookupError, ImportError) as error:
+        raise Failure(
+            f"{path} cannot be loaded: {error}\n"
+            "A model with classes of your own can be checked from Python: "
+            "trainsanity.audit(model, x, y)."
+        ) from error
 
 
 def _print(text: Iterable[str]) -> None:
