@@ -23,7 +23,7 @@ ON_LOWEST_KERAS := tests/fits/test_keras_versions.py tests/fits/test_step_eviden
 LOWEST_KERAS = $(shell $(BIN)/python -c 'from trainsanity.keras_versions import LOWEST_KERAS as v; print(*v, 0, sep=".")')
 FRONTEND := frontend/static/vendor/manifest.json
 
-.PHONY: help setup demo test lint format zoo bench screenshots docs lock clean
+.PHONY: help setup demo test lint format zoo cells bench screenshots docs lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ format: $(STAMPS)/tools ## rewrite the code as `make lint` wants it
 
 zoo: $(STAMPS)/tools ## every silent bug of the study and its healthy twin, as one table
 	@$(BIN)/python -m tests.zoo $(ARGS)
+
+cells: $(STAMPS)/tools $(STAMPS)/backends ## every way to train on every backend, against a calculation by hand
+	@$(BIN)/python -m tests.fits.cells $(ARGS)
 
 bench: $(STAMPS)/peers $(FRONTEND) ## all benchmarks, shortened; ARGS="" runs them in full
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done

@@ -92,8 +92,11 @@ def cells_of(backend: str) -> list[Cell]:
     return [cell for cell in found if backend in cell.on]
 
 
-def run(cell: Cell) -> None:
+def run(cell: Cell) -> str:
     """Trains with and without the callback.
+
+    Returns:
+        What was compared, in a few words.
 
     Raises:
         AssertionError: the evidence is not what was calculated, or the callback left its mark.
@@ -101,10 +104,10 @@ def run(cell: Cell) -> None:
     with warnings.catch_warnings():
         if cell.warns:
             warnings.filterwarnings("ignore", cell.warns)
-        _run(cell)
+        return _run(cell)
 
 
-def _run(cell: Cell) -> None:
+def _run(cell: Cell) -> str:
     scene, runs, watched = _watched(cell)
     wanted = scene.evidence()
     assert len(runs) == len(wanted), f"{len(wanted)} runs wanted, {len(runs)} found"
@@ -115,6 +118,15 @@ def _run(cell: Cell) -> None:
     _assert_same(watched, plain, "what training returned")
     for with_ours, without in zip(scene.models, plain_scene.models, strict=True):
         _assert_same(state_of(with_ours), state_of(without), f"state of {without.name}")
+    return _in_words(wanted)
+
+
+def _in_words(wanted: list[Evidence]) -> str:
+    names = {name for evidence in wanted for name in (*evidence.signals, *evidence.sparse)}
+    reasons = {name for evidence in wanted for name in evidence.reasons}
+    if not names:
+        return f"not testable: {', '.join(sorted(reasons))}"
+    return f"{len(names)} signals"
 
 
 def _fresh(cell: Cell) -> Scene:

@@ -405,7 +405,7 @@ def masked_evidence(batches: list[Any], reduction: str, *, weighted: bool) -> Ev
                 masked=BACKEND != "jax",
                 power=2,
             )
-    return Evidence(found)
+    return Evidence(found, said=("mask-coverage-mismatch",) if BACKEND == "jax" else ())
 
 
 def reaching_metrics(batches: list[Any], reduction: str) -> list[Any]:
