@@ -43,7 +43,8 @@ class Run:
     sample: Any = None
     # Calls a function of ours from the user's code: `guard(probe, function, *args, default=)`.
     guard: Callable[..., Any] | None = None
-    replicas: int = 1  # copies of the model that share a batch, each in Python of its own
+    replicas: int = 1  # copies of the model that share a batch in this process
+    processes: int = 1  # that train one model together; this is the first of them
     sample_rows: int = 8  # as many as the model demands, where its batch size is fixed
     step: int = 0
     # JAX's state right before a step, while `before_step` runs: variables are empty then.
@@ -56,6 +57,13 @@ class Run:
     kept: list[Any] = field(default_factory=list)
     _declared: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether a forward pass of this process alone is not one of the whole model: it could
+        wait for others for ever, or set their statistics apart.
+        """
+        return self.replicas > 1 or self.processes > 1
 
     def read(self, variable: Any) -> np.ndarray[Any, Any]:
         """The value of a variable on the host, also in `before_step`."""

@@ -36,7 +36,11 @@ log = logging.getLogger("trainsanity")
 SAMPLE_ROWS = 8  # of the training data, kept in the process for audits
 START_UP_SECONDS = 0.5  # that audits of the sample may take at a time
 LAST_SECONDS = 3.0  # that those left at the end of training may take at least
-SEVERAL_REPLICAS = "audits of a sample run on one device; this model lives on several replicas"
+SHARED = "audits of a sample run on one copy of the model; this one is trained on several"
+OF_THE_FIRST = (
+    "losses, metrics and counts are of the first process's part of each batch: adding up would "
+    "wait for processes that may have no callback"
+)
 Function = Callable[..., Any]
 
 # Model -> the session that watches it now.
@@ -125,10 +129,10 @@ class Session:
         self._boundary.call("callback", self._attach)
 
     def _attach(self) -> None:
-        too_old = why_too_old(keras.__version__)
-        if too_old is not None:
+        reason = why_too_old(keras.__version__) or self._why_not_here()
+        if reason is not None:
             self.ended = self._rests = True
-            log.warning("%s", too_old)
+            log.warning("%s", reason)
             return
         if self._is_second():
             return
@@ -141,6 +145,10 @@ class Session:
         if iterator is not None:
             # `fit` may be left by an exception, of which callbacks are not told.
             weakref.finalize(iterator, self.abandon)
+
+    def _why_not_here(self) -> str | None:
+        reason = backends.active().why_not_in_this_process(self.model)
+        return None if reason is None else f"training is not watched here: {reason}"
 
     def _is_second(self) -> bool:
         """Whether another callback of ours watches this call; one that was left is ended here."""
@@ -167,16 +175,19 @@ class Session:
         run.fit = arguments
         run.sample_rows = fixed_batch(self.model) or SAMPLE_ROWS
         run.replicas = backend.replicas(self.model)
-        if run.replicas == 1:
+        run.processes = backend.processes(self.model)
+        if not run.is_shared:
             run.sample = self._sample(run)
         probes = [self._boundary.call(make.name, make, run) for make in all_probes()]
         probes = [probe for probe in probes if probe is not None]
         self._listeners = Listeners(probes, self._boundary, self._say_not_testable)
         self._readings = Readings(run, self._listeners, self._boundary)
         self._listeners.tell("on_begin")
-        if run.replicas > 1:
+        if run.processes > 1:
+            run.not_testable["processes"] = OF_THE_FIRST
+        if run.is_shared:
             for probe in self._listeners.hearing("on_sample"):
-                self._say_not_testable(probe, SEVERAL_REPLICAS)
+                self._say_not_testable(probe, SHARED)
         elif self.model.built:
             self._show_sample()
 
@@ -264,7 +275,10 @@ class Session:
             "backend": keras.backend.backend(),
             "config": dict(settings.config),
             "expect": settings.expect.as_facts(),
-            "environment": {"host": identity.host()},
+            "environment": {
+                "host": identity.host(),
+                "processes": backends.active().processes(self.model),
+            },
         }
 
     # Keras' hooks
@@ -460,7 +474,7 @@ class Session:
     def _with_sample(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Keeps the first rows of the first batch where the data comes from a Python iterator."""
         run = self._run
-        if run is None or run.sample is not None or self._looked_for_sample:
+        if run is None or run.sample is not None or run.is_shared or self._looked_for_sample:
             return args
         self._looked_for_sample = True
         # Outside the boundary: what the user's data raises is the user's.

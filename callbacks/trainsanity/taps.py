@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 from keras.src.backend.common.stateless_scope import in_stateless_scope
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from trainsanity import optimizers, replica_rows
 from trainsanity.compiled import CompiledFunctions, TraceTime
@@ -172,7 +173,7 @@ class Taps:
                 return self._boundary.call(
                     "tape", self._end_stateless, current, result, default=result
                 )
-            if training and self.run.replicas == 1:
+            if training and not self.run.is_shared:
                 self._boundary.call("sample", self.run.backend.catch_sample, self.run, args)
             self._finish(current, result)
             return result
@@ -271,8 +272,8 @@ class Taps:
     def _before_call(self, layer: Any, original: Function) -> Function:
         def call(*args: Any, **kwargs: Any) -> Any:
             step = self._step
-            # In reverse an embedding gets no ids.
-            if step is not None and not kwargs.get("reverse"):
+            # In reverse an embedding gets no ids; while Keras infers shapes, nothing has a value.
+            if step is not None and not kwargs.get("reverse") and not in_symbolic_scope():
                 inputs = args[0] if args else kwargs.get("inputs")
                 if hasattr(inputs, "shape"):
                     step.calls.append(LayerCall(layer, inputs))

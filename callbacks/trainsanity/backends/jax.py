@@ -25,6 +25,9 @@ def row(values: list[Any], width: int) -> Any:
     return jnp.concatenate([*cells, filler])
 
 
+ONE_PROGRAM = "several processes run one program together, which must be the same in all of them"
+
+
 def write_row(ring: Any, count: Any, row: Any) -> None:
     """Writes one row of the ring and advances the counter, in the scope that carries the metrics'
     variables.
@@ -226,6 +229,16 @@ def is_traced_step(model: Any) -> bool:
 
 def why_untappable(model: Any) -> str | None:
     return None
+
+
+def processes(model: Any) -> int:
+    """How many processes train one model."""
+    return int(jax.process_count())
+
+
+def why_not_in_this_process(model: Any) -> str | None:
+    """Why this one of several processes must be left alone."""
+    return None if processes(model) == 1 else ONE_PROGRAM
 
 
 def replicas(model: Any) -> int:

@@ -16,6 +16,7 @@ from tensorflow.python.eager import context
 READABLE_IN_EPOCH = True  # variables hold their values between steps
 HAS_GRADIENT_BOUNDARY = False  # a value made inside the gradient may be used outside
 OUR_SCOPE = "trainsanity"
+ONE_PROGRAM = "several processes run one program together, which must be the same in all of them"
 
 
 def row(values: list[Any], width: int) -> Any:
@@ -289,6 +290,18 @@ def why_untappable(model: Any) -> str | None:
     if strategy.num_replicas_in_sync == 1 or isinstance(strategy, tf.distribute.MirroredStrategy):
         return None
     return f"batches are added up over the replicas of MirroredStrategy, not of {strategy!r:.60}"
+
+
+def processes(model: Any) -> int:
+    """How many processes train one model."""
+    cluster = model.distribute_strategy.cluster_resolver
+    specification = cluster.cluster_spec().as_dict() if cluster is not None else {}
+    return sum(len(tasks) for tasks in specification.values()) or 1
+
+
+def why_not_in_this_process(model: Any) -> str | None:
+    """Why this one of several processes must be left alone."""
+    return None if processes(model) == 1 else ONE_PROGRAM
 
 
 def replicas(model: Any) -> int:

@@ -203,6 +203,20 @@ def why_untappable(model: Any) -> str | None:
     return None
 
 
+def processes(model: Any) -> int:
+    """How many processes train one model."""
+    distributed = torch.distributed
+    together = distributed.is_available() and distributed.is_initialized()
+    return int(distributed.get_world_size()) if together else 1
+
+
+def why_not_in_this_process(model: Any) -> str | None:
+    """Why this one of several processes must be left alone."""
+    if processes(model) == 1 or torch.distributed.get_rank() == 0:
+        return None
+    return f"this is process {torch.distributed.get_rank()}, and process 0 reports for all"
+
+
 def replicas(model: Any) -> int:
     """One: what is measured in a process is of all that it computes."""
     return 1

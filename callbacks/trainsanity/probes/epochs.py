@@ -84,7 +84,7 @@ class Epochs(Probe):
                 },
                 "batch_size_mean": self._samples / self._rows if self._rows else None,
                 "seconds": time.monotonic() - self._began,
-                "stopped": bool(run.model.stop_training),
+                "stopped": bool(getattr(run.model, "stop_training", False)),
                 "steps_per_execution": int(run.model.steps_per_execution or 1),
                 "gradient_accumulation": optimizers.accumulation(optimizer),
                 "loss_scale_skips": self._counted_skips(is_taped),

@@ -38,7 +38,7 @@ class Evaluations(Probe):
 
     def on_begin(self) -> None:
         model = self.run.model
-        if self.run.replicas > 1:
+        if self.run.is_shared:
             return
         if self.run.kind != "fit" or self.run.guard is None or "evaluate" in model.__dict__:
             return

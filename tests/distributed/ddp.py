@@ -1,0 +1,117 @@
+"""One of two processes that train together by torch's DistributedDataParallel; told as JSON.
+
+python -m tests.distributed.ddp RANK STORE
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from keras import layers
+from tests.distributed.telling import digest, told
+from tests.watched import offline_callback, run_of
+from torch.nn.parallel import DistributedDataParallel
+
+RANKS = 2
+
+
+def share(rank: int) -> tuple[Any, Any]:
+    """Every second row."""
+    random = np.random.default_rng(4)
+    x, y = random.normal(size=(40, 6)).astype("float32"), random.integers(0, 3, 40)
+    return x[rank::RANKS], y[rank::RANKS]
+
+
+def inner_model() -> keras.Model:
+    inputs = keras.Input((6,))
+    hidden = layers.Dense(8, activation="relu")(inputs)
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Dropout(0.2)(hidden)))
+
+
+class Shared(keras.Model):  # type: ignore[misc]
+    """A model whose step goes through DistributedDataParallel, which averages the gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = inner_model()
+        self.parallel = [DistributedDataParallel(self.inner)]  # in a list: no part of the model
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        return self.inner(x, training=training)
+
+    def train_step(self, data: Any) -> Any:
+        x, y = data
+        self.zero_grad()
+        y_pred = self.parallel[0](x, training=True)
+        loss = self.compute_loss(x=x, y=y, y_pred=y_pred)
+        self._loss_tracker.update_state(loss, sample_weight=x.shape[0])
+        loss.backward()
+        weights = self.trainable_weights[:]
+        gradients = [weight.value.grad for weight in weights]
+        with torch.no_grad():
+            self.optimizer.apply(gradients, weights)
+        return self.compute_metrics(x, y, y_pred)
+
+
+def fitted(rank: int, *callbacks: Any) -> dict[str, Any]:
+    keras.utils.set_random_seed(3)
+    model = Shared()
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    x, y = share(rank)
+    history = model.fit(
+        x, y, batch_size=8, epochs=2, verbose=0, shuffle=False, callbacks=[*callbacks]
+    )
+    kept = [keras.ops.convert_to_numpy(v) for v in (*model.weights, *model.optimizer.variables)]
+    return {"digest": digest(kept), "history": history.history}
+
+
+def looped(rank: int, *callbacks: Any) -> str:
+    """The loop of the guide "Multi-GPU distributed training with PyTorch" on keras.io."""
+    keras.utils.set_random_seed(3)
+    model = inner_model()
+    parallel = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(parallel.parameters(), 0.1)
+    told = keras.callbacks.CallbackList([*callbacks], model=model)
+    x, y = (torch.from_numpy(part) for part in share(rank))
+    told.on_train_begin()
+    for epoch in range(2):
+        told.on_epoch_begin(epoch)
+        loss = torch.nn.functional.nll_loss(torch.log(parallel(x)), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        told.on_epoch_end(epoch, {"loss": float(loss)})
+    told.on_train_end()
+    return digest(keras.ops.convert_to_numpy(w) for w in model.weights)
+
+
+def main() -> None:
+    rank, store = int(sys.argv[1]), Path(sys.argv[2])
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("trainsanity").addHandler(handler)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS
+    )
+    spools = store.parent / f"spools {rank}"
+    callback = offline_callback(spools)
+    found: dict[str, Any] = {"plain": fitted(rank), "watched": fitted(rank, callback)}
+    found["run"] = told(run_of(callback)) if list(spools.glob("*.spool")) else None
+    own = offline_callback(spools)
+    found["loop"], found["watched loop"] = looped(rank), looped(rank, own)
+    found["spools"] = len(list(spools.glob("*.spool")))
+    found["said"] = said
+    torch.distributed.destroy_process_group()
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
