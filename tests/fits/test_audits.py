@@ -355,3 +355,12 @@ def test_names_the_callback_that_wrote_to_the_weights_between_steps() -> None:
     (audit,) = run.audits("moved_outside")
     assert audit.facts["variables"] == [w.path for w in reversed(model.weights)]
     assert keras.Variable.assign is assign
+
+
+def test_a_lambda_is_the_same_after_reload() -> None:
+    """The bytes of its code differ, as they also tell how its constants are shared."""
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Lambda(lambda x: 1.0 * x)])
+    model.add(keras.layers.Dense(1))
+    model.compile("sgd", "mse")
+    judgement = fitted(model, epochs=1).judge()
+    assert judgement.verdicts["roundtrip-structure"] == ("ok", "")
