@@ -1,0 +1,141 @@
+"""Time from `fit` to the end of its first batch, with the callback and without.
+
+Every fit has a process of its own, as nothing is compiled anew in one that has trained before. Fits
+with and without take turns. Importing and making the callback count too.
+
+    python benchmarks/startup.py --quick
+    python benchmarks/startup.py --backend jax --rounds 5
+    python benchmarks/startup.py --model lstm --profile      # where our own time goes
+"""
+
+from __future__ import annotations
+
+import cProfile
+import json
+import os
+import pstats
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+sys.path.insert(0, str(Path(__file__).parent / "overhead"))
+MODELS = ("dense", "cnn", "lstm", "transformer")
+BATCHES = 4
+Row = dict[str, Any]
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="The smallest model, twice: under a minute.")
+@click.option("--json", "as_json", is_flag=True, help="Print rows of JSON instead of a table.")
+@click.option("--backend", default="tensorflow", show_default=True)
+@click.option("--model", "models", multiple=True, type=click.Choice(MODELS), help="All by default.")
+@click.option("--rounds", default=5, show_default=True, help="Fits of each kind.")
+@click.option("--profile", is_flag=True, help="Print where a watched fit spends its time.")
+@click.option("--fit", type=click.Choice(("plain", "watched")), hidden=True)
+def main(
+    quick: bool,
+    as_json: bool,
+    backend: str,
+    models: tuple[str, ...],
+    rounds: int,
+    profile: bool,
+    fit: str | None,
+) -> None:
+    """Seconds that the callback adds to the time until the first batch has ended."""
+    if fit is not None:
+        print(json.dumps(profiled(models[0]) if profile else seconds_of(models[0], fit)))
+        return
+    if quick:
+        models, rounds = models or ("dense",), min(rounds, 2)
+    rows: list[Row] = []
+    for model in models or MODELS:
+        if profile:
+            measured(model, backend, "watched", "--profile")
+            continue
+        rows += _rows(f"{model}, {backend}", *_rounds(model, backend, rounds))
+    print(json.dumps(rows, indent=1) if as_json else table(rows))
+
+
+def _rounds(model: str, backend: str, rounds: int) -> tuple[list[float], list[float]]:
+    plain, watched = [], []
+    for _ in range(rounds):
+        plain.append(measured(model, backend, "plain"))
+        watched.append(measured(model, backend, "watched"))
+    return plain, watched
+
+
+def measured(model: str, backend: str, kind: str, *options: str) -> float:
+    """In a process of its own."""
+    result = subprocess.run(
+        [sys.executable, __file__, f"--model={model}", f"--fit={kind}", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    return float(result.stdout.splitlines()[-1])
+
+
+def seconds_of(model: str, kind: str) -> float:
+    """From before the callback is imported to the end of the first batch."""
+    import keras
+    from models import MODELS as BUILDERS
+
+    class FirstBatch(keras.callbacks.Callback):  # type: ignore[misc]
+        ended = 0.0
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.ended = self.ended or time.perf_counter()
+
+    keras.utils.set_random_seed(0)
+    made, x, y = BUILDERS[model](BATCHES)
+    first = FirstBatch()
+    callbacks: list[Any] = [first]
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        if kind == "watched":
+            from trainsanity import SanityCallback
+
+            callbacks.append(SanityCallback("offline", spool_dir=folder, verbose=False))
+        made.fit(x, y, batch_size=len(x) // BATCHES, verbose=0, callbacks=callbacks)
+    return first.ended - began
+
+
+def profiled(model: str) -> float:
+    """Prints to the terminal; a profile of the whole fit, audits at its end included."""
+    profile = cProfile.Profile()
+    seconds = float(profile.runcall(seconds_of, model, "watched"))
+    stats = pstats.Stats(profile, stream=sys.stderr).sort_stats("cumulative")
+    stats.print_stats("trainsanity", 45)
+    return seconds
+
+
+def _rows(case: str, plain: list[float], watched: list[float]) -> Iterator[Row]:
+    before, after = statistics.median(plain), statistics.median(watched)
+    yield _row(f"{case}: time to the first batch", "keras", before, "s")
+    yield _row(f"{case}: time to the first batch", "trainsanity", after, "s")
+    yield _row(f"{case}: added", "trainsanity", after - before, "s")
+    yield _row(f"{case}: added", "trainsanity", 100 * (after - before) / before, "%")
+
+
+def _row(case: str, subject: str, value: float, unit: str) -> Row:
+    return {"case": case, "subject": subject, "value": round(value, 3), "unit": unit}
+
+
+def table(rows: list[Row]) -> str:
+    case, subject = (max((len(row[key]) for row in rows), default=0) for key in ("case", "subject"))
+    return "\n".join(
+        f"{row['case']:<{case}}  {row['subject']:<{subject}}  {row['value']:>8,.2f} {row['unit']}"
+        for row in rows
+    )
+
+
+if __name__ == "__main__":
+    main()
