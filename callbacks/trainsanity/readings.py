@@ -83,8 +83,10 @@ class Readings:
         if self.test is not None:
             self._boundary.call("tape", self.test.skip, self._run.model, None)
 
-    def before_foreign(self, args: tuple[Any, ...], *, training: bool) -> None:
-        """Before an execution that is not ours: reads what is."""
+    def read_before(self, args: tuple[Any, ...], *, training: bool) -> None:
+        """Reads all that was written before an execution that gets these arguments: one that is
+        not ours, or has failed.
+        """
         reader = self.train if training else self.test
         if reader is None:
             return

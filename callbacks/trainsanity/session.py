@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import time
@@ -361,15 +362,20 @@ class Session:
         """The watched call was left without its end: an exception, or the next call has begun."""
         if not self.ended:
             if self._readings is not None:
-                self._boundary.call("callback", self._readings.read_train)
+                # Keras has put its variables back by now.
+                read = functools.partial(self._readings.read_train, whole=True)
+                self._boundary.call("callback", read)
             self._close("failed" if self._begun else "finished")
         self._boundary.call("taps", self._remove)
         self._let_go()
 
-    def _fail(self) -> None:
+    def _fail(self, args: tuple[Any, ...]) -> None:
         """The step has failed; the call is about to be left, but is still running."""
         if self._run is not None and self._run.backend.HAS_GRADIENT_BOUNDARY:
             # Keras will put the state back by the places of the variables, the tape's among them.
+            readings = self._readings
+            if readings is not None:
+                self._boundary.call("tape", lambda: readings.read_before(args, training=True))
             self._boundary.call("callback", self._close, "failed")
         else:
             self.abandon()
@@ -427,7 +433,7 @@ class Session:
             raise
         except BaseException as error:
             if not self._is_ours(error):
-                self._fail()
+                self._fail(args)
                 raise
             result = self._without_taps(error, args)
         batches = self._batches_of_one_execution(run, args[-1])
@@ -459,7 +465,7 @@ class Session:
         """A pass that somebody else has begun inside the watched call: not measured."""
         assert self._readings is not None
         readings = self._readings
-        self._boundary.call("tape", lambda: readings.before_foreign(args, training=training))
+        self._boundary.call("tape", lambda: readings.read_before(args, training=training))
         result = original(*args)
         self._boundary.call("tape", lambda: readings.after_foreign(result, training=training))
         return result

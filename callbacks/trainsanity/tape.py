@@ -180,7 +180,12 @@ class TapeReader:
         before it.
         """
         copy = self._backend.tape_before(self.tape, model, args)
-        return self.read(whole=True) if copy is None else self._decode(*copy)
+        if copy is not None:
+            return self._decode(*copy)
+        if self._backend.READABLE_IN_EPOCH or not self._copies:
+            return self.read(whole=self._backend.READABLE_IN_EPOCH)
+        count, ring = self._copies.pop()
+        return self._decode(int(np.asarray(count)), np.asarray(ring))
 
     def skip(self, model: Any, result: Any) -> None:
         """Leaves out what an execution that is not ours has written."""

@@ -36,8 +36,7 @@ class WatchedCall:
     def __init__(self, model: Any, start: FrameType | None) -> None:
         self._model = model
         frame = next((f for f in calls_of(model, start) if f.f_code.co_name in PASSES), None)
-        # Its id, not the frame: that would keep its local variables alive. It is held by its
-        # traceback or its running call, so the id cannot pass to another frame before `is_left`.
+        # Its id, not the frame: that would keep its local variables alive.
         self._frame = 0 if frame is None else id(frame)
         self._iterator: weakref.ref[Any] | None = None
         self.arguments = FitArguments()
@@ -77,7 +76,15 @@ class WatchedCall:
             return False
         if self._iterator is not None and self._iterator() is None:
             return True
-        return all(id(frame) != self._frame for frame in calls_of(self._model, start))
+        return not any(map(self._is_watched, calls_of(self._model, start)))
+
+    def _is_watched(self, frame: FrameType) -> bool:
+        """Whether this is the frame of the watched call, and not one of a later call that lies
+        where it lay: on JAX the iterator may outlive its frame.
+        """
+        if id(frame) != self._frame:
+            return False
+        return self._iterator is None or frame.f_locals.get("epoch_iterator") is self._iterator()
 
     def is_caller(self, frame: FrameType | None) -> bool:
         """Whether a function of the model was called by the watched call, and not by another one

@@ -77,7 +77,11 @@ def copy_tape(tape: Any, model: Any, result: Any) -> tuple[Any, Any] | None:
 
 
 def tape_before(tape: Any, model: Any, args: tuple[Any, ...]) -> tuple[int, Any] | None:
-    """Counter and ring out of the state that an execution is about to get, on the host."""
+    """Counter and ring out of the state that an execution is about to get, on the host; None where
+    the execution has failed and taken it along.
+    """
+    if any(value.is_deleted() for value in args[0][-1]):
+        return None
     copy = copy_tape(tape, model, (None, args[0]))
     return None if copy is None else (int(copy[0]), np.asarray(copy[1]))
 

@@ -1,0 +1,253 @@
+"""Calls of `fit` that do not end as they should: what was measured by then is intact, `sync`
+completes the run on a real server, and the model is as if nobody had watched it.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import keras
+import numpy as np
+import pytest
+from command_line import Served, clean_environment, served, trainsanity
+from watched import offline_callback, run_of
+
+from trainsanity.spooled import SpooledRun
+
+BACKEND = keras.backend.backend()
+BATCHES, LAST = 6, 4  # of each epoch; batch of the second epoch at which it ends
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(tmp_path_factory.mktemp("server") / "runs.db") as running:
+        yield running
+
+
+class Data(keras.utils.PyDataset):  # type: ignore[misc]
+    """Batches, of which one may not be readable."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        super().__init__()
+        self._fails_at, self._given = fails_at, 0
+
+    def __len__(self) -> int:
+        return BATCHES
+
+    def __getitem__(self, index: int) -> Any:
+        self._given += 1
+        if self._given == self._fails_at:
+            raise OSError("the disk with the images is gone")
+        x = np.random.default_rng(index).normal(size=(4, 3)).astype("float32")
+        return x, x @ np.ones((3, 1), "float32")
+
+
+class AtBatch(keras.callbacks.Callback):  # type: ignore[misc]
+    """Something that happens after a batch of the second epoch."""
+
+    def __init__(self, act: Callable[[], Any]) -> None:
+        super().__init__()
+        self._act, self._epoch = act, 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._epoch == 1 and batch == LAST - 1:
+            self._act()
+
+
+class Hungry(keras.Sequential):  # type: ignore[misc]
+    """Its step takes more memory than there is, once."""
+
+    ends_at: int | None = None
+    steps_taken = 0
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        self.steps_taken += 1
+        if self.steps_taken == self.ends_at:
+            raise MemoryError("no room for 17 GiB")
+        return super().compute_loss(*args, **kwargs)
+
+
+class Count(keras.callbacks.Callback):  # type: ignore[misc]
+    """Batches that have been trained on."""
+
+    batches = 0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.batches += 1
+
+
+def fail() -> None:
+    raise RuntimeError("the user's own error")
+
+
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+Fit = Callable[[keras.Model, list[Any]], Any]
+ENDS = BATCHES + LAST
+
+
+def fit_with(act: Callable[[], None]) -> Fit:
+    return lambda model, own: model.fit(
+        Data(), epochs=3, verbose=0, shuffle=False, callbacks=[*own, AtBatch(act)]
+    )
+
+
+def fit_broken_data(model: keras.Model, own: list[Any]) -> Any:
+    return model.fit(Data(fails_at=ENDS + 1), epochs=3, verbose=0, shuffle=False, callbacks=own)
+
+
+def fit_without_memory(model: keras.Model, own: list[Any]) -> Any:
+    model.ends_at = ENDS + 1
+    return model.fit(Data(), epochs=3, verbose=0, shuffle=False, callbacks=own)
+
+
+ENDINGS: dict[str, Fit] = {
+    "Ctrl-C": fit_with(interrupt),
+    "an exception in another callback": fit_with(fail),
+    "an exception in the data": fit_broken_data,
+    "no memory left in a step": fit_without_memory,
+}
+
+
+def small(ending: str) -> keras.Model:
+    keras.utils.set_random_seed(2)
+    model = Hungry([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("adam", "mse", metrics=["mae"], run_eagerly="memory" in ending)
+    return model
+
+
+def parts(model: keras.Model) -> list[dict[str, Any]]:
+    """What can be seen of the model, its layers and its optimizer: attributes and their values."""
+    owners = [*model._flatten_layers(), model.optimizer]
+    return [dict(vars(owner)) for owner in owners]
+
+
+def weights(model: keras.Model) -> list[Any]:
+    every = {id(v): v for v in (*model.variables, *model.optimizer.variables)}
+    return [keras.ops.convert_to_numpy(v) for v in every.values()]
+
+
+def ended_by(fit: Fit, model: keras.Model, own: list[Any]) -> BaseException:
+    with pytest.raises(BaseException, match=r".*") as caught:
+        fit(model, own)
+    return caught.value
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_ends_as_without_the_callback_and_is_completed_by_sync(
+    ending: str, tmp_path: Path, server: Served
+) -> None:
+    fit = ENDINGS[ending]
+    plain, watched = small(ending), small(ending)
+    error = ended_by(fit, plain, [])
+    callback, count = offline_callback(tmp_path), Count()
+    same = ended_by(fit, watched, [callback, count])
+    assert BATCHES < count.batches <= ENDS  # data may be read ahead
+
+    assert type(same) is type(error)
+    for a, b in zip(weights(plain), weights(watched), strict=True):
+        np.testing.assert_array_equal(a, b)
+    del error, same  # with the frames that they hold, whose place others may take
+
+    for model in (plain, watched):
+        model.fit(Data(), epochs=1, verbose=0, shuffle=False)
+    for a, b in zip(weights(plain), weights(watched), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for left, right in zip(parts(plain), parts(watched), strict=True):
+        assert left.keys() == right.keys()
+
+    run = run_of(callback)
+    assert run.packets[-1].state == "failed"
+    assert run.signal("batch/size")[0].tolist() == list(range(1, count.batches + 1))
+    check_completed(run, tmp_path, server)
+
+
+def check_completed(run: SpooledRun, folder: Path, server: Served, state: str = "failed") -> None:
+    """`trainsanity sync` delivers the run, and a second time there is nothing to do."""
+    run_id, steps = run.packets[0].run_id, run.signal("loss/reported")[0]
+    sync = ("sync", folder, "--url", server.url)
+    done = trainsanity(*sync)
+    assert done.status == 0, done.err
+    assert trainsanity(*sync).status == 0
+    stored = httpx2.get(f"{server.url}/api/v1/runs/{run_id}").json()
+    assert stored["state"] == state
+    signals = httpx2.get(f"{server.url}/api/v1/runs/{run_id}/signals").json()["signals"]
+    (loss,) = [signal for signal in signals if signal["name"] == "loss/reported"]
+    assert (loss["first_step"], loss["last_step"], loss["count"]) == (1, steps[-1], len(steps))
+
+
+# A process that ends while it trains
+
+TRAINS = """
+import os, sys, threading
+import keras, numpy as np
+from trainsanity import SanityCallback
+
+folder, how = sys.argv[1:]
+x = np.random.default_rng(0).normal(size=(64, 3)).astype("float32")
+model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+callback = SanityCallback("offline", spool_dir=folder, verbose=False)
+under_way = threading.Event()
+
+class Watcher(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 1:
+            print("under way", flush=True)
+            under_way.set()
+        if how == "fork" and epoch < 3 and os.fork() == 0:
+            try:  # goes on with what it has inherited
+                callback.on_epoch_end(epoch, logs)
+                callback.on_train_end()
+            finally:
+                os._exit(0)
+
+def fit(epochs):
+    model.fit(x, x[:, :1], batch_size=8, epochs=epochs, verbose=0, callbacks=[callback, Watcher()])
+
+if how == "thread":
+    threading.Thread(target=fit, args=(10**9,), daemon=True).start()
+    under_way.wait()
+elif how == "fork":
+    fit(4)
+else:
+    fit(10**9)
+"""
+
+
+PROCESSES = ["kill", "thread", "fork"] if BACKEND == "tensorflow" else ["thread"]
+
+
+@pytest.mark.parametrize("how", PROCESSES)
+def test_a_process_that_ends_while_it_trains_leaves_a_whole_spool(
+    how: str, tmp_path: Path, server: Served
+) -> None:
+    command = [sys.executable, "-c", TRAINS, str(tmp_path), how]
+    environment = clean_environment(KERAS_BACKEND=BACKEND)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "under way\n"
+        if how == "kill":
+            child.kill()
+    assert child.returncode == (-signal.SIGKILL if how == "kill" else 0)
+
+    (path,) = tmp_path.glob("*.spool")
+    run = SpooledRun.read(path)
+    steps = run.signal("batch/size")[0].tolist()
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) >= 8
+    if how == "fork":
+        assert (len(steps), run.packets[-1].state) == (32, "finished")
+        assert len(run.audits("epoch")) == 4
+    check_completed(run, tmp_path, server, "finished" if how == "fork" else "failed")
