@@ -464,7 +464,9 @@ class Session:
     def _run_foreign(self, original: Function, args: Any, *, training: bool) -> Any:
         """A pass that somebody else has begun inside the watched call: not measured."""
         assert self._readings is not None
+        assert self._run is not None
         readings = self._readings
+        self._run.shared["foreign_at"] = self._run.step
         self._boundary.call("tape", lambda: readings.read_before(args, training=training))
         result = original(*args)
         self._boundary.call("tape", lambda: readings.after_foreign(result, training=training))

@@ -364,3 +364,16 @@ def test_a_lambda_is_the_same_after_reload() -> None:
     model.compile("sgd", "mse")
     judgement = fitted(model, epochs=1).judge()
     assert judgement.verdicts["roundtrip-structure"] == ("ok", "")
+
+
+class Evaluating(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.model.evaluate(X[:8], 2 * Y[:8], verbose=0)
+
+
+def test_a_callback_that_evaluates_before_ours_raises_nothing() -> None:
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=["mae"])
+    judgement = fitted(model, callbacks=[Evaluating()]).judge()
+    assert not judgement.at_least("warning")
+    assert judgement.verdicts["path-disagreement"][0] == "ok"

@@ -65,6 +65,8 @@ class OutsideWrites(Probe):
         if id(variable) not in self._watched:
             return
         while frame is not None:
+            if frame.f_code.co_name == "jax_state_sync":
+                return  # Keras puts back what it holds elsewhere; nothing changes
             owner = _owner(frame)
             if isinstance(owner, keras.optimizers.Optimizer):
                 return
