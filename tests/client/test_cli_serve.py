@@ -19,6 +19,16 @@ def test_server_tells_its_address_answers_there_and_stops_in_order(tmp_path: Pat
         assert "Stopped." in server.process.stdout.read()
 
 
+def test_a_job_in_the_background_says_that_it_has_stopped_too(tmp_path: Path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as shells start such jobs
+    try:
+        with served(tmp_path / "runs.db") as server:
+            assert server.stop(signal.SIGINT) == 0
+            assert "Stopped." in server.process.stdout.read()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_an_open_page_does_not_hold_up_the_end(tmp_path: Path, capfd):
     with served(tmp_path / "runs.db") as server:
         live = urllib3.request("GET", f"{server.url}/live?watch=*", preload_content=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import signal
 import socket
@@ -88,9 +89,10 @@ class Server(uvicorn.Server):
 def _run(server: Server, listener: socket.socket) -> None:
     # uvicorn stops in order and then passes the signal on: to be stopped is no failure.
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
+    # Where the shell has told background jobs to ignore Ctrl-C, it passes nothing on.
+    with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
-    except KeyboardInterrupt:
+    if server.started:
         click.echo("Stopped.")
 
 
