@@ -63,7 +63,7 @@ def _trained(seed: int, rng: np.random.Generator, policy: str, folder: Path) -> 
     optimizer, told = training.any_optimizer(rng, problem)
     feed = training.any_feed(rng, problem)
     weighted = "weighted" in feed.words
-    options = training.any_compilation(rng, policy, optimizer)
+    options = training.any_compilation(rng, problem, optimizer)
     metrics = {"weighted_metrics" if weighted else "metrics": problem.metrics}
     problem.model.compile(optimizer, loss=problem.loss, **metrics, **options)
     validated = feed.arguments["validation_data"] is not None

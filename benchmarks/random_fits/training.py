@@ -170,10 +170,15 @@ def _cut(part: Any, begin: int, end: int) -> Any:
     return np.asarray(part)[begin:end]
 
 
-def any_compilation(rng: Rng, policy: str, optimizer: Any) -> dict[str, Any]:
-    """Arguments of `compile` beside optimizer, loss and metrics."""
+def any_compilation(rng: Rng, problem: Problem, optimizer: Any) -> dict[str, Any]:
+    """Arguments of `compile` beside optimizer, loss and metrics.
+
+    XLA takes minutes to compile recurrent layers for the CPU, so they go without.
+    """
     draw = rng.random()
-    if draw < 0.2 and policy != "float64":
+    recurrent = (keras.layers.RNN, keras.layers.Bidirectional)
+    has_loop = any(isinstance(layer, recurrent) for layer in problem.model._flatten_layers())
+    if draw < 0.2 and not has_loop:
         return {"jit_compile": True}
     if draw < 0.3 and optimizer.gradient_accumulation_steps is None:
         return {"steps_per_execution": int(rng.integers(2, 5))}

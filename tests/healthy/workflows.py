@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
-
-from tests.healthy import precision, vision
 
 from trainsanity.spooled import SpooledRun
 
 # One run, or several where training has phases.
 Workflow = Callable[[], SpooledRun | list[SpooledRun]]
 
-FIELDS = (vision, precision)
+FIELDS = ["vision", "text", "tables", "series", "graphs", "own_steps", "precision", "traps"]
 
 
 def all_workflows() -> list[Workflow]:
-    return [train for field in FIELDS for train in field.WORKFLOWS]
+    modules = [importlib.import_module(f"tests.healthy.{field}") for field in FIELDS]
+    return [train for module in modules for train in module.WORKFLOWS]
 
 
 # Cheap, of different kinds, and without tf.data or TensorFlow's functions. No masks: on JAX Keras
 # 3.15.1 counts padding in training metrics, so such a run is no healthy control there.
-EVERYWHERE = {"mnist_like_convnet", "transfer_learning", "two_heads_of_one_picture"}
+EVERYWHERE = (
+    ("vision", "mnist_like_convnet"),
+    ("vision", "two_heads_of_one_picture"),
+    ("text", "convolutions_over_words"),
+    ("tables", "wide_and_deep"),
+    ("tables", "several_labels"),
+    ("tables", "weights_for_loss_and_metrics"),
+    ("series", "lstm_forecast"),
+    ("graphs", "point_net"),
+    ("traps", "momentum_after_the_rate_is_zero"),
+    ("traps", "accumulated_gradients"),
+)
 
 
 def workflows_of(backend: str) -> list[Workflow]:
-    everything = all_workflows()
     if backend == "tensorflow":
-        return everything
-    return [train for train in everything if train.__name__ in EVERYWHERE]
+        return all_workflows()
+    return [_workflow(field, name) for field, name in EVERYWHERE]
+
+
+def _workflow(field: str, name: str) -> Workflow:
+    train: Workflow = getattr(importlib.import_module(f"tests.healthy.{field}"), name)
+    return train

@@ -48,3 +48,12 @@ def test_steps_without_an_update_say_nothing():
 def test_an_optimizer_without_clipping_is_not_testable():
     with pytest.raises(NotTestable, match="no clipping"):
         list(ClipBoundExceeded().check(history(gradient__norm=[1.0]).view()))
+
+
+def test_the_norm_of_sparse_gradients_is_advice():
+    """Keras on TensorFlow takes it before it adds up the rows of one id."""
+    name = "clip:global_norm/{}".format
+    run = history({name("declared"): [1.0], name("applied"): [1.3], name("by_rows"): [1.0]})
+    (alert,) = ClipBoundExceeded().check(run.view())
+    assert alert.severity is Severity.ADVICE
+    assert "rows" in alert.message

@@ -30,7 +30,8 @@ class ClipBoundExceeded(Rule):
     Try: give a bound above 0; where clipping is overridden, return what it computes.
 
     Source: TensorFlow issue 33929; live in Keras 3.15, which skips bounds of 0 or less
-    silently.
+    silently, and on TensorFlow takes the norm of sparse gradients before it adds up their rows
+    (that is advice).
     """
 
     id = "clip-bound-exceeded"
@@ -70,11 +71,8 @@ class ClipBoundExceeded(Rule):
             return
         argument, what = KINDS[kind]
         ignored = part.shown <= 0
-        cause = (
-            f"Keras skips {argument} where it is 0 or less, so nothing was clipped."
-            if ignored
-            else "The optimizer does not apply its clipping; look for an own _clip_gradients."
-        )
+        by_rows = run.has(f"clip:{kind}/by_rows") and not ignored
+        cause, cure = _cause(argument, ignored=ignored, by_rows=by_rows)
         yield finding(
             part,
             subject=f"optimizer.{argument}",
@@ -84,13 +82,34 @@ class ClipBoundExceeded(Rule):
                 f"{what} was {number(part.true)}, "
                 f"{steps_in_words(part.first_step, part.last_step)}. {cause}"
             ),
-            suggestion=(
-                f"Give {argument} a value above 0, or None for no clipping."
-                if ignored
-                else "Return the clipped gradients, or clip them yourself in train_step."
-            ),
+            suggestion=cure,
             names=names,
             because="rounding while rescaling",
-            # Somebody may write 0 for "off"; that the bound does nothing is then what they want.
-            severity=Severity.WARNING if ignored else None,
+            severity=_severity(ignored=ignored, by_rows=by_rows),
         )
+
+
+def _cause(argument: str, *, ignored: bool, by_rows: bool) -> tuple[str, str]:
+    """The likely cause, and what to change."""
+    if ignored:
+        return (
+            f"Keras skips {argument} where it is 0 or less, so nothing was clipped.",
+            f"Give {argument} a value above 0, or None for no clipping.",
+        )
+    if by_rows:
+        return (
+            "Keras on TensorFlow takes the norm of an embedding's gradient before it adds up the "
+            "rows that belong to one id, and so clips by a norm that is too small.",
+            f"Take {argument} for a rough bound where embeddings are trained, or a smaller one.",
+        )
+    return (
+        "The optimizer does not apply its clipping; look for an own _clip_gradients.",
+        "Return the clipped gradients, or clip them yourself in train_step.",
+    )
+
+
+def _severity(*, ignored: bool, by_rows: bool) -> Severity | None:
+    if by_rows:
+        return Severity.ADVICE  # nothing that the user has done
+    # Somebody may write 0 for "off"; that the bound does nothing is then what they want.
+    return Severity.WARNING if ignored else None
