@@ -35,7 +35,8 @@ from trainsanity.watched_call import WatchedCall
 log = logging.getLogger("trainsanity")
 
 SAMPLE_ROWS = 8  # of the training data, kept in the process for audits
-START_UP_SECONDS = 0.5  # that audits of the sample may take at a time
+START_UP_SECONDS = 0.2  # that audits of the sample may take before or after the first batch
+EPOCH_END_SECONDS = 0.5  # that those left may take at the end of an epoch
 LAST_SECONDS = 3.0  # that those left at the end of training may take at least
 SHARED = "audits of a sample run on one copy of the model; this one is trained on several"
 OF_THE_FIRST = (
@@ -318,7 +319,7 @@ class Session:
         if taped is not None:
             run.step = taped
         readings.slow(force=True)
-        self._audit(START_UP_SECONDS)
+        self._audit(EPOCH_END_SECONDS)
         self._show_sample()
         self._listeners.tell("on_epoch_end", epoch, dict(logs))
 

@@ -30,6 +30,7 @@ Optimizer = keras.optimizers.Optimizer
 def _no_audits_of_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """They say nothing about optimizers, and take longer than these fits."""
     monkeypatch.setattr(session, "START_UP_SECONDS", 0.0)
+    monkeypatch.setattr(session, "EPOCH_END_SECONDS", 0.0)
     monkeypatch.setattr(session, "LAST_SECONDS", 0.0)
 
 
