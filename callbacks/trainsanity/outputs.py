@@ -26,7 +26,7 @@ def outputs_of(
         if label is None or not hasattr(prediction, "shape"):
             continue
         output = OutputEvidence(name, label, prediction, weight, mask_of(prediction), place, came)
-        output.loss, output.loss_weight, output.loss_place = losses.get(name, (None, None, -1))
+        output.losses = losses.get(name, [])
         found.append(output)
     return found
 
@@ -61,10 +61,8 @@ def _matched(names: Sequence[str], part: Any, *, shared: bool) -> list[Any]:
 
 def _losses(
     model: Any, names: Sequence[str], predictions: Sequence[Any], y_pred: Any
-) -> dict[str, tuple[Any, Any, int]]:
-    """Output -> its loss, the loss's weight and its place among all, for outputs that have one
-    loss.
-    """
+) -> dict[str, list[tuple[Any, Any, int]]]:
+    """Output -> its losses, each with its weight and its place among all."""
     compiled = getattr(model, "_compile_loss", None)
     flat = getattr(compiled, "_flat_losses", None) or []
     found: dict[str, list[tuple[Any, Any, int]]] = {}
@@ -72,7 +70,7 @@ def _losses(
         name = _output_of(path, names, predictions, y_pred)
         if name is not None:
             found.setdefault(name, []).append((loss, weight, place))
-    return {name: losses[0] for name, losses in found.items() if len(losses) == 1}
+    return found
 
 
 def _output_of(

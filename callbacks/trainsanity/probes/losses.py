@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from keras import backend, ops
@@ -13,6 +15,27 @@ from trainsanity.probes.weighting import product, real_positions, spread_if_any
 from trainsanity.tape import TapeRows
 
 VARIANTS = ("recomputed", "unmasked", "all", "weighted")
+
+
+@dataclass(frozen=True)
+class Term:
+    """One compiled loss of one output.
+
+    Attributes:
+        values: unreduced, float32.
+        weight: its factor in the sum of losses.
+        sample_weight, mask: of the shape of `values`, or None.
+    """
+
+    output: OutputEvidence
+    loss: Any
+    values: Any
+    weight: float
+    sample_weight: Any
+    mask: Any
+
+    def spread(self, positions: Any | None) -> Any | None:
+        return spread_if_any(positions, self.values)
 
 
 class Losses(Probe):
@@ -40,14 +63,14 @@ class Losses(Probe):
             self.run.not_testable["loss/recomputed"] = reason
             return columns
         totals: dict[str, Any] = {}
-        for output in step.outputs:
-            if output.loss is None:
-                continue
-            values = ops.cast(step.losses[output.loss_place], "float32")
-            columns.update(_elements(columns, output, values))
-            for variant, value in self._parts(step, output, values).items():
-                weight = 1.0 if output.loss_weight is None else output.loss_weight
-                totals[variant] = totals.get(variant, 0.0) + value * weight
+        terms = _terms(step)
+        wanted = {variant for term in terms for variant in self._applicable(step, term)}
+        for term in terms:
+            columns.update(_elements(columns, term.output, term.values))
+            for variant, value in self._parts(step, term, wanted).items():
+                totals[variant] = totals.get(variant, 0.0) + value * term.weight
+        if len(terms) == 1:
+            columns.update(self._positions(terms[0]))
         columns["_loss:recomputed"] = totals.pop("recomputed") + added
         columns.update({f"_loss:{variant}": value for variant, value in totals.items()})
         return columns
@@ -58,21 +81,21 @@ class Losses(Probe):
             return "the model computes its loss by a compute_loss of its own"
         compiled = getattr(self.run.model, "_compile_loss", None)
         flat = getattr(compiled, "_flat_losses", None) or []
-        known = [output for output in step.outputs if output.loss is not None]
-        if not flat or len(step.losses) != len(flat) or len(known) != len(flat):
-            return "the compiled losses do not belong to one output each, or cannot be watched"
-        for output in known:
-            values = step.losses[output.loss_place]
-            is_number = len(values.shape) == 0
-            if is_number and (output.sample_weight is not None or _carries(output)):
+        known = sum(len(output.losses) for output in step.outputs)
+        if not flat or len(step.losses) != len(flat) or known != len(flat):
+            return "the compiled losses do not belong to outputs with labels, or cannot be watched"
+        for term in _terms(step):
+            name, reduction = term.loss.name, term.loss.reduction
+            is_number = len(term.values.shape) == 0
+            if is_number and (term.output.sample_weight is not None or _carries(term.output)):
                 return (
-                    f"the loss {output.loss.name!r} is reduced by itself, so its positions "
-                    "cannot be weighed again"
+                    f"the loss {name!r} is reduced by itself, so its positions cannot be weighed "
+                    "again"
                 )
-            if self.run.replicas > 1 and output.loss.reduction == "sum":
+            if self.run.replicas > 1 and reduction == "sum":
                 return "Keras does not divide a sum of losses by the number of replicas"
-            if output.loss.reduction in (None, "none"):
-                return f"the loss {output.loss.name!r} has no reduction"
+            if reduction in (None, "none"):
+                return f"the loss {name!r} has no reduction"
         return None
 
     def _added(self) -> Any:
@@ -81,26 +104,45 @@ class Losses(Probe):
             total = total + ops.sum(ops.cast(loss, "float32"))
         return total
 
-    def _parts(self, step: Step, output: OutputEvidence, values: Any) -> dict[str, Any]:
-        """The reduced loss of one output in each variant."""
-        reduction = output.loss.reduction
-        weight = spread_if_any(output.sample_weight, values)
-        mask = product(spread_if_any(output.mask, values), spread_if_any(mask_of(values), values))
-        real = real_positions(step, output, self.run)
-        real = None if real is None else spread_if_any(real, values)
-        parts = {"recomputed": _reduce(values, weight, mask, reduction)}
-        if real is not None or mask is not None or weight is not None:
-            parts["all"] = _reduce(values, None, None, reduction)
+    def _applicable(self, step: Step, term: Term) -> Iterator[str]:
+        """The ways to count that mean something for this part of the loss."""
+        real = term.spread(real_positions(step, term.output, self.run))
+        yield "recomputed"
+        if real is not None or term.mask is not None or term.sample_weight is not None:
+            yield "all"
         if real is not None:
-            parts["unmasked"] = _reduce(values, None, real, reduction)
-        if weight is not None:
-            parts["weighted"] = _reduce(values, weight, mask if real is None else real, reduction)
-        if weight is not None or output.given_weight is not None:
-            parts["unweighted"] = _reduce(values, None, mask, reduction)
-        if mask is not None and reduction in ("sum_over_batch_size", "mean"):
-            parts["positions:n"] = _reduce(values, weight, mask, "sum")
-            parts["positions:d"] = ops.sum(mask)
-        return parts
+            yield "unmasked"
+        if term.sample_weight is not None:
+            yield "weighted"
+        if term.sample_weight is not None or term.output.given_weight is not None:
+            yield "unweighted"
+
+    def _parts(self, step: Step, term: Term, wanted: set[str]) -> dict[str, Any]:
+        """This part of the loss, counted in each of the wanted ways."""
+        real = term.spread(real_positions(step, term.output, self.run))
+        real = term.mask if real is None else real
+        counted = {
+            "recomputed": (term.sample_weight, term.mask),
+            "all": (None, None),
+            "unmasked": (None, real),
+            "weighted": (term.sample_weight, real),
+            "unweighted": (None, term.mask),
+        }
+        return {
+            variant: _reduce(term.values, weight, mask, term.loss.reduction)
+            for variant, (weight, mask) in counted.items()
+            if variant in wanted
+        }
+
+    def _positions(self, term: Term) -> Columns:
+        """Sum over counted positions and their number, of the only part of the loss."""
+        if term.mask is None or term.loss.reduction not in ("sum_over_batch_size", "mean"):
+            return {}
+        total = _reduce(term.values, term.sample_weight, term.mask, "sum")
+        return {
+            "_loss:positions:n": total * term.weight,
+            "_loss:positions:d": ops.sum(term.mask),
+        }
 
     # on the host
 
@@ -134,6 +176,21 @@ class Losses(Probe):
             found["loss/batch_unweighted"] = plain + rows.columns["loss/added"]
         found.update(_by_position(rows, means))
         return found
+
+
+def _terms(step: Step) -> list[Term]:
+    """The compiled losses in the order of the outputs."""
+    return [
+        _term(output, loss, ops.cast(step.losses[place], "float32"), weight)
+        for output in step.outputs
+        for loss, weight, place in output.losses
+    ]
+
+
+def _term(output: OutputEvidence, loss: Any, values: Any, weight: float | None) -> Term:
+    given = spread_if_any(output.sample_weight, values)
+    mask = product(spread_if_any(output.mask, values), spread_if_any(mask_of(values), values))
+    return Term(output, loss, values, 1.0 if weight is None else weight, given, mask)
 
 
 def _by_position(rows: TapeRows, means: EpochMean) -> Columns:

@@ -39,9 +39,8 @@ class OutputEvidence:
         mask: the mask that Keras carries on `y_pred`, (batch, time) bool, or None.
         place: its place among all outputs of the model.
         given_weight: the sample weight that came with the batch, or None.
-        loss: the compiled loss function of this output, or None; `loss_weight` its factor, or None;
-            `loss_place` its place among all compiled losses in the order in which Keras calls
-            them, -1 where there is no loss.
+        losses: its compiled losses: function, factor or None, and place among all in the order in
+            which Keras calls them.
     """
 
     name: str
@@ -51,9 +50,17 @@ class OutputEvidence:
     mask: Any
     place: int = 0
     given_weight: Any = None
-    loss: Any = None
-    loss_weight: Any = None
-    loss_place: int = -1
+    losses: list[tuple[Any, Any, int]] = field(default_factory=list)
+
+    @property
+    def loss(self) -> Any:
+        """The compiled loss function; None where there is none, or more than one."""
+        return self.losses[0][0] if len(self.losses) == 1 else None
+
+    @property
+    def loss_weight(self) -> Any:
+        """The factor of the only loss, or None."""
+        return self.losses[0][1] if len(self.losses) == 1 else None
 
     def quantity(self, word: str) -> str:
         return f"{word}:{self.name}" if self.name else word

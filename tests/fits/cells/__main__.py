@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "cells.md"
 BACKENDS = ("tensorflow", "jax", "torch")
 HEADING = """# Ways to train
 
-Written by `make cells ARGS=--markdown`. Every cell is a real fit, trained with the callback and
+Written by `make cells ARGS=--write`. Every cell is a real fit, trained with the callback and
 without. *20 signals*: so many were compared with a calculation by hand from the data, batch by
 batch, with nothing lost and nothing doubled; and weights, optimizer, metrics and history were the
 same to the last bit without the callback. *Not testable*: the callback says why it cannot measure,
@@ -28,7 +28,7 @@ instead of measuring something else. *-*: the backend does not have this way.
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make cells", description=__doc__)
     parser.add_argument("--backend", choices=BACKENDS, help="of this one only, as JSON")
-    parser.add_argument("--markdown", action="store_true", help=f"write {PAGE.name}")
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     options = parser.parse_args()
     if options.backend:
         print(json.dumps(list(_rows(options.backend))))
@@ -36,7 +36,7 @@ def main() -> int:
     rows = [row for backend in BACKENDS for row in _asked(backend)]
     page = _page(rows)
     print(page)
-    if options.markdown:
+    if options.write:
         PAGE.write_text(page, encoding="utf-8")
     return 0 if all(row["passed"] for row in rows) else 1
 

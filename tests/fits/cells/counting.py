@@ -216,6 +216,29 @@ def class_weights() -> Scene:
     return fitted(model, evidence, x, y, class_weight=declared, batch_size=SIZE, epochs=1)
 
 
+def two_losses_for_one_output() -> Scene:
+    """Keras 3.15.1 computes both and trains on the first one only."""
+    line, x, y = Line.of(rate=0.0), rows(12), rows(12, 1, seed=6)
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+    model.set_weights(line.weights())
+    model.compile(keras.optimizers.SGD(0.0), ["mse", "mae"], **QUICKLY)
+
+    def evidence() -> Evidence:
+        errors = [line(bx) - by for bx, by in cut(3, x, y)]
+        first = [float(np.square(e).mean()) for e in errors]
+        both = [v + float(np.abs(e).mean()) for v, e in zip(first, errors, strict=True)]
+        signals = {
+            "loss/differentiated": first,
+            "loss/reported": running(first),
+            "loss/batch": both,
+            "loss/recomputed": running(both),
+        }
+        said = ("loss-decomposition-mismatch", "metric-recompute-mismatch")
+        return Evidence(signals, said=said)
+
+    return fitted(model, evidence, x, y, batch_size=3, epochs=1)
+
+
 # Metrics
 
 
@@ -367,6 +390,43 @@ def masked(reduction: str, *, weighted: bool) -> Scene:
     return fitted(model, evidence, IDS, y, sample_weight=weight, batch_size=3, epochs=1)
 
 
+def one_of_two_masked() -> Scene:
+    """A tag for each word and one number for the sentence: what counts is said for both."""
+    table = np.linspace(-1, 1, 12).reshape(6, 2).astype("float32")
+    words, ends = (IDS * 7 % 3)[..., None].astype("float32"), rows(6, 1)
+    ids = keras.Input((4,), dtype="int32")
+    embedded = layers.Embedding(6, 2, mask_zero=True)(ids)
+    dense = [layers.Dense(1, use_bias=False, name=name) for name in ("each", "all")]
+    each = dense[0](embedded)
+    whole = dense[1](layers.GlobalAveragePooling1D()(embedded))
+    model = keras.Model(ids, {"each": each, "all": whole})
+    model.layers[1].set_weights([table])
+    for layer, kernel in zip(dense, KERNELS, strict=True):
+        layer.set_weights([np.array(kernel, "float32")[:, None]])
+    options = {"loss": dict.fromkeys(("each", "all"), "mse"), "loss_weights": {"each": 1, "all": 2}}
+    model.compile(keras.optimizers.SGD(0.0), **options, **QUICKLY)
+
+    def evidence() -> Evidence:
+        vectors, real = table.astype(float)[IDS], (IDS != 0).astype(float)
+        apart = np.square(words[..., 0] - vectors @ KERNELS[0])
+        means = (vectors * real[..., None]).sum(axis=1) / real.sum(axis=1, keepdims=True)
+        whole = np.square(ends[:, 0] - means @ KERNELS[1])
+        batches = cut(3, apart, real, whole)
+        counted = [float((a * r).sum() / r.sum() + 2 * w.mean()) for a, r, w in batches]
+        signals = {
+            "loss/batch": counted,
+            "loss/recomputed": running(counted),
+            "loss/unmasked": running(counted),
+            "loss/all": running([float(a.mean() + 2 * w.mean()) for a, _, w in batches]),
+        }
+        return Evidence(signals, absent=("loss/by_position", "loss/weighted"))
+
+    return fitted(model, evidence, IDS, {"each": words, "all": ends}, batch_size=3, epochs=1)
+
+
+KERNELS = ([0.7, -0.4], [0.3, 0.9])
+
+
 def masked_evidence(batches: list[Any], reduction: str, *, weighted: bool) -> Evidence:
     def divided(values: Any, real: Any, w: Any) -> float:
         total = float((values * real * w).sum())
@@ -436,6 +496,7 @@ CELLS = [
         partial(a_loss, Cubes(reduction="mean_with_sample_weight"), of_weights),
     ),
     Cell(GROUP, "loss without reduction", loss_without_reduction, ("tensorflow",)),
+    Cell(GROUP, "two losses for one output", two_losses_for_one_output),
     Cell(GROUP, "lambda that returns one number", loss_of_one_number),
     Cell(GROUP, "one number, with sample weights", weighted_loss_of_one_number),
     Cell(GROUP, "class_weight, weighted metrics", class_weights),
@@ -443,6 +504,7 @@ CELLS = [
     Cell(GROUP, "metric named loss", metric_named_loss),
     Cell(GROUP, "metrics of two outputs under one name", names_that_collide),
     Cell(GROUP, "mask", partial(masked, "sum_over_batch_size", weighted=False)),
+    Cell(GROUP, "two outputs, a mask for one", one_of_two_masked),
     Cell(GROUP, "mask and weights", partial(masked, "sum_over_batch_size", weighted=True)),
     Cell(
         GROUP,
