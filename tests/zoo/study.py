@@ -181,6 +181,7 @@ SINCE = (
     Bug("L2", 0, "4", "optimizer.lr = 0 is ignored", FOUND, "yes"),
     Bug("L3", 0, "1", "The optimizer counts a step that never ran", FOUND, "yes"),
     Bug("L4", 0, "2", "A masked loss depends on the batch size", FOUND, "yes"),
+    Bug("L5", 0, "n", "A seeded fit repeats its order", FOUND, "yes"),
 )
 
 BUGS = {bug.id: bug for bug in (*STUDY, *FOUNDERS, *SINCE)}

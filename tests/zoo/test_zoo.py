@@ -72,3 +72,8 @@ def test_what_is_not_caught_says_why():
 def test_the_study_has_77_bugs():
     counts = [sum(bug.catchable == word for bug in STUDY) for word in ("yes", "partly", "no")]
     assert counts == [49, 26, 2]
+
+
+def test_failures_of_the_installed_keras_are_listed():
+    listed = (page.ROOT / "docs" / "live-silent-bugs.md").read_text(encoding="utf-8")
+    assert not [c.name for c in all_cases() if c.live and f"`{c.name}`" not in listed]
