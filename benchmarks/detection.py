@@ -1,0 +1,176 @@
+"""Faulty and healthy trainings, judged by trainsanity and by the published rules of its peers.
+
+The faulty runs and their healthy twins are those of the zoo (`tests/zoo`), further healthy runs the
+workflows of `tests/healthy`. Every tool sees the same runs. *Detected*: anything at all is said
+about a faulty run. *Right*: what is said names the trouble. An alarm of trainsanity is an alert at
+`warning` or above, or the advice that a case asks for.
+
+    python benchmarks/detection.py --quick
+    python benchmarks/detection.py --write
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # where the tests lie, whose trainings these are
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+PAGE = ROOT / "docs" / "detection.md"
+TOOLS = ("trainsanity", "umlaut", "deepdiagnosis", "autotrainer", "sagemaker")
+QUICK_SECONDS = 35.0
+Said = dict[str, list[tuple[str, frozenset[str]]]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One run, and what each tool says about it.
+
+    Attributes:
+        rule: slug of the right diagnosis; "" for a healthy run.
+        said: by each tool, symptoms with the rules that are the right diagnosis with them.
+    """
+
+    name: str
+    rule: str
+    said: Said
+
+    def is_right(self, tool: str) -> bool:
+        return any(self.rule in diagnoses for _, diagnoses in self.said[tool])
+
+
+def say(run: Any, case: Any = None) -> Said:
+    """What every tool says about a run."""
+    from published import autotrainer, deepdiagnosis, sagemaker, umlaut
+    from published.evidence import Evidence
+
+    peers = {
+        "umlaut": umlaut,
+        "deepdiagnosis": deepdiagnosis,
+        "autotrainer": autotrainer,
+        "sagemaker": sagemaker,
+    }
+    least = "advice" if case is not None and case.advice else "warning"
+    findings = run.judge().at_least(least)
+    ours = {rule.id for rule, finding in findings if _counts(rule, finding, case)}
+    said: Said = {"trainsanity": [(slug, frozenset({slug})) for slug in sorted(ours)]}
+    return said | {name: list(peer.judge(Evidence(run))) for name, peer in peers.items()}
+
+
+def _counts(rule: Any, finding: Any, case: Any) -> bool:
+    """Advice counts only where the case asks for it."""
+    severity = (finding.severity or rule.severity).value
+    return severity != "advice" or (case is not None and rule.id == case.rule)
+
+
+def trained(train: Callable[[], Any]) -> Iterator[Any]:
+    import keras
+
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(7)
+    runs = train()
+    yield from runs if isinstance(runs, list) else [runs]
+
+
+def judged_runs(seconds: float) -> Iterator[Judged]:
+    """A faulty run, its twin, a workflow, and so on, until the seconds are used up."""
+    from itertools import zip_longest
+
+    from tests.healthy.workflows import all_workflows
+    from tests.zoo.case import all_cases
+
+    begun = time.perf_counter()
+    cases = [case for case in all_cases() if case.rule]
+    for case, workflow in zip_longest(cases, all_workflows()):
+        if time.perf_counter() - begun > seconds:
+            return
+        if case is not None:
+            for run in trained(case.faulty):
+                yield Judged(case.name, case.rule, say(run, case))
+            for run in trained(case.healthy):
+                yield Judged(f"twin of {case.name}", "", say(run))
+        if workflow is not None:
+            for run in trained(workflow):
+                yield Judged(workflow.__name__, "", say(run))
+
+
+def rows_of(runs: list[Judged]) -> Iterable[dict[str, Any]]:
+    faulty, healthy = [r for r in runs if r.rule], [r for r in runs if not r.rule]
+    for tool in TOOLS:
+        detected = sum(bool(run.said[tool]) for run in faulty)
+        loud = sum(bool(run.said[tool]) for run in healthy)
+        alarms = sum(len(run.said[tool]) for run in healthy)
+        values = {
+            "faulty runs": (len(faulty), "runs"),
+            "detected": (detected, "runs"),
+            "right diagnosis": (sum(run.is_right(tool) for run in faulty), "runs"),
+            "healthy runs": (len(healthy), "runs"),
+            "healthy runs with an alarm": (loud, "runs"),
+            "alarms per healthy run": (round(alarms / max(len(healthy), 1), 3), "alarms"),
+        }
+        for case, (value, unit) in values.items():
+            yield {"case": case, "subject": tool, "value": value, "unit": unit}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """As Markdown: a tool in each line."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    value = {(row["subject"], row["case"]): row["value"] for row in rows}
+    lines = [f"| tool | {' | '.join(cases)} |", "| --- |" + " ---: |" * len(cases)]
+    for tool in TOOLS:
+        cells = " | ".join(f"{value[tool, case]:g}" for case in cases)
+        lines.append(f"| {tool} | {cells} |")
+    return "\n".join(lines)
+
+
+def page(runs: list[Judged], rows: list[dict[str, Any]]) -> str:
+    from published import autotrainer, deepdiagnosis, sagemaker, umlaut
+
+    intro = str(__doc__).partition("\n\n    python")[0]
+    lines = ["# Detection", "", "Written by `python benchmarks/detection.py --write`.", intro, ""]
+    lines += [table(rows), "", "## What the peers' rules are", ""]
+    for module in (umlaut, deepdiagnosis, autotrainer, sagemaker):
+        lines += [" ".join(str(module.__doc__).split()), ""]
+    lines += [
+        "## What was said about each faulty run",
+        "",
+        f"| run | right | {' | '.join(TOOLS)} |",
+    ]
+    lines.append("| --- |" * 1 + " --- |" * (len(TOOLS) + 1))
+    for run in runs:
+        if run.rule:
+            cells = [", ".join(name for name, _ in run.said[tool]) or "-" for tool in TOOLS]
+            lines.append(f"| {run.name} | {run.rule} | {' | '.join(cells)} |")
+    loud = [run for run in runs if not run.rule and run.said["trainsanity"]]
+    lines += ["", f"Healthy runs about which trainsanity says something: {len(loud)}."]
+    return "\n".join(lines) + "\n"
+
+
+@click.command(help=__doc__)
+@click.option("--quick", is_flag=True, help="Under a minute: as many as fit into it.")
+@click.option("--seconds", default=float("inf"), help="Begin no new run after so long.")
+@click.option("--json", "as_json", is_flag=True, help="A list for programs.")
+@click.option("--write", is_flag=True, help="Write docs/detection.md.")
+def main(quick: bool, seconds: float, as_json: bool, write: bool) -> None:
+    runs = []
+    for run in judged_runs(QUICK_SECONDS if quick else seconds):
+        runs.append(run)
+        ours = ", ".join(name for name, _ in run.said["trainsanity"]) or "nothing"
+        click.echo(f"{run.name}: {ours}", err=True)
+    rows = list(rows_of(runs))
+    if write:
+        PAGE.write_text(page(runs, rows), encoding="utf-8")
+    click.echo(json.dumps(rows, indent=2) if as_json else table(rows))
+
+
+if __name__ == "__main__":
+    main()
