@@ -25,6 +25,9 @@ def row(values: list[Any], width: int) -> Any:
     return jnp.concatenate([*cells, filler])
 
 
+# Elements of a variable that are rather moved to the host as a whole: to pick some, a program
+# is compiled for every shape, which takes longer.
+MOST_MOVED = 1_000_000
 ONE_PROGRAM = "several processes run one program together, which must be the same in all of them"
 
 
@@ -122,7 +125,11 @@ def pick(variable: Any, coordinates: np.ndarray[Any, Any], *, xla: bool) -> Any:
 
 def pick_value(variable: Any, coordinates: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Elements of a Keras variable on the host, between epochs."""
-    return np.asarray(pick(variable, coordinates, xla=False), np.float32)
+    if variable.value.size <= MOST_MOVED:
+        found = pick_tensor(np.asarray(variable.value), coordinates)
+    else:
+        found = pick(variable, coordinates, xla=False)
+    return np.asarray(found, np.float32)
 
 
 def pick_tensor(tensor: Any, coordinates: np.ndarray[Any, Any]) -> Any:

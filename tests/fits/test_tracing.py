@@ -1,0 +1,40 @@
+"""A step that is watched is traced and compiled as often as one that is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from tests.watched import offline_callback
+
+from trainsanity import backends, session
+
+
+class Counted(keras.layers.Layer):  # type: ignore[misc]
+    """Counts how often it is traced in training."""
+
+    traces = 0
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        self.traces += bool(training) and backends.active().is_traced(x)
+        return x
+
+
+def traces(*callbacks: Any) -> int:
+    counted = Counted()
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(counted(inputs)))
+    model.compile("adam", "mse", metrics=["mae"])
+    before = counted.traces
+    x, y = np.ones((12, 3), "float32"), np.ones((12, 2), "float32")
+    model.fit(x, y, batch_size=4, verbose=0, callbacks=[*callbacks])
+    return counted.traces - before
+
+
+def test_compiles_a_step_as_often_as_keras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("START_UP_SECONDS", "EPOCH_END_SECONDS", "LAST_SECONDS"):
+        monkeypatch.setattr(session, name, 0.0)  # audits trace the model too
+    assert traces(offline_callback(tmp_path)) == traces()
