@@ -165,7 +165,10 @@ def _error_lines(audit: Audit) -> Iterator[Finding]:
         f"Lines that look like errors appeared, first one that begins with "
         f"{text(rows[0], 'kind') or 'an error'!r}, written by "
         f"{text(rows[0], 'origin') or 'something unknown'}, while the epoch ended as usual.",
-        (Witness("error lines", count, "lines"), Witness("epoch ended", "as usual")),
+        (
+            Witness("error lines in an epoch that ends as usual", 0.0, "lines"),
+            Witness("error lines printed", count, "lines"),
+        ),
         "Check the other alerts of this run; if there are none, the lines may be harmless.",
     )
 

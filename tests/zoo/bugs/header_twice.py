@@ -37,6 +37,7 @@ CASE = Case(
     title="The header of an epoch is printed twice",
     rule="console-anomaly",
     subject="epoch headers",
+    in_words=True,
     advice=True,
     faulty=faulty,
     healthy=healthy,
