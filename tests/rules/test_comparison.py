@@ -21,6 +21,7 @@ from trainsanity.rules.comparison import (
     relative_gap,
     share,
     streaks,
+    times_in_words,
     trailing_mean,
     two_numbers,
 )
@@ -166,3 +167,11 @@ class TestFindings:
         answer = not_measured(run.view(), "loss/recomputed")
         assert isinstance(answer, NotTestable)
         assert "the loss reduces itself" in str(answer)
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [(1.62, "1.6 times"), (234.0, "230 times"), (2_490_368.0, "more than a million times")],
+)
+def test_says_by_how_much_as_exactly_as_it_matters(factor, words):
+    assert times_in_words(factor) == words

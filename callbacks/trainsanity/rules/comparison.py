@@ -161,7 +161,7 @@ class Parting:
         if self.tolerance <= 0:
             return f"The gap is {number(self.gap)}; none is allowed: {reason}."
         return (
-            f"The gap is {number(self.gap)}, {number(self.times, digits=2)} times the "
+            f"The gap is {number(self.gap)}, {times_in_words(self.times)} the "
             f"{number(self.tolerance, digits=2)} allowed for {reason}."
         )
 
@@ -380,6 +380,13 @@ def number(value: float, digits: int = 3) -> str:
     if abs(value) >= 10 ** (digits - 1):
         return f"{value:,.0f}"
     return f"{value:.{digits}g}"
+
+
+def times_in_words(factor: float) -> str:
+    """`1.6 times`, `230 times`: by how much a tolerance was exceeded, as exactly as it matters."""
+    if factor >= 1e6:
+        return "more than a million times"
+    return f"{number(float(f'{factor:.1e}'), digits=2)} times"
 
 
 def two_numbers(a: float, b: float, digits: int = 3) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainsanity.rules.comparison import number, real, text, unit_roundoff, whole
+from trainsanity.rules.comparison import number, real, text, times_in_words, unit_roundoff, whole
 
 # Roundings between the ends of a network, in units of the unit roundoff: 64 layers, each a sum of
 # 2^12 products that errs by up to 4·√(2^12) roundings (Higham and Mary 2019), all to one side.
@@ -133,7 +133,7 @@ class Difference:
         times = self.largest / self.tolerance if self.tolerance > 0 else math.inf
         return (
             f"The largest difference is {number(self.largest)} at values of up to "
-            f"{number(self.scale)}, {number(times, digits=2)} times the "
+            f"{number(self.scale)}, {times_in_words(times)} the "
             f"{number(self.tolerance, digits=2)} allowed for {self.dtype} rounding."
         )
 

@@ -17,6 +17,7 @@ from trainsanity.rules.comparison import (
     real,
     relative_gap,
     share,
+    times_in_words,
     two_numbers,
     whole,
 )
@@ -214,7 +215,7 @@ def _compare(key: str, epoch: _Epoch) -> Iterator[Finding]:
         first_step=epoch.first_step,
         last_step=epoch.last_step,
         severity=severity,
-        certainty=f"The gap is {number(gap)}, {number(gap / epoch.tolerance, 2)} times the "
+        certainty=f"The gap is {number(gap)}, {times_in_words(gap / epoch.tolerance)} the "
         f"{number(epoch.tolerance, 2)} allowed for float32 rounding over {len(epoch.values):,} "
         "batches.",
     )

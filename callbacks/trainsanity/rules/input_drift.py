@@ -87,7 +87,7 @@ class InputDrift(Rule):
             subject=f"input {name_of(quantity)}".strip(),
             title="Augmentation adds black borders",
             message=f"{share(part.shown)} of the border pixels that reach the model are exactly 0; "
-            f"in the raw images {share(raw)} are. So since step {part.first_step:,}.",
+            f"in the raw images {share(raw)} are. It has been so since step {part.first_step:,}.",
             witnesses=(Witness(name, part.shown), Witness("raw border zeros", raw)),
             suggestion='Use fill_mode="reflect" or "nearest" in RandomRotation, RandomTranslation '
             "and RandomZoom, unless black borders are wanted.",

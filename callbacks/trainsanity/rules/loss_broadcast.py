@@ -51,7 +51,8 @@ class LossBroadcast(Rule):
             subject="loss",
             title=f"The loss has {number(part.shown)} elements for {number(part.true)}",
             message=f"The loss of one batch has {number(part.shown)} elements, while labels and "
-            f"outputs have at most {number(part.true)}. So since step {part.first_step:,}."
+            f"outputs have at most {number(part.true)}. "
+            f"It has been so since step {part.first_step:,}."
             f"{_shapes(run)} Each label is compared with the outputs of other samples.",
             witnesses=(
                 Witness("loss/elements", part.shown, "elements"),

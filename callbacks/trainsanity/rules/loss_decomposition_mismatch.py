@@ -67,7 +67,7 @@ class LossDecompositionMismatch(Rule):
             subject="loss",
             title="The loss is not the sum of its parts",
             message=f"The loss that is differentiated is {left}. Its parts sum to {right}, of "
-            f"which {number(extra)} are added losses and regularizers. So since step "
+            f"which {number(extra)} are added losses and regularizers. It has been so since step "
             f"{part.first_step:,}." + _guess(part.true - part.shown, extra, part.tolerance),
             suggestion="Check loss_weights, add_loss calls and regularizers against what "
             "`compute_loss` returns.",

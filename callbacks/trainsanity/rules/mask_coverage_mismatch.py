@@ -215,7 +215,8 @@ def _metric_ignores_mask(numbers: ShownAndReal) -> Finding:
     return Finding(
         subject=metric.key,
         title=f"Metric {metric.key} ignores the mask it is given",
-        message=f"{numbers.in_words()} So since step {part.first_step:,}: the mask reaches the "
+        message=f"{numbers.in_words()} "
+        f"It has been so since step {part.first_step:,}: the mask reaches the "
         f"metric, but {kind} has an `update_state` of its own that counts every position.",
         witnesses=numbers.witnesses,
         suggestion=f"In `update_state` of {kind}, hand the outputs on as they come, so that their "

@@ -86,7 +86,7 @@ class MetricRecomputeMismatch(Rule):
             subject=key,
             title=f"{key} is not what the outputs give",
             message=in_words(key, part.shown, part.true, "Recomputed on the same outputs")
-            + f" So since step {part.first_step:,}. {meaning}".rstrip(),
+            + f" It has been so since step {part.first_step:,}. {meaning}".rstrip(),
             suggestion=_suggestion(key, metric),
             names=names,
             because="float32 rounding of a mean since the epoch began",

@@ -97,15 +97,15 @@ class PathDisagreement(Rule):
     def _finding(self, audit: Audit, row: Mapping[str, Any], difference: Difference) -> Finding:
         kind = text(row, "kind") or "execution"
         severity, cause, cure = KINDS.get(kind, KINDS["execution"])
-        a, b = _ways(row)
+        a, b = (_with_preposition(kind, way) for way in _ways(row))
         subject = text(row, "subject") or "outputs"
         site = f" ({text(row, 'site')})" if text(row, "site") else ""
         return Finding(
-            subject=f"{subject}: {a} / {b}",
-            title=f"{subject} differs between {a} and {b}: {difference.in_words()}",
+            subject=f"{subject}: {' / '.join(_ways(row))}",
+            title=f"{subject} is one thing {a} and another {b}: {difference.in_words()}",
             message=(
                 f"With the same weights and input at step {audit.step:,}, {subject}{site} was "
-                f"computed by {a} and by {b}: {_found(row, difference)}. {cause}"
+                f"computed twice, {a} and {b}: {_found(row, difference)}. {cause}"
             ),
             witnesses=_witnesses(row, a, b, difference),
             suggestion=cure,
@@ -125,6 +125,11 @@ class PathDisagreement(Rule):
             return Severity.ADVICE
         narrow = difference.largest <= self.certain_times * difference.tolerance
         return Severity.WARNING if severity is None and narrow else severity
+
+
+def _with_preposition(kind: str, way: str) -> str:
+    """`by predict`, but `in a batch` and `alone`."""
+    return way if kind == "batch" else f"by {way}"
 
 
 def _found(row: Mapping[str, Any], difference: Difference) -> str:

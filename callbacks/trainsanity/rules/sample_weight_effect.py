@@ -82,7 +82,8 @@ class SampleWeightEffect(Rule):
             subject=f"class_weight{_of(quantity)}",
             title="class_weight does not reach the samples",
             message=f"The class_weight given to fit asks for a mean weight of {asked} with the "
-            f"labels of this batch. The samples carry {got}. So since step {part.first_step:,}.",
+            f"labels of this batch. The samples carry {got}. "
+            f"It has been so since step {part.first_step:,}.",
             suggestion="Use the class numbers themselves (int) as keys of class_weight: a label "
             "that matches no key silently weighs 1.",
         )
@@ -99,7 +100,8 @@ class SampleWeightEffect(Rule):
             subject=f"sample weights{_of(quantity)}",
             title="The sample weights do not reach the loss",
             message=f"The samples came with a mean weight of {asked}. {got} reached the loss. "
-            f"So since step {part.first_step:,}: the model trains on other weights than you gave.",
+            f"It has been so since step {part.first_step:,}: "
+            "the model trains on other weights than you gave.",
             suggestion="In `train_step`, pass sample_weight on: compute_loss(x, y, y_pred, "
             "sample_weight), and the same to compute_metrics.",
         )
@@ -120,7 +122,8 @@ class SampleWeightEffect(Rule):
             subject="loss",
             title="The loss ignores the sample weights it is given",
             message=f"The loss of this batch is {got}. With the weights that were given it is "
-            f"{asked}; without them it is the {number(part.shown)} that is used. So since step "
+            f"{asked}; without them it is the {number(part.shown)} that is used. "
+            "It has been so since step "
             f"{part.first_step:,}.",
             suggestion="Let your loss class take sample_weight: override `call`, not `__call__`, "
             "or hand sample_weight on to `super().__call__`.",

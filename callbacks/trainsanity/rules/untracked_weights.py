@@ -59,17 +59,17 @@ def _finding(audit: Audit, row: Mapping[str, Any]) -> Finding:
     depends = (
         f"The loss depends on it (gradient {number(gradient or 0.0)}), yet no optimizer moves it."
         if learns
-        else "Whether the loss depends on it could not be seen."
+        else "Whether the loss depends on it is not known."
         if gradient is None
         else "The loss does not depend on it."
     )
     return Finding(
         subject=f"{layer}: {name}",
-        title=f"{layer} uses {name} ({elements:,} weights), unknown to the model",
+        title=f"{_capital(layer)} uses {name}, which is not among its weights",
         message=(
-            f"{layer}{site} reads the trainable {text(row, 'kind') or 'variable'} {name} with "
-            f"{elements:,} elements, which is not among model.weights: it is neither trained nor "
-            f"saved. {depends}"
+            f"{_capital(layer)}{site} reads the trainable {text(row, 'kind') or 'variable'} "
+            f"{name}, {elements:,} {'number' if elements == 1 else 'numbers'}, which is not among "
+            f"model.weights: it is neither trained nor saved. {depends}"
         ),
         witnesses=(
             Witness("variables in model.weights", whole(audit.facts, "tracked") or 0, "variables"),
@@ -84,6 +84,11 @@ def _finding(audit: Audit, row: Mapping[str, Any]) -> Finding:
         severity=None if learns or gradient is None else Severity.ADVICE,
         certainty="Variables are compared by identity.",
     )
+
+
+def _capital(layer: str) -> str:
+    """Names of layers stay as the user wrote them."""
+    return "The model" if layer == "the model" else layer
 
 
 _FACTS: dict[str, Any] = {

@@ -90,7 +90,8 @@ class WeightedNaiveDisagreement(Rule):
             subject=metric.key,
             title=f"{metric.key} ignores the sample weights",
             message=in_words(metric.key, part.shown, part.true, "Weighted by the weights you gave")
-            + f" So since step {part.first_step:,}. Metrics under metrics= ignore weights by "
+            + f" It has been so since step {part.first_step:,}. "
+            "Metrics under metrics= ignore weights by "
             f"design; yours lie between {number(least)} and {number(most)}.",
             witnesses=(
                 Witness(names[0], part.shown),
