@@ -84,8 +84,10 @@ def volatile_variables(model: Any) -> list[Any]:
 
 
 def _all_variables(model: Any) -> list[Any]:
-    """Weights and seed generators' states."""
-    return list({id(v): v for v in model.variables}.values())
+    """Weights, seed generators' states, and the state of metrics that layers keep."""
+    layers = model._flatten_layers()
+    kept = [v for layer in layers for metric in layer._metrics for v in metric.variables]
+    return list({id(v): v for v in [*model.variables, *kept]}.values())
 
 
 def quiet_forward(model: Any, x: Any, *, training: bool = False) -> Any:
