@@ -28,7 +28,7 @@ class Case:
         title: what is wrong, in one line.
         rule: slug of the rule that has to speak.
         subject: shell pattern of what the finding has to be about: a layer, metric, variable ...
-        in_words: the rule compares words (classes, names, hashes), not numbers.
+        in_words: the rule compares words (shapes, flags, names, hashes), not two numbers.
         faulty, healthy: train the model with the failure, and one as near as possible without.
         advice: the rule speaks as advice, as it is a matter of taste.
         caught: False where no rule finds it today; then `not_reachable` says why.

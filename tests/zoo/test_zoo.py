@@ -23,9 +23,9 @@ def test_the_rule_speaks_and_the_twin_is_left_alone(case: Case):
     assert outcome.found, f"{case.rule} did not speak; others did: {outcome.others}"
     finding = outcome.found[0]
     shown, true = finding.witnesses[:2]
-    assert shown.value != true.value, "witnesses that agree prove nothing"
-    are_numbers = [isinstance(each.value, (int, float)) for each in (shown, true)]
-    assert all(are_numbers) or case.in_words
+    if not case.in_words:
+        assert all(isinstance(each.value, (int, float)) for each in (shown, true))
+        assert shown.value != true.value, "numbers that agree prove nothing"
     assert finding.certainty
     assert finding.message
     assert finding.suggestion

@@ -40,6 +40,7 @@ CASE = Case(
     title="A branch of the model is overwritten",
     rule="dead-weights",
     subject="*lost*",
+    in_words=True,
     faulty=faulty,
     healthy=healthy,
     not_reachable="What summary() prints is not read; the branch without effect is found.",

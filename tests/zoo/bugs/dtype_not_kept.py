@@ -45,6 +45,7 @@ CASE = Case(
     title="A layer computes in float32 under a float16 policy",
     rule="dtype-policy-mismatch",
     subject="*threshold*",
+    in_words=True,
     faulty=faulty,
     healthy=healthy,
 )

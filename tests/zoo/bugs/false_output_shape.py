@@ -43,6 +43,7 @@ CASE = Case(
     title="A layer declares another shape than it returns",
     rule="shape-declared-vs-actual",
     subject="*says*",
+    in_words=True,
     faulty=faulty,
     healthy=healthy,
     live=True,

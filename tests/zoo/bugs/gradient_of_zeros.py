@@ -37,6 +37,7 @@ CASE = Case(
     title="A layer passes no gradient on",
     rule="dead-weights",
     subject="*hidden*",
+    in_words=True,
     faulty=faulty,
     healthy=healthy,
 )

@@ -29,6 +29,7 @@ CASE = Case(
     title="A head gets no loss and never learns",
     rule="dead-weights",
     subject="*real*",
+    in_words=True,
     faulty=faulty,
     healthy=healthy,
     live=True,

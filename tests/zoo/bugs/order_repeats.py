@@ -30,6 +30,7 @@ CASE = Case(
     title="Shuffled data comes in the same order in every epoch",
     rule="data-order-repeat",
     subject="data",
+    in_words=True,
     faulty=faulty,
     healthy=healthy,
 )

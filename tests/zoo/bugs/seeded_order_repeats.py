@@ -51,6 +51,7 @@ CASE = Case(
     title="A seeded fit repeats its order in every epoch",
     rule="data-order-repeat",
     subject="data",
+    in_words=True,
     faulty=faulty,
     healthy=healthy,
     live=True,

@@ -39,6 +39,7 @@ CASE = Case(
     title="A dimension that never changes is declared unknown",
     rule="shape-declared-vs-actual",
     subject="*hiding*",
+    in_words=True,
     advice=True,
     faulty=faulty,
     healthy=healthy,

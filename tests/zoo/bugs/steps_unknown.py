@@ -31,6 +31,7 @@ CASE = Case(
     title="The number of steps is not known",
     rule="step-count-mismatch",
     subject="length of the data",
+    in_words=True,
     advice=True,
     faulty=faulty,
     healthy=healthy,

@@ -36,6 +36,7 @@ CASE = Case(
     title="TimeDistributed passes a false shape on",
     rule="shape-declared-vs-actual",
     subject="*halved*",
+    in_words=True,
     faulty=faulty,
     healthy=healthy,
     live=True,

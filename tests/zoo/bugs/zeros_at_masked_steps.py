@@ -35,6 +35,7 @@ CASE = Case(
     title="A recurrent layer zeroes masked steps against its flag",
     rule="mask-semantics",
     subject="*rnn*",
+    in_words=True,
     faulty=faulty,
     healthy=healthy,
 )
