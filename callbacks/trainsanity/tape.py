@@ -25,6 +25,8 @@ COPY_SECONDS = 0.4  # between two copies of the ring, where it cannot be read in
 # On the tape where nothing can be said; NaN itself would trip debuggers of NaN. The host makes NaN
 # of it.
 NOTHING = float(np.float32(-1.0000123e30))
+# Where a trace does not write a column that another one does, as after a probe has failed.
+GAP = float(np.float32(-1.0000246e30))
 FLUSHED = "_flushed"  # column that says whether those from inside the gradient are in the row
 
 
@@ -48,6 +50,7 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc]
         self.ring = self.add_variable((depth, width), "zeros", dtype="float32", name="ring")
         self.count = self.add_variable((), "zeros", dtype="int32", name="count")
         self.pending: Any = None
+        self._flushed_now: set[str] = set()  # in the trace that is being made
         if backend.HAS_GRADIENT_BOUNDARY:
             self.pending = self.add_variable((width,), "zeros", dtype="float32", name="pending")
 
@@ -62,20 +65,22 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc]
         only so; a step of the user's may lose them on the way, so they carry a mark.
         """
         self.flushed.update(columns)
-        self.pending.assign(self._row({**columns, FLUSHED: 1.0}))
+        self._flushed_now = {*columns, FLUSHED}
+        self.pending.assign(self._row({**columns, FLUSHED: 1.0}, 0.0))
 
-    def _row(self, columns: Mapping[str, Any]) -> Any:
+    def _row(self, columns: Mapping[str, Any], rest: float) -> Any:
         cells: dict[int, Any] = {}
         for name, value in columns.items():
             index = self._index(name)
             if index is not None:
                 cells[index] = value
         used = max(cells, default=-1) + 1
-        return self._backend.row([cells.get(i, 0.0) for i in range(used)], self.width)
+        return self._backend.row([cells.get(i, rest) for i in range(used)], self.width, rest)
 
     def write(self, columns: Mapping[str, Any]) -> None:
         """Writes one row; `columns` are scalar tensors. Called while the step is traced."""
-        row = self._row(columns)
+        row = self._row({**dict.fromkeys(self._flushed_now, 0.0), **columns}, GAP)
+        self._flushed_now = set()
         if self.pending is not None:
             row = row + self.pending
             self.pending.assign(ops.zeros((self.width,), "float32"))
@@ -203,9 +208,12 @@ class TapeReader:
         lost = first - self._seen
         places = np.arange(first, count, dtype=np.int64)
         rows = ring[places % self.tape.depth].astype(np.float64)
-        rows[rows == NOTHING] = np.nan
+        is_gap = rows == GAP
+        rows[(rows == NOTHING) | is_gap] = np.nan
         self._seen = count
-        columns = {name: rows[:, i] for name, i in self.tape.names.items()}
+        columns = {
+            name: rows[:, i] for name, i in self.tape.names.items() if not is_gap[:, i].all()
+        }
         _drop_unflushed(columns, self.tape.flushed)
         return TapeRows(places + 1 - self._foreign, columns, lost)
 

@@ -38,6 +38,7 @@ def weights_after(model: keras.Model) -> list[Any]:
         (Masks, "__init__"),
         (Weights, "on_begin"),
         (Masks, "trace_loss"),
+        (Batches, "trace_end"),
         (Batches, "on_rows"),
         (Weights, "on_epoch_end"),
         (Roundtrip, "on_released"),
@@ -72,7 +73,7 @@ def test_is_switched_off_wherever_it_raises(
     (finding,) = judgement.of("probe-failed")
     assert finding.subject == probe.name
     assert [f.title for _, f in judgement.at_least("warning")] == []
-    assert run.signal("loss/recomputed")[0].tolist() == list(range(1, 9))
+    assert run.signal("learning_rate/applied")[0].tolist() == list(range(1, 9))
 
 
 @keras.saving.register_keras_serializable("failing_probes")

@@ -18,9 +18,9 @@ READABLE_IN_EPOCH = (
 HAS_GRADIENT_BOUNDARY = True  # a value made inside the gradient leaves it only through a variable
 
 
-def row(values: list[Any], width: int) -> Any:
-    """Scalars of any type, then zeros, as a float32 tensor of shape (width,)."""
-    filler = jnp.zeros(width - len(values), jnp.float32)
+def row(values: list[Any], width: int, rest: float) -> Any:
+    """Scalars of any type, then `rest`, as a float32 tensor of shape (width,)."""
+    filler = jnp.full(width - len(values), rest, jnp.float32)
     cells = [jnp.asarray(value, jnp.float32).reshape(1) for value in values]
     return jnp.concatenate([*cells, filler])
 

@@ -19,9 +19,9 @@ OUR_SCOPE = "trainsanity"
 ONE_PROGRAM = "several processes run one program together, which must be the same in all of them"
 
 
-def row(values: list[Any], width: int) -> Any:
-    """Scalars of any type, then zeros, as a float32 tensor of shape (width,)."""
-    filler = tf.zeros([width - len(values)])
+def row(values: list[Any], width: int, rest: float) -> Any:
+    """Scalars of any type, then `rest`, as a float32 tensor of shape (width,)."""
+    filler = tf.fill([width - len(values)], tf.constant(rest, tf.float32))
     if not values:
         return filler
     return tf.concat([tf.stack([_scalar(value) for value in values]), filler], 0)

@@ -17,9 +17,9 @@ READABLE_IN_EPOCH = True  # variables hold their values between steps
 HAS_GRADIENT_BOUNDARY = False  # a value made inside the gradient may be used outside
 
 
-def row(values: list[Any], width: int) -> Any:
-    """Scalars of any type, then zeros, as a float32 tensor of shape (width,)."""
-    filler = torch.zeros(width - len(values), device=get_device())
+def row(values: list[Any], width: int, rest: float) -> Any:
+    """Scalars of any type, then `rest`, as a float32 tensor of shape (width,)."""
+    filler = torch.full((width - len(values),), rest, device=get_device())
     cells = [torch.as_tensor(value).detach().reshape(1).to(filler) for value in values]
     return torch.cat([*cells, filler])
 

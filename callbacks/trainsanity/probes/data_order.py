@@ -49,12 +49,18 @@ class DataOrder(Probe):
         ]
         columns = [part for part in parts if part is not None]
         if len(columns) == len(parts):
-            self._seen.add(np.stack(columns, axis=1).astype(np.float32))
+            batches = np.stack(columns, axis=1).astype(np.float32)
+            self._seen.add(batches[~np.isnan(columns[-1])])
         return {}
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
         seen = self._seen
         if not seen.batches:
+            return
+        batches = self.run.step - self.run.epoch_first_step + 1
+        if seen.batches != batches:
+            reason = f"only {seen.batches} of the {batches} batches could be looked at"
+            self.run.audit("data_epoch", {"not_testable": reason})
             return
         self.run.audit(
             "data_epoch",
