@@ -193,3 +193,15 @@ def test_a_server_that_fails_only_at_the_end_is_asked_until_the_time_is_up(
 
     assert stream.close("finished").delivered
     assert fails_left < 0
+
+
+def test_goes_to_the_server_past_the_proxies_of_the_environment(
+    open_stream: OpenStream, server: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, closed_port())
+    stream = open_stream(server.url)
+    measure(stream, 1, 50)
+
+    assert stream.close("finished", timeout=LONG).delivered
+    assert server.ledger.steps(stream.run_id) == list(range(1, 51))
