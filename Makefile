@@ -38,7 +38,7 @@ test: $(STAMPS)/tools $(STAMPS)/backends $(STAMPS)/lowest-keras $(FRONTEND) ## a
 	@.ci/system-packages
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(PARALLEL))
 	@$(if $(ARGS),,set -e; for backend in jax torch; do echo "== real fits on $$backend"; \
-	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest $(PARALLEL) tests/fits; done; \
+	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest $(PARALLEL) tests/fits tests/healthy; done; \
 	  echo "== real fits on the lowest version of Keras"; KERAS_UNDER_TEST=$(LOWEST_KERAS) PYTHONPATH=$(CURDIR)/.venv/lowest-keras \
 	  $(BIN)/python -m pytest $(PARALLEL) $(ON_LOWEST_KERAS))
 
