@@ -5,6 +5,10 @@ workflows of `tests/healthy`. Every tool sees the same runs. *Detected*: anythin
 about a faulty run. *Right*: what is said names the trouble. An alarm of trainsanity is an alert at
 `warning` or above, or the advice that a case asks for.
 
+The zoo was made with the rules of trainsanity at hand, and holds silent bugs, not the sick
+trainings for which its peers were made: alarms about healthy runs compare better than detections.
+The peers' rules are made again on other evidence than their own, as told below.
+
     python benchmarks/detection.py --quick
     python benchmarks/detection.py --write
 """

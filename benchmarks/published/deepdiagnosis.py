@@ -6,7 +6,8 @@ below 1e-7; 0.7 of a relu's outputs 0; half of the inputs of a sigmoid or tanh b
 of weights below 1e-5 or above 10; NaN or infinite numbers; a linear or relu output under a
 crossentropy. We know the largest gradient instead of the mean, units that are 0 for every sample
 instead of single zeros, and outputs within 1 % of an activation's end instead of inputs beyond ±5;
-all of them raise fewer alarms.
+most of them raise
+fewer alarms.
 """
 
 from __future__ import annotations
