@@ -6,8 +6,8 @@ VanishingGradient: mean absolute gradient below 1e-7. ExplodingTensor: NaN or in
 LossNotDecreasing: less than 0.1 % lower than 10 steps before. WeightUpdateRatio: updates above 10
 or below 1e-8 of the weights. SaturatedActivation and DeadRelu: half of a layer's units. Overfit:
 validation loss 0.1 of the training loss above it. We know each kernel's largest gradient instead of
-the mean, the ratio over sampled weights of all layers, and units at 0 for every sample; most of them raise
-fewer alarms. Overfit is judged at the last epoch alone. The
+the mean, the ratio over sampled weights of all layers, and units at 0 for every sample; most of
+them raise fewer alarms. Overfit is judged at the last epoch alone. The
 pages were read for VanishingGradient, WeightUpdateRatio and the steps of LossNotDecreasing; the
 other defaults were not read there again.
 """
