@@ -89,6 +89,8 @@ class AnnouncedActionMismatch(Rule):
                     "Python number with a stored float32 never ends."
                 ),
                 witnesses=(
+                    Witness("changes announced", 1, "changes"),
+                    Witness("changes made", 0, "changes"),
                     Witness("before the hook", _value(before)),
                     Witness("after the hook", _value(after)),
                 ),
