@@ -96,6 +96,17 @@ def quiet_forward(model: Any, x: Any, *, training: bool = False) -> Any:
         return call_model(model, x, training=training)
 
 
+def redrawn_forward(model: Any, x: Any) -> Any:
+    """The same with the next random numbers of layers that draw some at inference too: another
+    way through the model may draw others from the same seed.
+    """
+    with untouched(model):
+        for layer in model._flatten_layers():
+            for generator in layer._seed_generators:
+                generator.next()
+        return call_model(model, x, training=False)
+
+
 def call_model(model: Any, x: Any, *, training: bool) -> Any:
     """One eager call.
 

@@ -377,3 +377,26 @@ def test_a_callback_that_evaluates_before_ours_raises_nothing() -> None:
     judgement = fitted(model, callbacks=[Evaluating()]).judge()
     assert not judgement.at_least("warning")
     assert judgement.verdicts["path-disagreement"][0] == "ok"
+
+
+class Samples(keras.layers.Layer):
+    """Adds noise, at inference too, as the latent code of a variational autoencoder does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seeds = keras.random.SeedGenerator(1)
+
+    def call(self, inputs: Any) -> Any:
+        return inputs + keras.random.normal(keras.ops.shape(inputs), seed=self.seeds)
+
+
+def test_does_not_compare_what_a_model_draws_at_random() -> None:
+    inputs = keras.Input((6,))
+    outputs = keras.layers.Dense(1)(Samples()(inputs))
+    # XLA draws other numbers from the same seed.
+    run = fitted(compiled(inputs, outputs, jit_compile=keras.backend.backend() != "torch"))
+    assert not run.judge().of("path-disagreement")
+    compared = [row for audit in run.audits("paths") for row in audit.facts["comparisons"]]
+    assert {row["difference"]["noise"] > 0.1 for row in compared if row["kind"] == "execution"} == {
+        True
+    }

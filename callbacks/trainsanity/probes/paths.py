@@ -9,7 +9,13 @@ import keras
 import numpy as np
 
 from trainsanity.difference import array_of, coarsest_dtype, difference
-from trainsanity.forward import fixed_batch, quiet_forward, refused, untouched
+from trainsanity.forward import (
+    fixed_batch,
+    quiet_forward,
+    redrawn_forward,
+    refused,
+    untouched,
+)
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import first_rows, rows_of, tensors_of
 
@@ -23,7 +29,7 @@ class Paths(Probe):
     def on_sample(self) -> None:
         model, x = self.run.model, self.run.sample[0]
         eager = tensors_of(quiet_forward(model, x))
-        again = tensors_of(quiet_forward(model, x))
+        again = tensors_of(redrawn_forward(model, x))
         noise = [difference(a, b)["largest"] for a, b in zip(eager, again, strict=True)]
         sensitivity = self._sensitivity(eager, x)
         comparisons = []
