@@ -90,7 +90,12 @@ def fail() -> None:
 
 
 def interrupt() -> None:
-    signal.raise_signal(signal.SIGINT)
+    # Shells let jobs in the background ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 Fit = Callable[[keras.Model, list[Any]], Any]
