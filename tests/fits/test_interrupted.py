@@ -253,7 +253,8 @@ def test_a_process_that_ends_while_it_trains_leaves_a_whole_spool(
     run = SpooledRun.read(path)
     steps = run.signal("batch/size")[0].tolist()
     assert steps == list(range(1, len(steps) + 1))
-    assert len(steps) >= 8
+    # A kill may come before the first block is on disk.
+    assert len(steps) >= 8 or how == "kill"
     if how == "fork":
         assert (len(steps), run.packets[-1].state) == (32, "finished")
         assert len(run.audits("epoch")) == 4
