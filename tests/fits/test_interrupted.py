@@ -258,5 +258,5 @@ def test_a_process_that_ends_while_it_trains_leaves_a_whole_spool(
     if how == "fork":
         assert (len(steps), run.packets[-1].state) == (32, "finished")
         assert len(run.audits("epoch")) == 4
-    if run.packets:
+    if len(steps) >= 8:
         check_completed(run, tmp_path, server, "finished" if how == "fork" else "failed")
