@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from feed import setup_audits, tagger
 from playwright.sync_api import Browser, Page, expect
 from scene import LiveServer, Watched, run_server
 
@@ -44,17 +45,19 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def settings_page(
-    browser: Browser, receiver: Receiver, tmp_path: Path, watched: Watched
-) -> Iterator[Page]:
+def telling_server(receiver: Receiver, tmp_path: Path) -> Iterator[LiveServer]:
+    """A server whose alerts go to the receiver."""
     webhook = f"http://127.0.0.1:{receiver.server_port}/services/T0/B0/hushhush"
-    servers = run_server(tmp_path, slack_webhook_url=webhook, slack_allowed_hosts=["127.0.0.1"])
-    for server in servers:
-        with browser.new_context(base_url=server.address) as context:
-            page = context.new_page()
-            watched.watch(page, server.address)
-            page.goto("/settings")
-            yield page
+    yield from run_server(tmp_path, slack_webhook_url=webhook, slack_allowed_hosts=["127.0.0.1"])
+
+
+@pytest.fixture
+def settings_page(browser: Browser, telling_server: LiveServer, watched: Watched) -> Iterator[Page]:
+    with browser.new_context(base_url=telling_server.address) as context:
+        page = context.new_page()
+        watched.watch(page, telling_server.address)
+        page.goto("/settings")
+        yield page
 
 
 def test_a_test_message_that_arrives_shows_the_answer(settings_page: Page) -> None:
@@ -77,6 +80,35 @@ def test_a_test_message_that_is_refused_shows_the_other_sides_words(
     expect(notice).to_contain_text("404")
     expect(notice).to_contain_text("<b>no_service</b>")
     expect(channel.locator("header")).to_contain_text("Off")
+
+
+def test_news_that_was_given_up_is_shown_with_the_answer_and_tried_again(
+    settings_page: Page, telling_server: LiveServer, receiver: Receiver
+) -> None:
+    receiver.answer = (400, b"invalid_blocks")
+    feed = telling_server.feed("tagger")
+    feed.send(audits=setup_audits(lost=True))
+    feed.send(tagger(100, lost=True), state="finished")
+    channel = settings_page.locator("#channel-slack")
+    until_given_up(settings_page)
+    expect(channel).to_contain_text("Slack answered 400 invalid_blocks")
+    receiver.answer = (200, b"ok")
+    channel.get_by_role("button", name="Try again").click()
+    expect(channel).to_contain_text("tried again now")
+    # It looks by itself what became of them.
+    expect(channel).to_contain_text("0 waiting, 0 held back, 0 given up", timeout=15_000)
+    expect(channel.get_by_role("button", name="Try again")).to_have_count(0)
+
+
+def until_given_up(page: Page) -> None:
+    """Loads the page until news stands there as given up, and none waits."""
+    for _ in range(100):
+        page.reload()
+        text = page.locator("#channel-slack").inner_text()
+        if "given up\n" in text and "0 waiting" in text and "0 given up" not in text:
+            return
+        page.wait_for_timeout(200)
+    raise AssertionError(text)
 
 
 def test_the_secret_of_a_webhook_is_never_shown(settings_page: Page) -> None:

@@ -23,7 +23,8 @@ class Reply:
 
 
 class SlackReceiver:
-    """Answers with the replies in `script`, then with `200 ok`; `posts` are the bodies it took.
+    """Answers with the replies in `script`, then with `200 ok`, or 400 to what it `refuses`;
+    `posts` are the bodies it took.
 
     `on_post` is called before each answer, in the server's thread: a test moves its clock there.
     """
@@ -31,6 +32,7 @@ class SlackReceiver:
     def __init__(self, host: str = "127.0.0.1") -> None:
         self.script: deque[Reply] = deque()
         self.always: Reply | None = None
+        self.refuses: Callable[[dict[str, Any]], bool] = lambda body: False
         self.posts: list[dict[str, Any]] = []
         self.accepted: list[dict[str, Any]] = []  # those answered with 200
         self.paths: list[str] = []
@@ -72,12 +74,15 @@ class SlackReceiver:
         with self._changed:
             self.posts.append(body)
             self.paths.append(path)
-            reply = self.script.popleft() if self.script else self.always or Reply()
+            reply = self.script.popleft() if self.script else self.always or self._usual(body)
             if reply.status == 200 and not reply.hang and not reply.garbage:
                 self.accepted.append(body)
             self.on_post()
             self._changed.notify_all()
         return reply
+
+    def _usual(self, body: dict[str, Any]) -> Reply:
+        return Reply(400, "invalid_blocks") if self.refuses(body) else Reply()
 
     def wait_until(self, happened: Callable[[], bool], *, seconds: float = 20) -> None:
         """Waits for a post after which `happened` is true."""

@@ -17,6 +17,7 @@ from slack_receiver import Reply, SlackReceiver
 from sqlalchemy import select, update
 
 from trainsanity_server.channels.slack import SlackChannel
+from trainsanity_server.errors import ConflictError
 from trainsanity_server.services.channels import Channels
 from trainsanity_server.services.outbox import GIVE_UP_SECONDS, LEASE_SECONDS, Outbox
 from trainsanity_server.storage import outbox as rows
@@ -334,6 +335,63 @@ def test_a_refused_message_is_kept_and_the_next_one_goes_out(scene: Scene):
         kept = rows.dead(session, "slack")[0]
     assert kept.news["title"] == "Mask lost at layer_0"
     assert "invalid_payload" in kept.last_answer
+
+
+def test_a_refused_group_goes_out_in_parts_and_only_the_one_to_blame_is_given_up(scene: Scene):
+    scene.slack.refuses = lambda body: "layer_3" in str(body)
+    for number in range(8):
+        scene.opens(number)
+    scene.passes(60)
+    assert scene.states() == {"dead": 1, "sent": 7}
+    assert sum(map(alerts_in, scene.told())) == 7
+    (given_up,) = scene.status.given_up
+    assert (given_up.title, given_up.run_name) == ("Mask lost at layer_3", "tagger")
+    assert "400 invalid_blocks" in given_up.answer
+
+
+def test_after_a_refusal_groups_become_large_again(scene: Scene):
+    scene.slack.script.append(Reply(400, "invalid_blocks"))
+    for number in range(2):
+        scene.opens(number)
+    scene.passes(20)
+    for number in range(8):
+        scene.opens(number)
+    scene.passes(20)
+    for number in range(8):
+        scene.resolves(number)
+    scene.passes(20)
+    assert [alerts_in(text) for text in scene.told()[:2]] == [1, 1]
+    assert scene.told()[-1] == "[RESOLVED] 8 alerts resolved – tagger (project nlp)"
+
+
+def test_what_was_given_up_is_tried_again_when_a_person_says_so(scene: Scene):
+    scene.slack.script.append(Reply(400, "invalid_payload"))
+    scene.opens()
+    scene.passes(GIVE_UP_SECONDS + 3600)
+    assert scene.channels.try_again("slack") == 1
+    scene.passes(2)
+    assert scene.told() == [opened()]
+    assert scene.states() == {"sent": 1}
+    assert scene.channels.try_again("slack") == 0
+
+
+def test_what_is_tried_again_in_vain_is_given_up_again_with_the_new_answer(scene: Scene):
+    scene.slack.script.extend([Reply(400, "invalid_payload"), Reply(503, "overloaded")])
+    scene.opens()
+    scene.passes(GIVE_UP_SECONDS + 3600)
+    scene.channels.try_again("slack")
+    scene.passes(3600)
+    assert scene.told() == []
+    assert "503 overloaded" in scene.status.given_up[0].answer
+
+
+def test_through_a_channel_that_is_off_nothing_is_tried_again(scene: Scene):
+    scene.slack.script.append(Reply(404, "no_service"))
+    scene.opens()
+    scene.passes(GIVE_UP_SECONDS + 3600)
+    with pytest.raises(ConflictError, match=r"off: .*404 no_service.*test message first"):
+        scene.channels.try_again("slack")
+    assert scene.states() == {"dead": 1}
 
 
 def test_a_webhook_that_is_gone_switches_the_channel_off_and_keeps_the_news(scene: Scene):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from trainsanity import __version__
@@ -12,32 +14,55 @@ from trainsanity_server.services.channels import Trial
 
 router = APIRouter(prefix="/settings", include_in_schema=False)
 
+LOOKS = 5  # that the page takes, one every two seconds, at what is tried again
+
 
 @router.get("", name="page_settings")
 def settings(parts: PartsOf, request: Request) -> Response:
-    return _page(parts, request)
+    return _page(parts, request, **_outcome())
+
+
+@router.get("/channels/{name}", name="page_channel")
+def channel(
+    parts: PartsOf, request: Request, name: str, looks: Annotated[int, Query(ge=0, le=LOOKS)] = 0
+) -> Response:
+    return _answer(parts, request, name, looks=looks)
 
 
 @router.post("/channels/{name}/test", name="page_test_channel")
 def test_channel(parts: PartsOf, request: Request, name: str) -> Response:
     """Sends a real message, and shows the other side's own status and words."""
     trial = parts.channels.test(name)
+    parts.outbox.wake()
+    return _answer(parts, request, name, trial=trial)
+
+
+@router.post("/channels/{name}/retry", name="page_retry_channel")
+def retry_channel(parts: PartsOf, request: Request, name: str) -> Response:
+    """Tries once more what was given up."""
+    count = parts.channels.try_again(name)
+    parts.outbox.wake()
+    return _answer(parts, request, name, retried=count, looks=LOOKS)
+
+
+def _answer(parts: Parts, request: Request, name: str, **what: Any) -> Response:
+    """The channel alone for a script, else the whole page."""
+    outcome = _outcome(acted=name, **what)
     if not wants_part(request):
-        return _page(parts, request, tested=name, trial=trial)
-    channel = next(channel for channel in parts.channels.list() if channel.name == name)
-    return render(
-        request,
-        "partials/channel.html",
-        channel=channel,
-        tested=name,
-        trial=trial,
-        now=parts.clock(),
-    )
+        return _page(parts, request, **outcome)
+    channel = parts.channels.status(name)
+    now = parts.clock()
+    return render(request, "partials/channel.html", channel=channel, now=now, **outcome)
 
 
-def _page(
-    parts: Parts, request: Request, *, tested: str = "", trial: Trial | None = None
-) -> Response:
+def _outcome(
+    acted: str = "", trial: Trial | None = None, retried: int | None = None, looks: int = 0
+) -> dict[str, Any]:
+    """What became of a button that was pressed, for the templates."""
+    return {"acted": acted, "trial": trial, "retried": retried, "looks": looks}
+
+
+def _page(parts: Parts, request: Request, **values: Any) -> Response:
     return render(
         request,
         "pages/settings.html",
@@ -45,9 +70,8 @@ def _page(
         channels=parts.channels.list(),
         facts=_facts(parts),
         has_keys=bool(parts.settings.api_keys),
-        tested=tested,
-        trial=trial,
         now=parts.clock(),
+        **values,
     )
 
 

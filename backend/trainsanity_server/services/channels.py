@@ -15,9 +15,26 @@ from trainsanity_server.channels.message import Event
 from trainsanity_server.errors import ConflictError, NotFoundError
 from trainsanity_server.storage import outbox as rows
 from trainsanity_server.storage.database import Database
-from trainsanity_server.storage.models import ChannelRow
+from trainsanity_server.storage.models import ChannelRow, OutboxRow
 
 log = logging.getLogger(__name__)
+
+SHOWN_GIVEN_UP = 20  # pieces of news that people see of those that never arrived
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """A piece of news that never arrived, and what was answered last."""
+
+    alert_id: str
+    run_id: str
+    kind: str  # "opened" or "resolved"
+    severity: str
+    title: str
+    run_name: str
+    project: str
+    created_at: float  # seconds since the epoch
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,7 @@ class ChannelStatus:
     sent: int
     muted: int
     dead: int
+    given_up: Sequence[GivenUp] = ()  # the newest of the dead
 
 
 @dataclass(frozen=True)
@@ -110,17 +128,25 @@ class Channels:
         with self._database.read() as session:
             counts = rows.counts(session)
             return [
-                self._status(
-                    kind,
-                    rows.channel(session, kind.name) or ChannelRow(),
-                    counts.get(kind.name, {}),
-                )
-                for kind in channel_types()
+                self._status(session, kind, counts.get(kind.name, {})) for kind in channel_types()
             ]
 
+    def status(self, name: str) -> ChannelStatus:
+        """One channel, set up or not.
+
+        Raises:
+            NotFoundError: there is no such channel.
+        """
+        for channel in self.list():
+            if channel.name == name:
+                return channel
+        raise _unknown(name)
+
     def _status(
-        self, kind: type[Channel], row: ChannelRow, counts: dict[str, int]
+        self, session: Session, kind: type[Channel], counts: dict[str, int]
     ) -> ChannelStatus:
+        row = rows.channel(session, kind.name) or ChannelRow()
+        dead = rows.dead(session, kind.name, SHOWN_GIVEN_UP) if counts.get("dead") else ()
         channel = self._channels.get(kind.name)
         return ChannelStatus(
             name=kind.name,
@@ -135,7 +161,27 @@ class Channels:
             sent=counts.get("sent", 0),
             muted=counts.get("muted", 0),
             dead=counts.get("dead", 0),
+            given_up=[_given_up(row) for row in dead],
         )
+
+    def try_again(self, name: str) -> int:
+        """What was given up gets one more attempt, and more where it is younger than a day.
+
+        Raises:
+            NotFoundError: there is no such channel.
+            ConflictError: it is not set up, or off.
+        """
+        channel = self._named(name)
+        return self._database.write(lambda session: self._revive(session, channel))
+
+    def _revive(self, session: Session, channel: Channel) -> int:
+        row = _row(session, channel)
+        if row.state == "off":
+            raise ConflictError(
+                f"{channel.title} is off: {row.off_reason} Send a test message first; "
+                "if it arrives, the channel is on again."
+            )
+        return rows.revive(session, channel.name, self._clock())
 
     def test(self, name: str) -> Trial:
         """Sends a test message now; if it arrives, the channel is on again.
@@ -160,8 +206,7 @@ class Channels:
         for kind in channel_types():
             if kind.name == name:
                 raise ConflictError(f"{kind.title} is not set up: set {kind.setting}")
-        known = ", ".join(kind.name for kind in channel_types())
-        raise NotFoundError(f"there is no channel {name!r}. Known channels: {known}")
+        raise _unknown(name)
 
     def _test_failed(self, session: Session, channel: Channel, error: DeliveryError) -> None:
         self.note(session, channel, str(error))
@@ -173,6 +218,23 @@ class Channels:
         row.state, row.off_reason, row.address_digest = "on", "", _digest(channel)
         row.next_send_at = self._clock() + 1.0 / channel.rate
         self.note(session, channel, answer)
+
+
+def _unknown(name: str) -> NotFoundError:
+    known = ", ".join(kind.name for kind in channel_types())
+    return NotFoundError(f"there is no channel {name!r}. Known channels: {known}")
+
+
+def _given_up(row: OutboxRow) -> GivenUp:
+    told = ("severity", "title", "run_name", "project")
+    return GivenUp(
+        alert_id=row.alert_id,
+        run_id=row.run_id,
+        kind=row.kind,
+        created_at=row.created_at,
+        answer=row.last_answer,
+        **{name: row.news.get(name) or "" for name in told},
+    )
 
 
 def _set_up(session: Session, channel: Channel) -> None:

@@ -81,6 +81,8 @@ class Outbox(Worker):
         self._base_url = base_url
         self._clock = clock
         self._jitter = jitter
+        # News in one message of a channel: fewer after a group was refused.
+        self._most: dict[str, int] = {}
 
     def start(self) -> None:
         self._channels.prepare()
@@ -105,7 +107,8 @@ class Outbox(Worker):
         wait = self._wait(channel, now)
         if wait > 0:
             return wait
-        batch = self._database.write(lambda s: _claim(s, channel, now))
+        most = self._most.get(channel.name, rows.MOST_AT_ONCE)
+        batch = self._database.write(lambda s: _claim(s, channel, now, most))
         if batch.rows:
             self._deliver(channel, batch)
         return 0.0
@@ -139,6 +142,7 @@ class Outbox(Worker):
             self._failed(channel, batch, DeliveryError(reason))
         else:
             self._database.write(lambda s: self._arrived(s, channel, batch, str(answer)))
+            self._allow_larger(channel)
 
     def _message(self, batch: _Batch) -> Message:
         news = tuple(self._news(row) for row in batch.rows)
@@ -169,7 +173,7 @@ class Outbox(Worker):
         now, reason = self._clock(), str(error)
         self._channels.note(session, channel, reason)
         if isinstance(error, MessageRejectedError):
-            rows.close(session, batch.ids, "dead", reason)
+            self._refused(session, channel, batch, reason)
             return
         until = now if error.permanent else now + self._delay(batch.attempts, error.retry_after)
         give_up = now - GIVE_UP_SECONDS
@@ -179,6 +183,18 @@ class Outbox(Worker):
         else:
             rows.hold(session, channel.name, until)
 
+    def _refused(self, session: Session, channel: Channel, batch: _Batch, reason: str) -> None:
+        """A single one is dead. Which part of a group was refused nobody says: try the halves."""
+        if len(batch.rows) == 1:
+            rows.close(session, batch.ids, "dead", reason)
+            return
+        self._most[channel.name] = len(batch.rows) // 2
+        rows.postpone(session, batch.ids, self._clock(), reason, dead_before=0.0)
+
+    def _allow_larger(self, channel: Channel) -> None:
+        if channel.name in self._most:
+            self._most[channel.name] = min(2 * self._most[channel.name], rows.MOST_AT_ONCE)
+
     def _delay(self, attempts: int, asked: float | None) -> float:
         """Seconds until the next attempt: as asked, else ever more, spread so as not to march."""
         if asked is not None:
@@ -187,11 +203,11 @@ class Outbox(Worker):
         return grown * (0.5 + 0.5 * self._jitter())
 
 
-def _claim(session: Session, channel: Channel, now: float) -> _Batch:
+def _claim(session: Session, channel: Channel, now: float, most: int) -> _Batch:
     """The channel's turn and the rows for it; no rows where another process was faster."""
     if not rows.take_turn(session, channel.name, now, now + 1.0 / channel.rate):
         return _Batch((), ())
-    claimed = rows.claim(session, channel.name, now, now + LEASE_SECONDS)
+    claimed = rows.claim(session, channel.name, now, now + LEASE_SECONDS, most)
     muted = rows.muted_alerts(session, [row.alert_id for row in claimed])
     silent = [row for row in claimed if row.alert_id in muted]
     rows.close(session, [row.id for row in silent], "muted", "the alert was muted")

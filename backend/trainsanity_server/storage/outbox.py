@@ -99,14 +99,16 @@ def next_due(session: Session, channel: str) -> float | None:
     return session.scalar(select(func.min(OutboxRow.next_attempt_at)).where(*waiting))
 
 
-def claim(session: Session, channel: str, now: float, until: float) -> Sequence[OutboxRow]:
-    """Takes due rows of one kind, the oldest first; they come due again at `until`.
+def claim(
+    session: Session, channel: str, now: float, until: float, most: int = MOST_AT_ONCE
+) -> Sequence[OutboxRow]:
+    """Takes at most so many due rows of one kind, the oldest first; due again at `until`.
 
     Of one alert only the oldest waiting row is taken: nobody reads of an end before the beginning.
     """
     waiting = _waiting(session, channel)
     due = [row for row in _first_of_each_alert(waiting) if row.next_attempt_at <= now]
-    chosen = [row for row in due if row.kind == due[0].kind][:MOST_AT_ONCE]
+    chosen = [row for row in due if row.kind == due[0].kind][:most]
     for row in chosen:
         row.next_attempt_at, row.attempts = until, row.attempts + 1
     return chosen
@@ -154,6 +156,16 @@ def bury(session: Session, channel: str, before: float, answer: str) -> int:
             OutboxRow.created_at < before,
         )
         .values(state="dead", last_answer=answer)
+    )
+    return _count(changed)
+
+
+def revive(session: Session, channel: str, now: float) -> int:
+    """What was given up waits again, in its old place; says how many."""
+    changed = session.execute(
+        update(OutboxRow)
+        .where(OutboxRow.state == "dead", OutboxRow.channel == channel)
+        .values(state="waiting", next_attempt_at=now, attempts=0)
     )
     return _count(changed)
 
