@@ -130,10 +130,13 @@ def reading_weights_as(layer: Any) -> Any:
 @contextmanager
 def refused(what: str) -> Iterator[None]:
     """Within, what models raise on data that they do not take becomes `CannotAudit`."""
-    expected = (ValueError, TypeError, IndexError, KeyError, RuntimeError, NameError)
+    expected: tuple[type[Exception], ...] = (
+        *(ValueError, TypeError, IndexError, KeyError, RuntimeError, NameError),
+        *backends.active().forward_errors(),
+    )
     try:
         yield
-    except (*expected, *backends.active().forward_errors()) as error:
+    except expected as error:
         text = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {text[0] if text else ''}"
         raise CannotAudit(f"{what}: {reason[:200]}") from error

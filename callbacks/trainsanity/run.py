@@ -12,8 +12,7 @@ import numpy as np
 from trainsanity.wire import Signal
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
+    from trainsanity.backends.backend import Backend
     from trainsanity.fit_arguments import FitArguments
     from trainsanity.settings import Settings
     from trainsanity.stream import RunStream
@@ -25,7 +24,7 @@ class Run:
 
     Attributes:
         model, optimizer: the user's; never written to by a probe.
-        backend: module of `trainsanity.backends`.
+        backend: what the backend that Keras runs on offers.
         kind: "fit" or "evaluate".
         step: batches run so far, as the host knows it.
         sample: a few rows `(x, y, sample_weight)` of the training data for audits, or None.
@@ -34,7 +33,7 @@ class Run:
     """
 
     model: Any
-    backend: ModuleType
+    backend: Backend
     stream: RunStream
     settings: Settings
     kind: str = "fit"
@@ -67,7 +66,7 @@ class Run:
 
     def read(self, variable: Any) -> np.ndarray[Any, Any]:
         """The value of a variable on the host, also in `before_step`."""
-        return self.backend.read_in_step(variable, self.model, self.state)  # type: ignore[no-any-return]
+        return self.backend.read_in_step(variable, self.model, self.state)
 
     @property
     def is_traced(self) -> bool:

@@ -18,6 +18,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from trainsanity.backends.backend import Backend
+
 DEPTH = 256  # rows at least; the host reads every READ_EVERY
 READ_EVERY = 64  # batches
 COPY_SECONDS = 0.4  # between two copies of the ring, where it cannot be read in an epoch
@@ -34,12 +36,12 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc]
     """A `(depth, width)` float32 ring and the number of rows ever written.
 
     Args:
-        backend: the module of `trainsanity.backends` in use.
+        backend: what the backend that Keras runs on offers.
         depth: rows kept; older ones are overwritten.
         width: columns; the names are given to them while the step is traced.
     """
 
-    def __init__(self, backend: Any, depth: int, width: int) -> None:
+    def __init__(self, backend: Backend, depth: int, width: int) -> None:
         super().__init__(name="trainsanity_tape", dtype="float32")
         self.depth = depth
         self.width = width
@@ -127,7 +129,7 @@ class TapeReader:
         step: rows read or given up so far that belong to the watched call.
     """
 
-    def __init__(self, tape: Tape, backend: Any) -> None:
+    def __init__(self, tape: Tape, backend: Backend) -> None:
         self.tape = tape
         self._backend = backend
         self._seen = 0  # rows of the tape that have been dealt with

@@ -1,17 +1,16 @@
 """The few operations that Keras does not offer in one form for all backends.
 
-Each module offers the same functions; the one of the active backend is chosen when a run begins,
-so nothing here imports TensorFlow, JAX or torch before Keras has done so itself.
+The one of the active backend is chosen when a run begins, so nothing here imports TensorFlow, JAX
+or torch before Keras has done so itself.
 """
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
+from trainsanity.backends.backend import Backend
 
 
-def active() -> ModuleType:
-    """The module for the backend that Keras runs on.
+def active() -> Backend:
+    """What the backend that Keras runs on offers.
 
     Raises:
         NotImplementedError: Keras runs on a backend that is not supported.
@@ -19,9 +18,19 @@ def active() -> ModuleType:
     import keras
 
     name = keras.backend.backend()
-    if name not in ("tensorflow", "jax", "torch"):
-        raise NotImplementedError(
-            "trainsanity watches training on the backends tensorflow, jax and torch. "
-            f"Received: keras.backend.backend()={name!r}"
-        )
-    return importlib.import_module(f"{__name__}.{name}")
+    if name == "tensorflow":
+        from trainsanity.backends.tensorflow import TensorFlow
+
+        return TensorFlow()
+    if name == "jax":
+        from trainsanity.backends.jax import Jax
+
+        return Jax()
+    if name == "torch":
+        from trainsanity.backends.torch import Torch
+
+        return Torch()
+    raise NotImplementedError(
+        "trainsanity watches training on the backends tensorflow, jax and torch. "
+        f"Received: keras.backend.backend()={name!r}"
+    )

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from trainsanity import identity, optimizers
+from trainsanity.backends.backend import Backend
 from trainsanity.probes.batches import option
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
 from trainsanity.redaction import HIDDEN, is_secret
@@ -77,7 +78,7 @@ class Facts(Probe):
             self.run.audit("columns", facts)
 
 
-def _environment(backend: Any) -> dict[str, Any]:
+def _environment(backend: Backend) -> dict[str, Any]:
     return {
         **identity.environment(),
         "keras": keras.__version__,

@@ -29,7 +29,7 @@ class VariablesRead(Probe):
             untouched(model),
             recorded(model, calls, stack),
             noted_reads(read, stack),
-            self.run.backend.watched_reads(read, stack),
+            self.run.backend.watched_reads(read),
         ):
             call_model(model, self.run.sample[0], training=False)
         # All that the model carries: also seeds, metric and optimizer state.

@@ -1,0 +1,230 @@
+"""What each backend offers, with the answer of those that have nothing to do."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+
+ONE_PROGRAM = "several processes run one program together, which must be the same in all of them"
+
+
+class Backend(ABC):
+    """One backend's way of the operations that Keras does not offer.
+
+    Attributes:
+        READABLE_IN_EPOCH: variables hold their values between steps.
+        HAS_GRADIENT_BOUNDARY: a value made inside the gradient leaves it only through a variable.
+    """
+
+    READABLE_IN_EPOCH = True
+    HAS_GRADIENT_BOUNDARY = False
+
+    # The tape and the step it is written in
+
+    @abstractmethod
+    def row(self, values: list[Any], width: int, rest: float) -> Any:
+        """Scalars of any type, then `rest`, as a float32 tensor of shape (width,)."""
+
+    @abstractmethod
+    def write_row(self, ring: Any, count: Any, row: Any) -> None:
+        """Writes one row of the ring and advances the counter; inside the step."""
+
+    def copy_tape(self, tape: Any, model: Any, result: Any) -> tuple[Any, Any] | None:
+        """Counter and ring out of the new state; None where the tape can be read at any time."""
+        return None
+
+    def tape_before(self, tape: Any, model: Any, args: tuple[Any, ...]) -> tuple[int, Any] | None:
+        """Counter and ring out of the state that an execution is about to get, on the host; None
+        where the tape can be read at any time.
+        """
+        return None
+
+    def observing(self) -> AbstractContextManager[Any]:
+        """Around all that is measured inside the step."""
+        return nullcontext()
+
+    def outside_trace(self) -> AbstractContextManager[Any]:
+        """Within, variables may be made although a step is being traced."""
+        return nullcontext()
+
+    @abstractmethod
+    def is_traced_step(self, model: Any) -> bool:
+        """Whether Python sees the steps of this model only while they are compiled."""
+
+    def is_traced(self, tensor: Any) -> bool:
+        """Whether a tensor stands for a value inside a graph that is being made."""
+        return False
+
+    def why_untappable(self, model: Any) -> str | None:
+        """Why no tap can go into the step of this model, or None."""
+        return None
+
+    def is_our_failure(self, error: BaseException) -> bool:
+        """Whether an operation failed that was made within `observing`; never where taps run as
+        they are called, or where a step that failed has lost its state.
+        """
+        return False
+
+    def watched_reads(self, read: dict[int, Any]) -> AbstractContextManager[None]:
+        """Within, variables of the backend's own that are read are noted too, where they are
+        trainable.
+        """
+        return nullcontext()
+
+    # The data
+
+    def peek(self, batches: Any) -> tuple[Any, Any] | None:
+        """The next batch and what still gives it; None where there is none to be seen."""
+        for batch in batches:
+            return batch, itertools.chain([batch], batches)
+        return None
+
+    def catch_sample(self, run: Any, args: tuple[Any, ...]) -> None:
+        """Inside the step: keeps the first rows of the first batch, for data that `peek` cannot
+        see.
+        """
+        return
+
+    def caught_sample(self, run: Any) -> Any | None:
+        """The rows that `catch_sample` has kept, as arrays, in the structure of the data."""
+        return None
+
+    def arrival(self, batch: Any, *, xla: bool) -> tuple[Any, Any] | None:
+        """When the tensors of a batch are there: whole seconds (modulo 2**20) and the fraction of
+        the clock of the system, each exact enough as float32. None where Keras fetches the batch on
+        the host before the step, or the step knows no clock.
+        """
+        return None
+
+    def end_of_data_errors(self) -> tuple[type[BaseException], ...]:
+        """What the train function raises to say that the data has ended."""
+        return (StopIteration,)
+
+    def forward_errors(self) -> tuple[type[Exception], ...]:
+        """What an eager call may raise besides Python's own errors."""
+        return ()
+
+    # Variables
+
+    @abstractmethod
+    def read(self, variable: Any) -> np.ndarray[Any, Any]:
+        """The value of a Keras variable on the host."""
+
+    def read_in_step(self, variable: Any, model: Any, state: Any) -> np.ndarray[Any, Any]:
+        """The value of a Keras variable right before a step."""
+        return self.read(variable)
+
+    @abstractmethod
+    def pick(self, variable: Any, coordinates: np.ndarray[Any, Any], *, xla: bool) -> Any:
+        """Elements of a Keras variable; coordinates have shape (k, rank)."""
+
+    @abstractmethod
+    def pick_value(self, variable: Any, coordinates: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Elements of a Keras variable on the host, between epochs."""
+
+    # Tensors
+
+    @abstractmethod
+    def pick_tensor(self, tensor: Any, coordinates: np.ndarray[Any, Any]) -> Any:
+        """Elements of a dense tensor, e.g. a gradient; coordinates have shape (k, rank)."""
+
+    @abstractmethod
+    def is_dense(self, tensor: Any) -> bool:
+        """Whether this is an ordinary tensor, not None nor a list of touched rows."""
+
+    @abstractmethod
+    def is_sparse(self, tensor: Any) -> bool:
+        """Whether a gradient lists only the rows that were touched."""
+
+    @abstractmethod
+    def dense_part(self, tensor: Any) -> Any:
+        """The tensor, or the touched rows of a sparse gradient."""
+
+    @abstractmethod
+    def square_sum(self, tensor: Any) -> Any:
+        """Sum of squares as float32; of the touched rows for a sparse gradient."""
+
+    @abstractmethod
+    def largest(self, tensor: Any) -> Any:
+        """Largest absolute element, as float32."""
+
+    @abstractmethod
+    def count_nonfinite(self, tensors: list[Any], finite: Any, *, xla: bool) -> Any:
+        """Elements that are NaN or infinite; need not be counted where `finite` already says that
+        there are none.
+        """
+
+    def behind_barrier(self, tensors: list[Any]) -> list[Any]:
+        """The same values, of which a compiler cannot make the code that computes them anew.
+
+        Without it XLA may fuse a value that is also observed in another way, and round it
+        otherwise.
+        """
+        return tensors
+
+    def copies(self, tensors: list[Any], *, xla: bool) -> list[Any]:
+        """The same values as tensors of their own, whose use does not change how others are
+        compiled.
+        """
+        return tensors
+
+    def unshared(self, structure: Any) -> Any:
+        """The same values, out of reach of what Keras does in place."""
+        return structure
+
+    @abstractmethod
+    def gradient(self, function: Callable[[], Any], variables: list[Any]) -> tuple[Any, list[Any]]:
+        """What `function()` returns, and its gradient by each variable; None where it has none."""
+
+    # Random numbers
+
+    def generator_state(self) -> Any:
+        """State of the backend's global generators; None where it has none."""
+        return None
+
+    def put_back_generator(self, state: Any) -> None:
+        """Takes what `generator_state` gave."""
+        return
+
+    # Processes and replicas
+
+    @abstractmethod
+    def processes(self, model: Any) -> int:
+        """How many processes train one model."""
+
+    def why_not_in_this_process(self, model: Any) -> str | None:
+        """Why this one of several processes must be left alone."""
+        return None if self.processes(model) == 1 else ONE_PROGRAM
+
+    def replicas(self, model: Any) -> int:
+        """Copies of the model in this process that share every batch: one where what is measured
+        in a process is of all that it computes.
+        """
+        return 1
+
+    def with_all_replicas(self, function: Callable[[list[Any]], None], own: Any) -> None:
+        """Inside the step of one replica: calls the function once for all, with what each
+        brings.
+        """
+        function([own])
+
+    def copies_of(self, variable: Any) -> list[Any]:
+        """What holds a Keras variable's value, on every replica."""
+        return [variable]
+
+    # The machine
+
+    @abstractmethod
+    def device_memory(self) -> float | None:
+        """Bytes in use on the first accelerator, or None where there is none."""
+
+    @abstractmethod
+    def devices(self) -> list[str]: ...
+
+    @abstractmethod
+    def version(self) -> str: ...
