@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +23,8 @@ from trainsanity.rules import Severity
 from trainsanity_server.errors import StartupError
 
 PREFIX = "TRAINSANITY_"
+# Variables of the client, and of docker-compose.yml, which are none of ours.
+OTHERS = ("TRAINSANITY_URL", "TRAINSANITY_API_KEY", "TRAINSANITY_SPOOL_DIR", "TRAINSANITY_PORT")
 
 
 def default_database_url() -> str:
@@ -151,6 +155,15 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, FileVariants(settings_cls)
+
+
+def unknown_variables(names: Iterable[str]) -> dict[str, str]:
+    """Those that look like settings and are none, each with the name that may be meant, or ""."""
+    fields = [field.upper() for field in Settings.model_fields]
+    known = [*fields, *(f"{field}_FILE" for field in fields)]
+    given = {n.removeprefix(PREFIX) for n in names if n.startswith(PREFIX) and n not in OTHERS}
+    near = {name: get_close_matches(name, known, n=1) for name in sorted(given.difference(known))}
+    return {PREFIX + name: PREFIX + meant[0] if meant else "" for name, meant in near.items()}
 
 
 def check_bind(settings: Settings, host: str) -> None:

@@ -73,7 +73,7 @@ def test_a_host_that_is_none_is_told(tmp_path: Path):
     ("setting", "value", "expected"),
     [
         ("TRAINSANITY_BASE_URL", "ftp://here", "TRAINSANITY_BASE_URL: must begin with http://"),
-        ("TRAINSANITY_MUTE_HOURS", "soon", "TRAINSANITY_MUTE_HOURS: "),
+        ("TRAINSANITY_MUTE_HOURS", "soon", "parse string as a number. Received: 'soon'"),
         ("TRAINSANITY_DATABASE_URL", "mysql://x", "TRAINSANITY_DATABASE_URL: must begin with"),
     ],
 )
@@ -82,6 +82,13 @@ def test_a_wrong_setting_is_named_with_what_was_received(setting, value, expecte
     assert done.status == 2
     assert expected in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_variable_that_is_no_setting_is_named_without_its_value():
+    done = trainsanity("serve", "--db", "mysql://x", TRAINSANITY_SLACK_WEBHOOK="https://s3cr3t")
+    assert "TRAINSANITY_SLACK_WEBHOOK is no setting of this server and is not read." in done.err
+    assert "Is TRAINSANITY_SLACK_WEBHOOK_URL meant?" in done.err
+    assert "s3cr3t" not in done.err
 
 
 def test_a_database_out_of_reach_is_told_without_its_password():

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from trainsanity.rules import Severity
 from trainsanity_server.errors import StartupError
-from trainsanity_server.settings import Settings, check_bind
+from trainsanity_server.settings import Settings, check_bind, unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +62,15 @@ def test_a_file_that_is_not_there_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("TRAINSANITY_API_KEYS_FILE", str(tmp_path / "nowhere"))
     with pytest.raises(StartupError, match=r"TRAINSANITY_API_KEYS_FILE must name a file .*nowhere"):
         Settings()
+
+
+def test_a_slip_in_a_name_is_noticed_and_the_right_name_is_told():
+    names = ["TRAINSANITY_API_KEYS_FILE", "TRAINSANITY_URL", "TRAINSANITY_BASEURL", "HOME"]
+    assert unknown_variables(names) == {"TRAINSANITY_BASEURL": "TRAINSANITY_BASE_URL"}
+
+
+def test_a_name_that_resembles_nothing_is_told_alone():
+    assert unknown_variables(["TRAINSANITY_XYZ"]) == {"TRAINSANITY_XYZ": ""}
 
 
 def test_secrets_are_not_printed():

@@ -22,6 +22,7 @@ from trainsanity_server.commands.terminal import (
     opened,
     plain_refusals,
     read_settings,
+    warn_of_unknown_variables,
 )
 from trainsanity_server.live import LiveHub
 from trainsanity_server.settings import Settings, check_bind
@@ -47,6 +48,7 @@ ANY_ADDRESS = {"0.0.0.0", "::"}
 def serve(host: str, port: int, db: str | None, verbose: bool) -> None:
     """Start the server and its dashboard; Ctrl-C stops it."""
     log_to_terminal(verbose=verbose)
+    warn_of_unknown_variables()
     with plain_refusals():
         settings = read_settings(db)
         check_bind(settings, host)

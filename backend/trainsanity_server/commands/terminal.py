@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +13,10 @@ from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
 from trainsanity_server.errors import ServerError, StartupError
-from trainsanity_server.settings import PREFIX, Settings
+from trainsanity_server.settings import PREFIX, Settings, unknown_variables
 from trainsanity_server.storage.database import Database
+
+SECRETS = ("api_keys", "slack_webhook_url")  # never shown
 
 database_option = click.option(
     "--db",
@@ -60,8 +63,18 @@ def read_settings(db: str | None) -> Settings:
 
 
 def _explained(error: Any) -> str:
-    name = PREFIX + "_".join(str(part) for part in error["loc"][:1]).upper()
-    return f"{name}: {error['msg'].removeprefix('Value error, ')}"
+    field = "".join(str(part) for part in error["loc"][:1])
+    said = error["msg"].removeprefix("Value error, ")
+    if "Received" not in said and field not in SECRETS:
+        said += f". Received: {error['input']!r}"
+    return f"{PREFIX}{field.upper()}: {said}"
+
+
+def warn_of_unknown_variables() -> None:
+    """A slip in a variable's name would otherwise pass in silence."""
+    for name, meant in unknown_variables(os.environ).items():
+        hint = f" Is {meant} meant?" if meant else ""
+        click.echo(f"Warning: {name} is no setting of this server and is not read.{hint}", err=True)
 
 
 def log_to_terminal(*, verbose: bool = False) -> None:
