@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 from zipfile import BadZipFile
 
 import click
@@ -249,6 +250,20 @@ def export(run: str, url: str | None, api_key: str | None, kind: str, output: Pa
     with click.open_file(str(output), "w", encoding="utf-8", atomic=str(output) != "-") as file:
         for text in document(remote, found) if kind == "json" else lines(remote, found):
             file.write(text)
+
+
+@main.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@asks_server
+@click.option("--yes", is_flag=True, help="Do not ask before each.")
+def delete(runs: tuple[str, ...], url: str | None, api_key: str | None, yes: bool) -> None:
+    """Delete all that the server knows of each RUN, for good."""
+    remote = _target(url, api_key).remote()
+    for found in [remote.run(wanted) for wanted in runs]:
+        named = printable(f"{found['name'] or 'run'} ({found['id']})")
+        if yes or click.confirm(f"Delete {named} with its {found['steps']} steps?"):
+            remote.delete(f"/runs/{quote(found['id'], safe='')}")
+            click.echo(f"deleted: {named}")
 
 
 @main.command()

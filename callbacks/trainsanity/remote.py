@@ -52,11 +52,23 @@ class Remote:
         """
         return self._json(self.request(f"/api/v1{path}", query))
 
-    def request(self, path: str, query: Query | None = None) -> urllib3.BaseHTTPResponse:
+    def delete(self, path: str) -> None:
+        """`DELETE /api/v1{path}`.
+
+        Raises:
+            RemoteError: as for `get`.
+        """
+        response = self.request(f"/api/v1{path}", method="DELETE")
+        if response.status != 204:
+            self._json(response)
+
+    def request(
+        self, path: str, query: Query | None = None, *, method: str = "GET"
+    ) -> urllib3.BaseHTTPResponse:
         pairs = [(k, v) for k, v in (query or {}).items() if v is not None]
         address = f"{self.url}{path}" + (f"?{urlencode(pairs, doseq=True)}" if pairs else "")
         try:
-            return self._pool.request("GET", address)
+            return self._pool.request(method, address)
         except urllib3.exceptions.HTTPError as error:
             raise RemoteError(
                 f"no trainsanity server answers at {self.url} ({reason(error)}). Start one with "

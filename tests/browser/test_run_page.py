@@ -169,6 +169,17 @@ def test_an_open_page_says_that_its_run_was_deleted(page: Page, server: LiveServ
     expect(page.locator("#content")).to_contain_text(feed.run_id)
 
 
+def test_a_run_is_deleted_after_a_second_look(page: Page, server: LiveServer) -> None:
+    feed = server.feed("not wanted any more")
+    feed.send({"loss/reported": [1.0]}, state="finished")
+    go_to(page, feed.run_id)
+    page.get_by_text("Delete this run").click()
+    page.get_by_role("button", name="Delete for good").click()
+    expect(page).to_have_url(f"{server.address}/")
+    expect(page.locator(f"#run-{feed.run_id}")).to_have_count(0)
+    assert page.goto(f"/runs/{feed.run_id}").status == 404
+
+
 def test_draws_where_the_mask_ends(page: Page, wrong_run: str) -> None:
     go_to(page, wrong_run)
     mask = page.locator("#mask")

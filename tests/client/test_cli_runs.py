@@ -186,6 +186,25 @@ def test_an_unknown_run_is_told(cast: Cast):
     assert "'no-such-run'" in done.err
 
 
+# delete
+
+
+def test_a_run_is_deleted_and_only_that_one(cast: Cast, tmp_path: Path):
+    gone, kept = (spool_run(tmp_path, name, applied=0.1, steps=10) for name in ("gone", "kept"))
+    ask(cast, "sync", str(tmp_path))
+    assert ask(cast, "delete", "gone", "--yes").out == f"deleted: gone ({gone})\n"
+    left = {run["id"] for run in ask(cast, "runs", "--json").json}
+    assert kept in left
+    assert gone not in left
+
+
+def test_nothing_is_deleted_without_a_yes_or_where_one_run_is_unknown(cast: Cast):
+    asked = ask(cast, "delete", "good")
+    assert (asked.status, "Delete good" in asked.out) == (1, True)
+    assert ask(cast, "delete", "good", "no-such-run", "--yes").status == 2
+    assert ask(cast, "alerts", "good").status == 0
+
+
 # export
 
 

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
 
 from trainsanity.rules import all_rules
 from trainsanity_server.errors import NotFoundError
@@ -36,6 +36,12 @@ def run_page(parts: PartsOf, request: Request, run_id: str) -> Response:
     for fill in PARTS.values():
         values |= fill(parts, run, audits)
     return render(request, "pages/run.html", here="/", run=run, now=parts.clock(), **values)
+
+
+@router.post("/delete", name="page_delete_run")
+def delete_run(parts: PartsOf, run_id: str) -> Response:
+    parts.deletion.delete(run_id)
+    return RedirectResponse("/", HTTPStatus.SEE_OTHER)
 
 
 @router.get("/parts/{name}", name="page_run_part")
