@@ -113,7 +113,7 @@ def train(url: str, folder: str) -> None:
         os.write(1, b"acknowledged %d\n" % next_seq)
         note(spool, next_seq)
 
-    Spool.acknowledge = acknowledge  # type: ignore[assignment]
+    Spool.acknowledge = acknowledge
     settings = Settings.resolve(url, spool_dir=folder, keep_spool=True, close_timeout=READY_SECONDS)
     header = {"project": "kill-test", "name": f"pid {os.getpid()}"}
     stream = RunStream(settings, identity.new_run_id(), header, pace=PACE)

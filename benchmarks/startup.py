@@ -88,7 +88,7 @@ def seconds_of(model: str, kind: str) -> float:
     import keras
     from models import MODELS as BUILDERS
 
-    class FirstBatch(keras.callbacks.Callback):  # type: ignore[misc]
+    class FirstBatch(keras.callbacks.Callback):
         ended = 0.0
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

@@ -79,7 +79,7 @@ def _serve(server: uvicorn.Server, listener: socket.socket, started: threading.E
         await startup(sockets)
         started.set()
 
-    server.startup = announced_startup  # type: ignore[method-assign]
+    server.startup = announced_startup
     server.run(sockets=[listener])
 
 

@@ -83,7 +83,7 @@ def telling_run(url: str) -> dict[str, Any]:
 def take(browser: Browser, address: str, shot: Shot, target: Path) -> None:
     context = browser.new_context(
         viewport={"width": shot.width, "height": shot.height},
-        color_scheme=shot.scheme,  # type: ignore[arg-type]
+        color_scheme=shot.scheme,
         device_scale_factor=2,
         reduced_motion="reduce",
     )

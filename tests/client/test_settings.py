@@ -148,7 +148,7 @@ def test_keeps_a_wrong_key_out_of_the_message() -> None:
 
 
 def test_expect_tells_only_what_was_said() -> None:
-    expect = Expect(shuffle=False, ignore=["memory-growth"], initial_weights=Path("/w.h5"))  # type: ignore[arg-type]
+    expect = Expect(shuffle=False, ignore=["memory-growth"], initial_weights=Path("/w.h5"))
 
     assert expect.as_facts() == {
         "shuffle": False,

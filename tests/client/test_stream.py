@@ -209,7 +209,7 @@ def test_says_at_once_what_no_server_would_take(
 ) -> None:
     stream = open_stream()
     with pytest.raises(ValueError, match=words):
-        stream.samples(names, steps, values)  # type: ignore[arg-type]
+        stream.samples(names, steps, values)
 
 
 def test_says_at_once_which_facts_are_not_plain(open_stream: OpenStream) -> None:

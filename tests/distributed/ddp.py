@@ -35,7 +35,7 @@ def inner_model() -> keras.Model:
     return keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Dropout(0.2)(hidden)))
 
 
-class Shared(keras.Model):  # type: ignore[misc]
+class Shared(keras.Model):
     """A model whose step goes through DistributedDataParallel, which averages the gradients."""
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ def main() -> None:
     rank, store = int(sys.argv[1]), Path(sys.argv[2])
     said: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("trainsanity").addHandler(handler)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS

@@ -77,7 +77,7 @@ def test_is_switched_off_wherever_it_raises(
 
 
 @keras.saving.register_keras_serializable("failing_probes")
-class Unsavable(layers.Layer):  # type: ignore[misc]
+class Unsavable(layers.Layer):
     """A layer whose configuration cannot be told."""
 
     def call(self, inputs: Any) -> Any:

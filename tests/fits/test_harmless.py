@@ -194,7 +194,7 @@ def parts_of(model: keras.Model) -> list[Any]:
     return [*model._flatten_layers(), model.optimizer, *model.metrics]
 
 
-class Tracker(keras.callbacks.Callback):  # type: ignore[misc]
+class Tracker(keras.callbacks.Callback):
     """Logs as W&B's callback does: what Keras shows after each batch, and weights after epochs."""
 
     def __init__(self) -> None:
@@ -249,7 +249,7 @@ def test_goes_along_with_other_callbacks_in_any_order(tmp_path: Path) -> None:
         assert [finding.title for _, finding in run.judge().at_least("warning")] == []
 
 
-class Fails(keras.callbacks.Callback):  # type: ignore[misc]
+class Fails(keras.callbacks.Callback):
     """A callback of the user's that raises."""
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

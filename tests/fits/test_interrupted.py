@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-class Data(keras.utils.PyDataset):  # type: ignore[misc]
+class Data(keras.utils.PyDataset):
     """Batches, of which one may not be readable."""
 
     def __init__(self, fails_at: int | None = None) -> None:
@@ -48,7 +48,7 @@ class Data(keras.utils.PyDataset):  # type: ignore[misc]
         return x, x @ np.ones((3, 1), "float32")
 
 
-class AtBatch(keras.callbacks.Callback):  # type: ignore[misc]
+class AtBatch(keras.callbacks.Callback):
     """Something that happens after a batch of the second epoch."""
 
     def __init__(self, act: Callable[[], Any]) -> None:
@@ -63,7 +63,7 @@ class AtBatch(keras.callbacks.Callback):  # type: ignore[misc]
             self._act()
 
 
-class Hungry(keras.Sequential):  # type: ignore[misc]
+class Hungry(keras.Sequential):
     """Its step takes more memory than there is, once."""
 
     ends_at: int | None = None
@@ -76,7 +76,7 @@ class Hungry(keras.Sequential):  # type: ignore[misc]
         return super().compute_loss(*args, **kwargs)
 
 
-class Count(keras.callbacks.Callback):  # type: ignore[misc]
+class Count(keras.callbacks.Callback):
     """Batches that have been trained on."""
 
     batches = 0

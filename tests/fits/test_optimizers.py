@@ -162,7 +162,7 @@ def test_says_which_optimizers_it_cannot_follow(kind: type[Optimizer]) -> None:
     assert_healthy(run)
 
 
-class Doubling(optimizers.SGD):  # type: ignore[misc]
+class Doubling(optimizers.SGD):
     """An optimizer of the user's, whose update nobody else can know."""
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
@@ -290,7 +290,7 @@ def test_follows_reductions_on_a_plateau() -> None:
     assert_agree(run, np.repeat(RATE / np.array([1, 1, 2, 4]), 4))
 
 
-class FromSecondEpochOn(keras.callbacks.Callback):  # type: ignore[misc]
+class FromSecondEpochOn(keras.callbacks.Callback):
     """Does something to the optimizer before each epoch but the first."""
 
     def __init__(self, act: Callable[[Any], None]) -> None:

@@ -13,7 +13,7 @@ from tests.watched import offline_callback
 from trainsanity import backends, session
 
 
-class Counted(keras.layers.Layer):  # type: ignore[misc]
+class Counted(keras.layers.Layer):
     """Counts how often it is traced in training."""
 
     traces = 0

@@ -156,7 +156,7 @@ def evaluated(*, compiled: dict[str, Any] | None = None) -> Scene:
 # Inside each other
 
 
-class Evaluating(keras.callbacks.Callback):  # type: ignore[misc]
+class Evaluating(keras.callbacks.Callback):
     """Evaluates after each epoch, and hands on the callbacks that it is given."""
 
     def __init__(self, callbacks: list[Any]) -> None:
@@ -191,7 +191,7 @@ def evaluated_inside(*, first: bool, handed_on: bool) -> Scene:
     return Scene([model], train, evidence)
 
 
-class Fitting(keras.callbacks.Callback):  # type: ignore[misc]
+class Fitting(keras.callbacks.Callback):
     """Trains the same model on other rows after the first epoch."""
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

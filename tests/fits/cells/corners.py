@@ -20,7 +20,7 @@ KEEPS_METRICS = keras.backend.backend() != "jax"
 # Models
 
 
-class Unbuilt(keras.Model):  # type: ignore[misc]
+class Unbuilt(keras.Model):
     """Knows its weights from the first batch on."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ def unbuilt() -> Scene:
     return fitted(model, evidence, x, y, sample_weight=weight, batch_size=5)
 
 
-class Squares(layers.Layer):  # type: ignore[misc]
+class Squares(layers.Layer):
     """Adds a loss and keeps a metric of its own, where Keras lets layers do so while training."""
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ def outputs_with_a_short_batch(weighted: Callable[[int], float]) -> Scene:
 # Steps
 
 
-class Wrapping(keras.Sequential):  # type: ignore[misc]
+class Wrapping(keras.Sequential):
     """Shows one number more than Keras' own step, and another loss while it is tested."""
 
     def train_step(self, *given: Any) -> Any:
@@ -179,7 +179,7 @@ def own_test_step() -> Scene:
 # Calls
 
 
-class Stopping(keras.callbacks.Callback):  # type: ignore[misc]
+class Stopping(keras.callbacks.Callback):
     """Ends training after the second batch of the second epoch."""
 
     epoch = 0

@@ -85,7 +85,7 @@ def cubed(errors: Any) -> Any:
     return np.abs(errors) ** 3
 
 
-class Cubes(keras.losses.Loss):  # type: ignore[misc]
+class Cubes(keras.losses.Loss):
     """The same as a class."""
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
@@ -246,14 +246,14 @@ def quarters(y_true: Any, y_pred: Any) -> Any:
     return ops.mean(ops.abs(y_true - y_pred), axis=-1) / 4
 
 
-class Quarters(keras.metrics.MeanMetricWrapper):  # type: ignore[misc]
+class Quarters(keras.metrics.MeanMetricWrapper):
     """The same as a class."""
 
     def __init__(self) -> None:
         super().__init__(quarters, name="quarters_class")
 
 
-class Worst(keras.metrics.Metric):  # type: ignore[misc]
+class Worst(keras.metrics.Metric):
     """The largest error, which is no mean over rows."""
 
     def __init__(self) -> None:

@@ -66,7 +66,7 @@ def once() -> Iterator[Any]:
     yield from BATCHES
 
 
-class Batches(keras.utils.PyDataset):  # type: ignore[misc]
+class Batches(keras.utils.PyDataset):
     """The batches of this file."""
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ def functional() -> keras.Model:
     return keras.Model(inputs, layers.Dense(1)(inputs))
 
 
-class Subclassed(keras.Model):  # type: ignore[misc]
+class Subclassed(keras.Model):
     """A model with a `call` of its own."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ def nested() -> keras.Model:
     return keras.Sequential([keras.Input((3,)), layers.Rescaling(1.0), outer])
 
 
-class Adding(layers.Layer):  # type: ignore[misc]
+class Adding(layers.Layer):
     """Adds a loss of its own: the mean square of what passes."""
 
     def call(self, x: Any) -> Any:
@@ -262,7 +262,7 @@ def loss_for_one() -> Scene:
     return fitted(model, evidence, rows(), y, batch_size=5)
 
 
-class Pair(keras.Model):  # type: ignore[misc]
+class Pair(keras.Model):
     """Returns a tuple, so that nobody knows the names of its outputs."""
 
     def __init__(self, lines: Mapping[str, Line]) -> None:

@@ -33,7 +33,7 @@ def fitted(model: Any, evidence: Callable[[], Evidence], *data: Any, **options: 
 # compute_loss
 
 
-class AbsoluteErrors(keras.Sequential):  # type: ignore[misc]
+class AbsoluteErrors(keras.Sequential):
     """Trains on twice the mean absolute error, whatever is compiled."""
 
     def compute_loss(
@@ -82,7 +82,7 @@ def own_compute_loss() -> Scene:
 # train_step with one optimizer
 
 
-class OwnStep(keras.Sequential):  # type: ignore[misc]
+class OwnStep(keras.Sequential):
     """Shows the loss of its batch alone, beside a mean absolute error since the epoch began."""
 
     def train_step(self, *given: Any) -> Any:
@@ -176,7 +176,7 @@ def own_evidence(signals: dict[str, Any]) -> Evidence:
 # train_step with several optimizers
 
 
-class LineGan(keras.Model):  # type: ignore[misc]
+class LineGan(keras.Model):
     """A linear generator against a linear judge, on squared errors."""
 
     def __init__(self) -> None:
@@ -278,7 +278,7 @@ def gan() -> Scene:
 # a sum of losses of the user's own
 
 
-class Coded(keras.Model):  # type: ignore[misc]
+class Coded(keras.Model):
     """A variational autoencoder of one number, nearly without noise."""
 
     def __init__(self) -> None:
@@ -355,7 +355,7 @@ def vae() -> Scene:
     return fitted(model, evidence, x)
 
 
-class OwnMetrics(keras.Sequential):  # type: ignore[misc]
+class OwnMetrics(keras.Sequential):
     """Keeps the list of metrics to itself."""
 
     @property
