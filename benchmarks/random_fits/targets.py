@@ -146,15 +146,13 @@ def _several_labels(rng: np.random.Generator, score: Array, dtype: Any) -> Targe
 def _several_numbers(rng: np.random.Generator, score: Array, dtype: Any) -> Target:
     labels = np.stack([score, -score, np.cos(score)], axis=-1).astype("float32")
     end: list[Any] = [layers.Dense(3, dtype=dtype)]
-    r2 = lambda: [metrics.R2Score(), metrics.RootMeanSquaredError()]  # noqa: E731
-    return Target("several numbers", end, labels, str(rng.choice(["mse", "mae"])), r2)
+    return Target("several numbers", end, labels, str(rng.choice(["mse", "mae"])), _r2)
 
 
 def _direction(rng: np.random.Generator, score: Array, dtype: Any) -> Target:
     labels = np.stack([np.cos(score), np.sin(score)], axis=-1).astype("float32")
     end: list[Any] = [layers.Dense(2, dtype=dtype)]
-    cosine = lambda: ["cosine_similarity"]  # noqa: E731
-    return Target("direction", end, labels, "cosine_similarity", cosine)
+    return Target("direction", end, labels, "cosine_similarity", _cosine)
 
 
 def _accuracy() -> list[Any]:
@@ -163,6 +161,14 @@ def _accuracy() -> list[Any]:
 
 def _errors() -> list[Any]:
     return ["mae", metrics.RootMeanSquaredError(name="rmse")]
+
+
+def _r2() -> list[Any]:
+    return [metrics.R2Score(), metrics.RootMeanSquaredError()]
+
+
+def _cosine() -> list[Any]:
+    return ["cosine_similarity"]
 
 
 def _from_logits() -> list[Any]:

@@ -18,7 +18,7 @@ from trainsanity.watched_call import WatchedCall
 call_sites.remember_nodes()
 
 
-class SanityCallback(keras.callbacks.Callback):  # type: ignore[misc]
+class SanityCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras is Any to mypy
     """Checks during training whether what Keras shows is true.
 
     ```python

@@ -79,10 +79,11 @@ def sample_of_batch(batch: Any, rows: int) -> tuple[Any, Any, Any] | None:
 def _sample(parts: Any, rows: int) -> tuple[Any, Any, Any]:
     import keras
 
-    return tuple(  # type: ignore[return-value]
+    x, y, sample_weight = (
         None if part is None else keras.tree.map_structure(lambda leaf: _rows(leaf, rows), part)
         for part in parts
     )
+    return x, y, sample_weight
 
 
 def _rows(leaf: Any, rows: int) -> np.ndarray[Any, Any] | None:

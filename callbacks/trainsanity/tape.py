@@ -32,7 +32,7 @@ GAP = float(np.float32(-1.0000246e30))
 FLUSHED = "_flushed"  # column that says whether those from inside the gradient are in the row
 
 
-class Tape(keras.metrics.Metric):  # type: ignore[misc]
+class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
     """A `(depth, width)` float32 ring and the number of rows ever written.
 
     Args:

@@ -43,5 +43,5 @@ def forget_packets(
     own = (PacketRow.run_id == run_id, PacketRow.seq >= first_seq, PacketRow.seq < next_seq)
     digests = session.scalars(select(PacketRow.digest).where(*own).order_by(PacketRow.seq))
     row = {"run_id": run_id, "first_seq": first_seq, "digests": b"".join(digests)}
-    session.execute(insert(DigestsRow.__table__), [row])  # type: ignore[arg-type]
+    session.execute(insert(DigestsRow.__table__), [row])
     session.execute(delete(PacketRow).where(*own, PacketRow.seq.not_in(keep)))

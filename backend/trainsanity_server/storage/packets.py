@@ -176,7 +176,7 @@ def _insert_audits(session: Session, arrivals: Sequence[Arrival]) -> None:
         for number, audit in enumerate(a.packet.audits)
     ]
     if rows:
-        session.execute(insert(AuditRow.__table__), rows)  # type: ignore[arg-type]
+        session.execute(insert(AuditRow.__table__), rows)
 
 
 _NEW_STEP = bindparam("new_step", type_=BigInteger)

@@ -26,7 +26,7 @@ def build_levels(session: Session, run_id: str, group: int, signals: int) -> Non
         ]
         if not new:
             return
-        session.execute(insert(ChunkRow.__table__), new)  # type: ignore[arg-type]
+        session.execute(insert(ChunkRow.__table__), new)
 
 
 def _uncovered(session: Session, run_id: str, group: int, level: int) -> list[Row[Any]]:

@@ -36,7 +36,7 @@ class SqlPointStore:
             {"run_id": a.packet.run_id, "seq": a.packet.seq, "digest": a.digest, "body": a.body}
             for a in arrivals
         ]
-        session.execute(insert(PacketRow.__table__), rows)  # type: ignore[arg-type]
+        session.execute(insert(PacketRow.__table__), rows)
 
     def tail(self, run_id: str, first_seq: int, *, limit: int) -> Tail:
         with self._database.read() as session:

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import keras
@@ -116,12 +117,12 @@ class Announced(Probe):
 
 def callbacks_of_call() -> list[Any]:
     """The callbacks of the list that is being made, or has been, in a frame that called us."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, keras.callbacks.CallbackList):
             return list(owner.callbacks)
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return []
 
 
@@ -143,7 +144,7 @@ class _Tee(io.TextIOBase):
         return bool(self._stream.isatty())
 
     @property
-    def encoding(self) -> Any:  # type: ignore[override]
+    def encoding(self) -> Any:  # type: ignore[override] # a plain attribute in typeshed
         return getattr(self._stream, "encoding", None)
 
     def fileno(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -89,15 +90,12 @@ def _next(leaf: Any) -> Any:
     )
 
 
-class _own_predict_function:  # noqa: N801 - reads as a statement
+@contextmanager
+def _own_predict_function(model: Any) -> Iterator[None]:
     """Within, `predict_on_batch` compiles for itself; the model's own function stays as it was."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    def __enter__(self) -> None:
-        self._before = self._model.predict_function
-        self._model.predict_function = None
-
-    def __exit__(self, *_: object) -> None:
-        self._model.predict_function = self._before
+    before = model.predict_function
+    model.predict_function = None
+    try:
+        yield
+    finally:
+        model.predict_function = before
