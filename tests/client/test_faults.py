@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import trustme
+from faults import FAULTS
 from loopback import (
     LONG,
-    BlackHole,
     Exchange,
     Loopback,
     answers_a_page,
     closed_port,
-    drips,
     fails,
     half_closes,
-    is_too_busy,
     refuses_evidence,
     resets,
     right,
-    says_nothing,
     stores_and_resets,
     talks_garbage,
 )
@@ -37,62 +31,6 @@ OpenStream = Callable[..., RunStream]
 STEPS = 200
 CLOSE_SECONDS = 1.0
 SLACK_SECONDS = 2.0  # for a busy machine
-
-Server = Callable[[], AbstractContextManager[str]]
-
-
-def faulty(behaviour: Callable[[Exchange], None]) -> Server:
-    @contextmanager
-    def serve() -> Iterator[str]:
-        with closing(Loopback(behaviour)) as server:
-            yield server.url
-
-    return serve
-
-
-@contextmanager
-def refused() -> Iterator[str]:
-    yield closed_port()
-
-
-@contextmanager
-def black_hole() -> Iterator[str]:
-    with closing(BlackHole()) as hole:
-        yield hole.url
-
-
-@contextmanager
-def redirected() -> Iterator[str]:
-    with closing(Loopback()) as other:
-        send_away = faulty(lambda exchange: exchange.answer(302, {}, Location=other.url))
-        with send_away() as url:
-            yield url
-        assert other.requests == []
-
-
-@contextmanager
-def wrongly_certified() -> Iterator[str]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert("another.example").configure_cert(context)
-    with closing(Loopback(tls=context)) as server:
-        yield server.url
-
-
-FAULTS: dict[str, Server] = {
-    "refused": refused,
-    "black hole": black_hole,
-    "says nothing": faulty(says_nothing),
-    "slow": faulty(drips),
-    "reset": faulty(resets),
-    "stored, then reset": faulty(stores_and_resets),
-    "half-closed": faulty(half_closes),
-    "500": faulty(fails),
-    "429": faulty(is_too_busy),
-    "garbage": faulty(talks_garbage),
-    "a page": faulty(answers_a_page),
-    "redirect": redirected,
-    "wrong certificate": wrongly_certified,
-}
 
 
 @pytest.mark.parametrize("name", FAULTS)
