@@ -193,7 +193,10 @@ def alerts(
     fail_on: str | None,
     wait: float,
 ) -> None:
-    """Show the alerts of RUN: its id, the beginning of its id, or its name."""
+    """Show the alerts of RUN.
+
+    RUN is a run's id, the beginning of its id, or its name.
+    """
     remote = _target(url, api_key).remote()
     found = remote.run(run)
     if fail_on is not None:
@@ -244,7 +247,11 @@ def _fails(alert: Mapping[str, Any], limit: Severity) -> bool:
     help="File to write; default: standard output.",
 )
 def export(run: str, url: str | None, api_key: str | None, kind: str, output: Path) -> None:
-    """Write everything the server knows of RUN: samples, audits, alerts and verdicts."""
+    """Write everything that the server knows of RUN.
+
+    That is its samples, audits, alerts and verdicts. RUN is a run's id, the beginning of its id,
+    or its name.
+    """
     remote = _target(url, api_key).remote()
     found = remote.run(run)
     with click.open_file(str(output), "w", encoding="utf-8", atomic=str(output) != "-") as file:
@@ -257,7 +264,10 @@ def export(run: str, url: str | None, api_key: str | None, kind: str, output: Pa
 @asks_server
 @click.option("--yes", is_flag=True, help="Do not ask before each.")
 def delete(runs: tuple[str, ...], url: str | None, api_key: str | None, yes: bool) -> None:
-    """Delete all that the server knows of each RUN, for good."""
+    """Delete all that the server knows of each RUN, for good.
+
+    RUN is a run's id, the beginning of its id, or its name.
+    """
     remote = _target(url, api_key).remote()
     for found in [remote.run(wanted) for wanted in runs]:
         named = printable(f"{found['name'] or 'run'} ({found['id']})")
@@ -283,7 +293,8 @@ def _rule_called(slug: str) -> Rule:
     by_slug = {rule.id: rule for rule in all_rules()}
     if slug in by_slug:
         return by_slug[slug]
-    near = ", ".join(get_close_matches(slug, by_slug, cutoff=0.4))
+    within = [known for known in by_slug if slug in known]
+    near = ", ".join(within[:8] or get_close_matches(slug, by_slug, cutoff=0.4))
     hint = f"Near ones: {near}" if near else "`trainsanity rules` lists all"
     raise Failure(f"no rule is called {slug!r}. {hint}")
 
@@ -303,8 +314,10 @@ def _list_rules(found: Sequence[Rule], as_json: bool) -> None:
 def sync(
     folder: Path | None, url: str | None, api_key: str | None, as_json: bool, keep: bool
 ) -> None:
-    """Send the runs spooled in DIR; default: where the callback spools. Exit status 2 where
-    something could not be sent."""
+    """Send the runs spooled in DIR; default: where the callback spools.
+
+    Exit status 2 where something could not be sent.
+    """
     settings = _target(url, api_key).online()
     results = [
         result

@@ -26,6 +26,7 @@ def test_help_lists_the_commands_of_client_and_server():
     assert done.status == 0
     for command in ("alerts", "db", "demo", "doctor", "export", "rules", "runs", "serve", "sync"):
         assert f"\n  {command} " in done.out
+    assert "..." not in done.out.partition("Commands:")[2], "a line that is cut tells half"
 
 
 def test_version_is_told():
@@ -66,6 +67,12 @@ def test_a_slip_in_a_rules_name_is_met_with_near_names():
     done = trainsanity("rules", "mask-covrage-mismatch")
     assert done.status == 2
     assert "mask-coverage-mismatch" in done.err
+
+
+def test_a_part_of_names_is_met_with_all_that_have_it():
+    done = trainsanity("rules", "mask-")
+    for rule in all_rules():
+        assert (rule.id in done.err) == ("mask-" in rule.id)
 
 
 # Servers that are not there

@@ -220,4 +220,5 @@ def test_a_port_in_use_is_told_in_one_sentence() -> None:
     assert result.returncode != 0
     assert f"port {port}" in result.stderr
     assert f"--port {port + 1}" in result.stderr
+    assert 'make demo ARGS="--port' in result.stderr
     assert "Traceback" not in result.stderr

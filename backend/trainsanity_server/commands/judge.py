@@ -40,10 +40,10 @@ HELD_SECONDS = 60  # longer than the lease of a server that has judged the run
 @click.option("--json", "as_json", is_flag=True, help="JSON for programs.")
 @database_option
 def judge(runs: tuple[str, ...], again: bool, every: bool, as_json: bool, db: str | None) -> None:
-    """Judge runs of the past again, as after a rule has improved, and show what is different.
+    """Judge runs of the past again and show what is different.
 
-    RUN is a run's id, the beginning of its id, or its name. Works on the database itself, also
-    while a server runs on it; tells no channel.
+    For example after a rule has improved. RUN is a run's id, the beginning of its id, or its name.
+    Works on the database itself, also while a server runs on it; tells no channel.
     """
     if not again or bool(runs) == every:
         raise click.UsageError("say `trainsanity judge --again RUN` or `... --again --all`.")

@@ -32,12 +32,18 @@ TENSORFLOW_LOG = re.compile(r"WARNING: All log messages before absl|[IWE]0000 ")
 
 
 @click.command()
-@click.option("--port", default=8321, show_default=True, help="Port of the server, on 127.0.0.1.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8321,
+    show_default=True,
+    help="Port of the server, on 127.0.0.1.",
+)
 @click.option("--db", metavar="URL", help="Database, as for `trainsanity serve`.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the dashboard in a browser.")
 @click.option("--exit", "leave", is_flag=True, help="Stop when the trainings are done.")
 def demo(port: int, db: str | None, open_browser: bool, leave: bool) -> None:
-    """Four real trainings, three of which hide something, on a running server.
+    """Run four real trainings on a server; three hide something.
 
     A tagger learns the classes of the tokens in Python's own standard library.
     """
@@ -79,9 +85,11 @@ def _check_port_is_free(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except OSError as error:
+            other = port + 1 if port < 65535 else port - 1
             raise click.ClickException(
                 f"port {port} on {HOST} cannot be used ({error.strerror}). Stop what listens "
-                f"there, or choose another one: trainsanity demo --port {port + 1}"
+                f"there, or choose another one: trainsanity demo --port {other}, "
+                f'in a checkout: make demo ARGS="--port {other}"'
             ) from error
 
 
