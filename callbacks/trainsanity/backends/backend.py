@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
+from keras import ops
+from keras.backend import is_float_dtype, standardize_dtype
 
 ONE_PROGRAM = "several processes run one program together, which must be the same in all of them"
 
@@ -145,6 +147,20 @@ class Backend(ABC):
     def dense_part(self, tensor: Any) -> Any:
         """The tensor, or the touched rows of a sparse gradient."""
 
+    def nonfinite(self, tensors: list[Any]) -> Any:
+        """How many elements are NaN or infinite; integers are always finite."""
+        floats = [t for t in tensors if is_float_dtype(standardize_dtype(t.dtype))]
+        bad = [ops.logical_not(ops.isfinite(t)) for t in floats]
+        return sum((ops.sum(ops.cast(flags, "float32")) for flags in bad), 0.0)
+
+    def finite(self, tensor: Any) -> Any:
+        """The tensor with 1 in place of NaN and infinity."""
+        return ops.where(ops.isfinite(tensor), tensor, 1.0)
+
+    def constant(self, array: np.ndarray[Any, Any]) -> Any:
+        """A tensor of an array that is never changed."""
+        return ops.convert_to_tensor(array)
+
     @abstractmethod
     def square_sum(self, tensor: Any) -> Any:
         """Sum of squares as float32; of the touched rows for a sparse gradient."""
@@ -158,6 +174,17 @@ class Backend(ABC):
         """Elements that are NaN or infinite; need not be counted where `finite` already says that
         there are none.
         """
+
+    def extremes(self, tensor: Any) -> tuple[Any, Any]:
+        """The smallest and the largest element."""
+        return ops.min(tensor), ops.max(tensor)
+
+    def sums_and_largest(self, sums: list[Any], largest: list[Any]) -> tuple[list[Any], list[Any]]:
+        """The sum over each of some vectors, and the largest element of each of others; float32,
+        all of one length.
+        """
+        found = ops.unstack(ops.sum(ops.stack(sums), axis=1), len(sums))
+        return list(found), [ops.max(vector) for vector in largest]
 
     def behind_barrier(self, tensors: list[Any]) -> list[Any]:
         """The same values, of which a compiler cannot make the code that computes them anew.

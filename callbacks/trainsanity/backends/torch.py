@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, cast
@@ -13,19 +14,33 @@ from keras.src.backend.torch.core import get_device
 
 from trainsanity.backends.backend import Backend
 
+CONSTANTS = 64  # kept at most
+
 
 class Torch(Backend):
+    def __init__(self) -> None:
+        self._constants: dict[int, tuple[Any, Any]] = {}  # id of an array -> it, and its tensor
+
     def row(self, values: list[Any], width: int, rest: float) -> Any:
+        """Of numbers on the host where the step runs there: an operation of a tensor costs more."""
+        if get_device() == "cpu":
+            row = np.full(width, rest, np.float32)
+            with np.errstate(over="ignore"):
+                row[: len(values)] = [_number(value) for value in values]
+            return torch.from_numpy(row)
         filler = torch.full((width - len(values),), rest, device=get_device())
         cells = [torch.as_tensor(value).detach().reshape(1).to(filler) for value in values]
         return torch.cat([*cells, filler])
 
     def write_row(self, ring: Any, count: Any, row: Any) -> None:
         """In place."""
+        tensor, counter = ring.value, count.value
         with torch.no_grad():
-            tensor, counter = ring.value, count.value
-            at = torch.remainder(counter, tensor.shape[0]).reshape(1).to(torch.int64)
-            tensor.index_copy_(0, at, row.detach().reshape(1, -1).to(tensor.device))
+            if tensor.device.type == "cpu":
+                tensor[int(counter) % len(tensor)] = row
+            else:
+                at = torch.remainder(counter, len(tensor)).reshape(1).to(torch.int64)
+                tensor.index_copy_(0, at, row.detach().reshape(1, -1))
             counter.add_(1)
 
     def read(self, variable: Any) -> np.ndarray[Any, Any]:
@@ -67,6 +82,24 @@ class Torch(Backend):
 
     def dense_part(self, tensor: Any) -> Any:
         return tensor.coalesce().values() if tensor.is_sparse else tensor
+
+    def nonfinite(self, tensors: list[Any]) -> Any:
+        floats = [t for t in map(torch.as_tensor, tensors) if t.is_floating_point()]
+        if all(_has_finite_sum(t) for t in floats):
+            return 0.0
+        return sum((~torch.isfinite(t)).sum() for t in floats)
+
+    def constant(self, array: np.ndarray[Any, Any]) -> Any:
+        """Kept, as a step is made of operations that each cost time."""
+        if id(array) not in self._constants:
+            if len(self._constants) >= CONSTANTS:
+                self._constants.clear()
+            tensor = torch.from_numpy(array.copy()).to(get_device())
+            self._constants[id(array)] = (array, tensor)
+        return self._constants[id(array)][1]
+
+    def finite(self, tensor: Any) -> Any:
+        return torch.nan_to_num(tensor, nan=1.0, posinf=1.0, neginf=1.0)
 
     def square_sum(self, tensor: Any) -> Any:
         values = self.dense_part(tensor)
@@ -137,3 +170,12 @@ class Torch(Backend):
         return keras.tree.map_structure(
             lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, structure
         )
+
+
+def _number(value: Any) -> float:
+    return float(value.item()) if isinstance(value, torch.Tensor) else float(value)
+
+
+def _has_finite_sum(tensor: Any) -> bool:
+    """So that nothing need be counted; False where asking would wait for the device."""
+    return tensor.device.type == "cpu" and math.isfinite(tensor.sum().item())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from trainsanity.backends.backend import Backend
 from trainsanity.probes.probe import Columns, Probe, Step
 from trainsanity.recording import tensors_of
 from trainsanity.tape import TapeRows
@@ -30,14 +33,14 @@ class DataOrder(Probe):
     def trace_loss(self, step: Step) -> Columns:
         columns: dict[str, Any] = {}
         inputs = tensors_of(step.x)
-        row_sums = [_row_sums(tensor) for tensor in inputs[:2] if len(tensor.shape) >= 1]
+        backend = self.run.backend
+        row_sums = [_row_sums(backend, x) for x in inputs[:2] if len(x.shape) >= 1]
         if not row_sums:
             return columns
         rows = row_sums[0] if len(row_sums) == 1 else row_sums[0] + 1.37 * row_sums[1]
         # The place of a row counts in one sum and not in the other.
-        places = ops.cast(ops.arange(ops.shape(rows)[0]), "float32") + 1.0
         columns["_fingerprint:rows"] = ops.sum(rows)
-        columns["_fingerprint:places"] = ops.sum(rows * ops.sqrt(places))
+        columns["_fingerprint:places"] = ops.sum(rows * _factors(backend, rows))
         return columns
 
     def on_epoch_begin(self, epoch: int) -> None:
@@ -85,23 +88,43 @@ class DataOrder(Probe):
         return int(leaves[0].shape[0]) if leaves and hasattr(leaves[0], "shape") else None
 
 
-def _row_sums(tensor: Any) -> Any:
+def _row_sums(backend: Backend, tensor: Any) -> Any:
     """One number for each row: a sum over some of its elements with irregular weights; shape
     (batch,).
     """
-    tensor = ops.cast(tensor, "float32")
-    tensor = ops.where(ops.isfinite(tensor), tensor, 1.0)
+    tensor = backend.finite(ops.cast(tensor, "float32"))
     if len(tensor.shape) == 1:
         return tensor
     inner = tensor.shape[1:]
     if None in inner:
         return ops.sum(ops.reshape(tensor, (ops.shape(tensor)[0], -1)), axis=1)
-    size = int(np.prod(inner))
-    chosen = np.unique(np.linspace(0, size - 1, min(ELEMENTS, size)).astype(np.int32))
+    size = math.prod(inner)
+    chosen = _chosen(size)
     flat = ops.reshape(tensor, (-1, size)) if len(inner) > 1 else tensor
-    flat = ops.take(flat, chosen, axis=1) if len(chosen) < size else flat
-    weights = (np.cos(1.7 * np.arange(len(chosen))) + 1.5).astype(np.float32)
-    return ops.sum(flat * ops.convert_to_tensor(weights), axis=1)
+    flat = ops.take(flat, backend.constant(chosen), axis=1) if len(chosen) < size else flat
+    return ops.sum(flat * backend.constant(_weights(len(chosen))), axis=1)
+
+
+def _factors(backend: Backend, rows: Any) -> Any:
+    """One for each place in a batch; shape (batch,)."""
+    if rows.shape[0] is not None:
+        return backend.constant(_roots(rows.shape[0]))
+    return ops.sqrt(ops.cast(ops.arange(ops.shape(rows)[0]), "float32") + 1.0)
+
+
+@functools.lru_cache(maxsize=64)
+def _roots(places: int) -> np.ndarray[Any, Any]:
+    return np.sqrt(np.arange(places, dtype=np.float32) + 1)
+
+
+@functools.lru_cache(maxsize=64)
+def _chosen(size: int) -> np.ndarray[Any, Any]:
+    return np.unique(np.linspace(0, size - 1, min(ELEMENTS, size)).astype(np.int32))
+
+
+@functools.lru_cache(maxsize=ELEMENTS)
+def _weights(size: int) -> np.ndarray[Any, Any]:
+    return np.asarray(np.cos(1.7 * np.arange(size)) + 1.5, np.float32)
 
 
 class Fingerprints:

@@ -6,12 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from keras import backend, ops
+from keras import ops
 
 from trainsanity.epoch_mean import EpochMean
 from trainsanity.masking import mask_of
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
-from trainsanity.probes.weighting import product, real_positions, spread_if_any
+from trainsanity.probes.weighting import (
+    product,
+    ratio,
+    real_positions,
+    size_of,
+    spread_if_any,
+)
 from trainsanity.tape import TapeRows
 
 VARIANTS = ("recomputed", "unmasked", "all", "weighted")
@@ -56,14 +62,14 @@ class Losses(Probe):
         columns: dict[str, Any] = {
             "loss/differentiated": ops.sum(step.loss),
             "loss/added": added,
-            "loss/nonfinite": _nonfinite(step.loss),
+            "loss/nonfinite": self.run.backend.nonfinite([step.loss]),
         }
-        reason = self._why_not(step)
+        terms = _terms(step) if self._are_known(step) else []
+        reason = self._why_not(step, terms)
         if reason is not None:
             self.run.not_testable["loss/recomputed"] = reason
             return columns
         totals: dict[str, Any] = {}
-        terms = _terms(step)
         wanted = {variant for term in terms for variant in self._applicable(step, term)}
         for term in terms:
             columns.update(_elements(columns, term.output, term.values))
@@ -75,16 +81,20 @@ class Losses(Probe):
         columns.update({f"_loss:{variant}": value for variant, value in totals.items()})
         return columns
 
-    def _why_not(self, step: Step) -> str | None:
-        """Why the loss cannot be computed anew from its unreduced values; None where it can."""
-        if not type(self.run.model).compute_loss.__module__.startswith("keras."):
-            return "the model computes its loss by a compute_loss of its own"
+    def _are_known(self, step: Step) -> bool:
+        """Whether every compiled loss belongs to an output, and its values were seen."""
         compiled = getattr(self.run.model, "_compile_loss", None)
         flat = getattr(compiled, "_flat_losses", None) or []
         known = sum(len(output.losses) for output in step.outputs)
-        if not flat or len(step.losses) != len(flat) or known != len(flat):
+        return bool(flat) and len(step.losses) == known == len(flat)
+
+    def _why_not(self, step: Step, terms: list[Term]) -> str | None:
+        """Why the loss cannot be computed anew from its unreduced values; None where it can."""
+        if not type(self.run.model).compute_loss.__module__.startswith("keras."):
+            return "the model computes its loss by a compute_loss of its own"
+        if not terms:
             return "the compiled losses do not belong to outputs with labels, or cannot be watched"
-        for term in _terms(step):
+        for term in terms:
             name, reduction = term.loss.name, term.loss.reduction
             is_number = len(term.values.shape) == 0
             if is_number and (term.output.sample_weight is not None or _carries(term.output)):
@@ -99,10 +109,7 @@ class Losses(Probe):
         return None
 
     def _added(self) -> Any:
-        total = ops.zeros(())
-        for loss in self.run.model.losses:
-            total = total + ops.sum(ops.cast(loss, "float32"))
-        return total
+        return sum((ops.sum(ops.cast(x, "float32")) for x in self.run.model.losses), 0.0)
 
     def _applicable(self, step: Step, term: Term) -> Iterator[str]:
         """The ways to count that mean something for this part of the loss."""
@@ -207,15 +214,13 @@ def _elements(columns: dict[str, Any], output: OutputEvidence, values: Any) -> C
     """Elements in the unreduced losses of all outputs so far, and the most there can be without
     broadcasting.
     """
-    most = ops.maximum(_size(output.y_true), _size(output.y_pred))
+    sizes = size_of(output.y_true), size_of(output.y_pred)
+    known = all(isinstance(size, float) for size in sizes)
+    most = max(sizes) if known else ops.maximum(*sizes)
     return {
-        "loss/elements": columns.get("loss/elements", 0.0) + _size(values),
+        "loss/elements": columns.get("loss/elements", 0.0) + size_of(values),
         "loss/expected_elements": columns.get("loss/expected_elements", 0.0) + most,
     }
-
-
-def _size(tensor: Any) -> Any:
-    return ops.cast(ops.size(tensor), "float32")
 
 
 def _carries(output: OutputEvidence) -> bool:
@@ -237,11 +242,5 @@ def _reduce(values: Any, weight: Any | None, mask: Any | None, reduction: str) -
     if reduction == "sum":
         return total
     if reduction == "mean_with_sample_weight" and counted is not None:
-        return ops.divide_no_nan(total, ops.sum(counted))
-    return ops.divide_no_nan(total, _size(values) if mask is None else ops.sum(mask))
-
-
-def _nonfinite(tensor: Any) -> Any:
-    if not backend.is_float_dtype(backend.standardize_dtype(tensor.dtype)):
-        return ops.zeros(())
-    return ops.sum(ops.cast(ops.logical_not(ops.isfinite(tensor)), "float32"))
+        return ratio(total, ops.sum(counted))
+    return ratio(total, size_of(values) if mask is None else ops.sum(mask))

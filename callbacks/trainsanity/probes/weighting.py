@@ -8,6 +8,8 @@ compared.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -47,12 +49,32 @@ def mean_parts(values: Any, weight: Any | None) -> tuple[Any, Any]:
     sequences do not weigh more. Positions of weight 0 do not count, whatever their value.
     """
     values = ops.cast(values, "float32")
-    shape = ops.shape(values)
-    inner = ops.cast(ops.prod(ops.convert_to_tensor(shape[1:] or (1,), "int32")), "float32")
+    inner = elements(values.shape[1:], ops.shape(values)[1:])
     if weight is None:
-        return ops.sum(values) / inner, ops.cast(shape[0], "float32")
+        return ops.sum(values) / inner, elements(values.shape[:1], ops.shape(values)[:1])
     counted = ops.where(weight != 0, values * weight, ops.zeros_like(values))
     return ops.sum(counted) / inner, ops.sum(weight) / inner
+
+
+def elements(known: Sequence[int | None], sizes: Sequence[Any]) -> Any:
+    """The product of some axes, float32; a plain number, which costs no operation, where they are
+    `known` without running the step.
+    """
+    if None not in known:
+        return float(math.prod(known))  # type: ignore[arg-type]  # no None is left
+    return ops.cast(ops.prod(ops.convert_to_tensor(sizes, "int32")), "float32")
+
+
+def size_of(tensor: Any) -> Any:
+    """Elements of a tensor."""
+    return elements(tensor.shape, ops.shape(tensor))
+
+
+def ratio(part: Any, whole: Any) -> Any:
+    """0 where the whole is 0."""
+    if isinstance(whole, float):
+        return part / whole if whole else ops.zeros(())
+    return ops.divide_no_nan(part, whole)
 
 
 def product(*weights: Any | None) -> Any | None:
