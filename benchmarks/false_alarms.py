@@ -2,7 +2,8 @@
 
 Architecture, optimizer, schedule, data, batch size, dtype, compilation and callbacks are drawn from
 the seed; labels follow from the inputs, so that every model has something to learn. An alarm is an
-alert at `warning` or above.
+alert at `warning` or above. A training whose weights end as NaN without the callback, too, is sick,
+and counted apart.
 
     python benchmarks/false_alarms.py --runs 200
     python benchmarks/false_alarms.py --seed 17 --advice
@@ -45,7 +46,7 @@ def upper_bound(alarms: int, runs: int) -> float:
     """
     from math import comb
 
-    low, high = alarms / runs, 1.0
+    low, high = alarms / max(runs, 1), 1.0
     for _ in range(60):
         middle = (low + high) / 2
         few = sum(comb(runs, k) * middle**k * (1 - middle) ** (runs - k) for k in range(alarms + 1))
@@ -56,7 +57,8 @@ def upper_bound(alarms: int, runs: int) -> float:
 def tell(outcome: Outcome, *, advice: bool) -> None:
     lines = [*outcome.alarms, *(outcome.advice if advice else [])]
     if lines or advice:
-        click.echo(f"seed {outcome.seed}: {outcome.words}")
+        sick = " (NaN without the callback, too)" if outcome.is_sick else ""
+        click.echo(f"seed {outcome.seed}: {outcome.words}{sick}")
     for line in dict.fromkeys(lines):
         click.echo(f"    {line}")
 
@@ -72,18 +74,22 @@ def main(
     runs: int, first_seed: int, seed: int | None, advice: bool, quick: bool, as_json: bool
 ) -> None:
     seeds = iter([seed] if seed is not None else range(first_seed, first_seed + runs))
-    loud, count, alarms = [], 0, 0
+    loud, sick, count, alarms = [], [], 0, 0
     for outcome in outcomes(seeds, QUICK_SECONDS if quick else float("inf")):
+        if not as_json:
+            tell(outcome, advice=advice)
+        if outcome.is_sick:
+            sick.append(outcome.seed)
+            continue
         count += 1
         alarms += len(outcome.alarms)
         if outcome.alarms:
             loud.append(outcome.seed)
-        if not as_json:
-            tell(outcome, advice=advice)
     rows: list[dict[str, Any]] = [
+        _row("sick runs, left out", len(sick), "runs"),
         _row("healthy runs", count, "runs"),
         _row("runs with an alarm", len(loud), "runs"),
-        _row("alarms per run", alarms / count, "alarms"),
+        _row("alarms per run", alarms / max(count, 1), "alarms"),
         _row("share of runs with an alarm, 95 % bound", upper_bound(len(loud), count), "1"),
     ]
     if as_json:
@@ -93,6 +99,8 @@ def main(
         click.echo(f"{row['case']:<42} {row['value']:>8.4g} {row['unit']}")
     if loud:
         click.echo(f"seeds with an alarm: {', '.join(map(str, loud))}")
+    if sick:
+        click.echo(f"seeds that are sick: {', '.join(map(str, sick))}")
 
 
 def _row(case: str, value: float, unit: str) -> dict[str, Any]:

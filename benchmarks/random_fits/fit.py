@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +20,23 @@ from trainsanity.spooled import Judgement, SpooledRun
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was trained, and what the rules say about it."""
+    """What was trained, and what the rules say about it.
+
+    Attributes:
+        is_sick: without the callback, too, weights end as NaN or infinity: no healthy training.
+    """
 
     seed: int
     words: str
     judgement: Judgement
     run: SpooledRun
+    is_sick: bool
 
     @property
     def alarms(self) -> list[str]:
-        """One line for each finding at `warning` or above."""
-        return [_line(rule, finding) for rule, finding in self.judgement.at_least("warning")]
+        """One line for each alert at `warning` or above: what was found last about a subject."""
+        found = self.judgement.at_least("warning")
+        return list({(rule.id, f.subject): _line(rule, f) for rule, f in found}.values())
 
     @property
     def advice(self) -> list[str]:
@@ -42,8 +50,45 @@ def _line(rule: Any, finding: Any) -> str:
     return f"{severity} {rule.id} [{finding.subject}] {finding.message}"
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A compiled model and the arguments of its `fit`."""
+
+    words: str
+    model: keras.Model
+    arguments: dict[str, Any]
+    callbacks: list[Any]
+
+    def fit(self, *further: Any) -> None:
+        self.model.fit(**self.arguments, callbacks=[*self.callbacks, *further], verbose=0)
+
+    def is_finite(self) -> bool:
+        return all(np.isfinite(np.asarray(w, "float64")).all() for w in self.model.get_weights())
+
+
 def random_fit(seed: int) -> Outcome:
-    """Builds, trains and judges the model that this seed stands for."""
+    """Builds, trains and judges the model that this seed stands for.
+
+    Whether the training is healthy is asked of the weights, not of the rules: where they end as
+    NaN, the same model is trained once more without the callback.
+    """
+    with drawn(seed) as training_run, tempfile.TemporaryDirectory() as folder:
+        callback = SanityCallback("offline", spool_dir=folder, keep_spool=True, verbose=False)
+        training_run.fit(callback)
+        run = SpooledRun.read(callback.settings.spool_dir / f"{callback.run_id}.spool")
+        words, is_finite = training_run.words, training_run.is_finite()
+    return Outcome(seed, words, run.judge(), run, is_sick=not is_finite and not _stays_finite(seed))
+
+
+def _stays_finite(seed: int) -> bool:
+    with drawn(seed) as training_run:
+        training_run.fit()
+        return training_run.is_finite()
+
+
+@contextlib.contextmanager
+def drawn(seed: int) -> Iterator[Drawn]:
+    """What this seed stands for, under its dtype policy."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
     rng = np.random.default_rng(seed)
@@ -52,12 +97,12 @@ def random_fit(seed: int) -> Outcome:
     keras.config.set_dtype_policy(policy)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return _trained(seed, rng, policy, Path(folder))
+            yield _drawn(rng, policy, Path(folder))
     finally:
         keras.config.set_dtype_policy(before)
 
 
-def _trained(seed: int, rng: np.random.Generator, policy: str, folder: Path) -> Outcome:
+def _drawn(rng: np.random.Generator, policy: str, folder: Path) -> Drawn:
     last = "float32" if policy.startswith("mixed") and rng.random() < 0.8 else None
     problem = any_problem(rng, last)
     optimizer, told = training.any_optimizer(rng, problem)
@@ -68,12 +113,9 @@ def _trained(seed: int, rng: np.random.Generator, policy: str, folder: Path) -> 
     problem.model.compile(optimizer, loss=problem.loss, **metrics, **options)
     validated = feed.arguments["validation_data"] is not None
     others = training.any_callbacks(rng, problem, optimizer, folder, validated=validated)
-    callback = SanityCallback("offline", spool_dir=folder, keep_spool=True, verbose=False)
-    problem.model.fit(**feed.arguments, callbacks=[*others, callback], verbose=0)
-    run = SpooledRun.read(callback.settings.spool_dir / f"{callback.run_id}.spool")
     words = [problem.words, told, feed.words, policy, *map(_setting, options.items())]
     words += [type(other).__name__ for other in others]
-    return Outcome(seed, "; ".join(words), run.judge(), run)
+    return Drawn("; ".join(words), problem.model, feed.arguments, others)
 
 
 def _setting(item: tuple[str, Any]) -> str:
