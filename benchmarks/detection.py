@@ -11,6 +11,7 @@ The peers' rules are made again on other evidence than their own, as told below.
 
     python benchmarks/detection.py --quick
     python benchmarks/detection.py --write
+    python benchmarks/detection.py --write --resume judged.jsonl
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,20 @@ def _counts(rule: Any, finding: Any, case: Any) -> bool:
     return severity != "advice" or (case is not None and rule.id == case.rule)
 
 
+@dataclass(frozen=True)
+class Training:
+    """What makes one or more runs, and whose failure that is; no case: healthy."""
+
+    name: str
+    train: Callable[[], Any]
+    case: Any = None
+
+    def judged(self) -> Iterator[Judged]:
+        rule = self.case.rule if self.case is not None else ""
+        for run in trained(self.train):
+            yield Judged(self.name, rule, say(run, self.case))
+
+
 def trained(train: Callable[[], Any]) -> Iterator[Any]:
     import keras
 
@@ -85,26 +100,60 @@ def trained(train: Callable[[], Any]) -> Iterator[Any]:
     yield from runs if isinstance(runs, list) else [runs]
 
 
-def judged_runs(seconds: float) -> Iterator[Judged]:
-    """A faulty run, its twin, a workflow, and so on, until the seconds are used up."""
+def trainings() -> Iterator[Training]:
+    """A faulty one, its twin, a workflow, and so on."""
     from itertools import zip_longest
 
     from tests.healthy.workflows import all_workflows
     from tests.zoo.case import all_cases
 
-    begun = time.perf_counter()
     cases = [case for case in all_cases() if case.rule]
     for case, workflow in zip_longest(cases, all_workflows()):
-        if time.perf_counter() - begun > seconds:
-            return
         if case is not None:
-            for run in trained(case.faulty):
-                yield Judged(case.name, case.rule, say(run, case))
-            for run in trained(case.healthy):
-                yield Judged(f"twin of {case.name}", "", say(run))
+            yield Training(case.name, case.faulty, case)
+            yield Training(f"twin of {case.name}", case.healthy)
         if workflow is not None:
-            for run in trained(workflow):
-                yield Judged(workflow.__name__, "", say(run))
+            yield Training(workflow.__name__, workflow)
+
+
+def judged_runs(seconds: float, kept: Kept) -> Iterator[Judged]:
+    """Until the seconds are used up; what is kept is not trained again."""
+    begun = time.perf_counter()
+    for training in trainings():
+        known = kept.of(training.name)
+        if known is None and time.perf_counter() - begun > seconds:
+            return
+        yield from kept.keep(list(training.judged())) if known is None else known
+
+
+class Kept:
+    """What was judged before, a line of JSON for each training; with no file nothing is kept."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path and path.exists() else []
+        self._runs: dict[str, list[Judged]] = {}
+        for line in lines:
+            runs = [_judged(facts) for facts in json.loads(line)]
+            self._runs[runs[0].name] = runs
+
+    def of(self, name: str) -> list[Judged] | None:
+        return self._runs.get(name)
+
+    def keep(self, runs: list[Judged]) -> list[Judged]:
+        if self._path is not None:
+            line = json.dumps([asdict(run) for run in runs], default=sorted)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        return runs
+
+
+def _judged(facts: dict[str, Any]) -> Judged:
+    said = {
+        tool: [(name, frozenset(diagnoses)) for name, diagnoses in symptoms]
+        for tool, symptoms in facts["said"].items()
+    }
+    return Judged(facts["name"], facts["rule"], said)
 
 
 def rows_of(runs: list[Judged]) -> Iterable[dict[str, Any]]:
@@ -171,12 +220,17 @@ def _extent(runs: list[Judged]) -> str:
 @click.option("--seconds", default=float("inf"), help="Begin no new run after so long.")
 @click.option("--json", "as_json", is_flag=True, help="A list for programs.")
 @click.option("--write", is_flag=True, help="Write docs/detection.md.")
-def main(quick: bool, seconds: float, as_json: bool, write: bool) -> None:
+@click.option(
+    "--resume",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to keep what was judged in, and to go on from.",
+)
+def main(quick: bool, seconds: float, as_json: bool, write: bool, resume: Path | None) -> None:
     # What trainings print goes with the progress; the answer alone goes to standard output.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     runs = []
-    for run in judged_runs(QUICK_SECONDS if quick else seconds):
+    for run in judged_runs(QUICK_SECONDS if quick else seconds, Kept(resume)):
         runs.append(run)
         ours = ", ".join(name for name, _ in run.said["trainsanity"]) or "nothing"
         click.echo(f"{run.name}: {ours}", err=True)
