@@ -134,3 +134,14 @@ def test_the_range_of_keras_is_the_same_everywhere():
     assert project["optional-dependencies"]["keras"] == [f"keras>={lowest},<4"]
     assert f"| Keras | {lowest} to {newest}," in (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"Keras must be {lowest}" in _page("getting-started.md").replace("\n", " ")
+
+
+def test_tests_that_are_named_as_proof_exist():
+    text = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", text)
+    assert len(named) > 25
+    for file, test in named:
+        source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert f"def {test}(" in source, f"{file} has no {test}"
+    for script in re.findall(r"`(benchmarks/\w+\.py)`", text):
+        assert (ROOT / script).exists(), script
