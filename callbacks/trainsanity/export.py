@@ -10,7 +10,6 @@ from trainsanity.remote import Remote, run_path
 
 FORMAT = 1
 POINTS = 5000  # samples asked for at once, of each signal
-SIGNALS_AT_ONCE = 20
 
 
 def document(remote: Remote, run: Mapping[str, Any]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from trainsanity.rules import NotTestable, Severity, history
 from trainsanity.rules.memory_growth import MemoryGrowth
 
 
-def found(levels, per_epoch=1, variables=None, first_step=1):
+def found(levels, per_epoch=1, variables=None):
     ends = range(per_epoch, len(levels) + 1, per_epoch)
     signals = {"memory/rss": levels}
     if variables is not None:

@@ -60,7 +60,6 @@ class Channel(ABC):
     title: ClassVar[str]  # for people
     setting: ClassVar[str]  # which setting of the operator sets it up
     rate: ClassVar[float]  # messages a second that the other side takes
-    burst: ClassVar[int] = 1  # messages it takes at once
 
     @classmethod
     @abstractmethod

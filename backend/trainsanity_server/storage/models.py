@@ -26,8 +26,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, deferred, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 RUN_STATES = ("running", "finished", "failed", "silent")
-ALERT_STATES = ("open", "acknowledged", "muted", "resolved")
-VERDICTS = ("alert", "ok", "not_testable")  # the strongest first
 
 
 class Document(TypeDecorator[Any]):

@@ -65,7 +65,7 @@ class Losses(Probe):
             "loss/nonfinite": self.run.backend.nonfinite([step.loss]),
         }
         terms = _terms(step) if self._are_known(step) else []
-        reason = self._why_not(step, terms)
+        reason = self._why_not(terms)
         if reason is not None:
             self.run.not_testable["loss/recomputed"] = reason
             return columns
@@ -88,7 +88,7 @@ class Losses(Probe):
         known = sum(len(output.losses) for output in step.outputs)
         return bool(flat) and len(step.losses) == known == len(flat)
 
-    def _why_not(self, step: Step, terms: list[Term]) -> str | None:
+    def _why_not(self, terms: list[Term]) -> str | None:
         """Why the loss cannot be computed anew from its unreduced values; None where it can."""
         if not type(self.run.model).compute_loss.__module__.startswith("keras."):
             return "the model computes its loss by a compute_loss of its own"
