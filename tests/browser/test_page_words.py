@@ -7,12 +7,21 @@ from types import SimpleNamespace
 
 import pytest
 from feed import setup_audits
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from markupsafe import escape
 
 from trainsanity_server.pages.charts import charts
 from trainsanity_server.pages.epochs import epoch_table
-from trainsanity_server.pages.formats import ago, figure, figures, percent, prose, span
+from trainsanity_server.pages.formats import (
+    ago,
+    breakable,
+    figure,
+    figures,
+    percent,
+    prose,
+    span,
+)
 from trainsanity_server.pages.headline import headline
 from trainsanity_server.pages.mask_picture import mask_picture
 from trainsanity_server.pages.setup_sheet import setup_sheet
@@ -80,7 +89,19 @@ def test_shares_are_never_rounded_to_full_or_empty(share: float, text: str) -> N
 @given(st.text())
 def test_prose_never_lets_markup_through(text: str) -> None:
     html = str(prose(f"before {text} `{text}` after"))
-    assert "<" not in html.replace("<code>", "").replace("</code>", "")
+    for own in ("<code>", "</code>", "<wbr>"):
+        html = html.replace(own, "")
+    assert "<" not in html
+
+
+def test_long_names_break_at_their_joints_and_short_ones_do_not() -> None:
+    assert str(breakable("learning_rate/declared")) == "learning_<wbr>rate/<wbr>declared"
+    assert str(breakable("a.b at model.py:41")) == "a.b at model.py:41"
+
+
+@given(st.text())
+def test_breaking_changes_no_letter(text: str) -> None:
+    assert str(breakable(text)).replace("<wbr>", "") == str(escape(text.replace("\0", "")))
 
 
 def test_prose_sets_code() -> None:
@@ -88,6 +109,7 @@ def test_prose_sets_code() -> None:
 
 
 @given(st.lists(st.floats() | st.none(), max_size=60))
+@example([1.7976931348623157e308, -1.7976931348623157e308])
 def test_a_sparkline_stays_in_its_frame(values: list[float | None]) -> None:
     curve = sparkline({"signal": "loss/reported", "values": values})
     if not any(value is not None and math.isfinite(value) for value in values):

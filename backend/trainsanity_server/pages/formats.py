@@ -13,6 +13,8 @@ from markupsafe import Markup, escape
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 UNITLESS = ("", "1")
 _CODE = re.compile(r"`([^`\n]+)`")
+_LONG_WORD = re.compile(r"\S{19,}")  # does not fit beside another on a phone
+_JOINT = re.compile(r"(?<=[./_:])(?=\w)")
 _SHARE = re.compile(r"(?<=\d) %")
 
 
@@ -110,6 +112,12 @@ def prose(text: str) -> Markup:
     """A rule's sentence; what it put into backticks is code, all else is text."""
     pieces = _CODE.split(_SHARE.sub("\u00a0%", text))
     return Markup("").join(
-        Markup("<code>{}</code>").format(piece) if i % 2 else escape(piece)
+        Markup("<code>{}</code>").format(breakable(piece)) if i % 2 else breakable(piece)
         for i, piece in enumerate(pieces)
     )
+
+
+def breakable(text: str) -> Markup:
+    """Long names may go on in the next line behind a dot, slash, colon or underscore."""
+    parted = _LONG_WORD.sub(lambda word: _JOINT.sub("\0", word[0]), text.replace("\0", ""))
+    return Markup("<wbr>").join(escape(piece) for piece in parted.split("\0"))

@@ -46,6 +46,7 @@ def run_list(
         filters=filters,
         projects=parts.runs.projects(),
         is_first_visit=is_unfiltered and not page.runs,
+        has_keys=bool(parts.settings.api_keys),
         address=str(request.base_url).rstrip("/"),
         is_first_page=not cursor,
         this_page=_address(filters, cursor),

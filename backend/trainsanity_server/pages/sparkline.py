@@ -59,9 +59,14 @@ def _number(value: Any) -> float:
 
 def _points(values: Sequence[float], low: float, high: float) -> list[tuple[float, float] | None]:
     across = (WIDTH - 2 * MARGIN) / max(1, len(values) - 1)
-    up = (HEIGHT - 2 * MARGIN) / ((high - low) or 1.0)
+    # Halves: the distance between the largest floats is no float.
+    half = (high / 2 - low / 2) or 1.0
+    tall = HEIGHT - 2 * MARGIN
     return [
-        (round(MARGIN + i * across, 1), round(HEIGHT - MARGIN - (value - low) * up, 1))
+        (
+            round(MARGIN + i * across, 1),
+            round(HEIGHT - MARGIN - (value / 2 - low / 2) / half * tall, 1),
+        )
         if math.isfinite(value)
         else None
         for i, value in enumerate(values)

@@ -32,6 +32,7 @@ def environment() -> Environment:
         formats.iso,
         formats.percent,
         formats.prose,
+        formats.breakable,
         formats.count,
         anchor,
         query,
