@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import sys
 import time
 import traceback
@@ -47,6 +48,17 @@ Function = Callable[..., Any]
 
 # Model -> the session that watches it now.
 _watching: weakref.WeakKeyDictionary[Any, weakref.ref[Session]] = weakref.WeakKeyDictionary()
+
+
+def _rest_in_child() -> None:
+    for reference in list(_watching.values()):
+        session = reference()
+        if session is not None:
+            session.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_rest_in_child)
 
 
 class Session:
@@ -369,6 +381,13 @@ class Session:
             self._close("failed" if self._begun else "finished")
         self._boundary.call("taps", self._remove)
         self._let_go()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: the run is the parent's, and here a backend whose threads are gone
+        would wait for them forever.
+        """
+        self.ended = True
+        self._listeners.tell("on_closed")
 
     def _fail(self, args: tuple[Any, ...]) -> None:
         """The step has failed; the call is about to be left, but is still running."""

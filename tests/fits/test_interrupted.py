@@ -219,12 +219,17 @@ class Watcher(keras.callbacks.Callback):
         if not under_way.is_set() and (how == "fork" or steps_on_disk() >= 8):
             print("under way", flush=True)
             under_way.set()
-        if how == "fork" and epoch < 3 and os.fork() == 0:
-            try:  # goes on with what it has inherited
-                callback.on_epoch_end(epoch, logs)
-                callback.on_train_end()
-            finally:
-                os._exit(0)
+        if how == "fork" and epoch < 3:
+            child = os.fork()
+            if child == 0:  # goes on with what it has inherited
+                status = 1
+                try:
+                    callback.on_epoch_end(epoch, logs)
+                    callback.on_train_end()
+                    status = 0
+                finally:
+                    os._exit(status)
+            assert os.waitpid(child, 0)[1] == 0
 
 def fit(epochs):
     model.fit(x, x[:, :1], batch_size=8, epochs=epochs, verbose=0, callbacks=[callback, Watcher()])
