@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from trainsanity.origin import is_of_keras
+
 # They have weights, yet only scale: what matters is what leaves them.
 SCALERS = (keras.layers.Normalization, keras.layers.BatchNormalization)
 
@@ -21,7 +23,7 @@ def first_weighted_layers(model: Any) -> list[tuple[str, Any]]:
     for tensor in inputs:
         if keras.backend.is_float_dtype(tensor.dtype):
             layer = _first_behind(tensor)
-            if layer is not None and type(layer).__module__.startswith("keras."):
+            if layer is not None and is_of_keras(type(layer)):
                 name = tensor._keras_history.operation.name
                 found.append(("" if len(inputs) == 1 else name, layer))
     return found

@@ -9,20 +9,17 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import keras
 import numpy as np
 
+from trainsanity.origin import callbacks_beside_us
 from trainsanity.probes.probe import Probe
 
 HOOKS = ("on_epoch_begin", "on_epoch_end", "on_train_end")
 RATE = re.compile(r"learning rate to ([-+.0-9eE]*[0-9])")
 SAVED = re.compile(r"saving model to (\S+)")
-
-# Keras adds them; they announce nothing.
-SILENT = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
 
 
 class Announced(Probe):
@@ -38,9 +35,7 @@ class Announced(Probe):
     def on_begin(self) -> None:
         if self.run.kind != "fit" or self.run.guard is None:
             return
-        for callback in callbacks_of_call():
-            if type(callback).__module__.startswith("trainsanity.") or isinstance(callback, SILENT):
-                continue
+        for callback in callbacks_beside_us():
             for hook in HOOKS:
                 if hook not in callback.__dict__:
                     callback.__dict__[hook] = self._around(callback, getattr(callback, hook))
@@ -113,17 +108,6 @@ class Announced(Probe):
         for callback, hook in self._replaced:
             callback.__dict__.pop(hook, None)
         self._replaced.clear()
-
-
-def callbacks_of_call() -> list[Any]:
-    """The callbacks of the list that is being made, or has been, in a frame that called us."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, keras.callbacks.CallbackList):
-            return list(owner.callbacks)
-        frame = frame.f_back
-    return []
 
 
 class _Tee(io.TextIOBase):

@@ -12,6 +12,7 @@ import numpy as np
 from trainsanity import optimizers
 from trainsanity.difference import difference
 from trainsanity.forward import names_untouched, refused, untouched
+from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Probe
 
 # Optimizer's argument -> name of the list of slots that it fills.
@@ -89,7 +90,7 @@ class Declared(Probe):
         its class has another.
         """
         optimizer = self._optimizer
-        if not type(optimizer).__module__.startswith("keras."):
+        if not is_of_keras(type(optimizer)):
             return []
         held = optimizers.config_of(optimizer)
         with names_untouched():

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import Call, Passes
 
@@ -36,7 +37,7 @@ def _row(call: Call) -> dict[str, Any]:
         "class": call.kind,
         "policy": layer.dtype_policy.name,
         "own_policy": layer.dtype_policy.name != keras.config.dtype_policy().name,
-        "of_keras": type(layer).__module__.startswith("keras."),
+        "of_keras": is_of_keras(type(layer)),
         "compute": layer.compute_dtype,
         "symbolic": symbolic,
         "actual": keras.backend.standardize_dtype(call.outputs[0].dtype),

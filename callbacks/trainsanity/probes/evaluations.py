@@ -13,6 +13,7 @@ import numpy as np
 from trainsanity import call_sites
 from trainsanity.errors import CannotAudit
 from trainsanity.forward import call_model, refused, untouched
+from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import rows_of
 
@@ -43,7 +44,7 @@ class Evaluations(Probe):
         if self.run.kind != "fit" or self.run.guard is None or "evaluate" in model.__dict__:
             return
         # What the user computes in another way need not be the loss of the predictions.
-        if any(not _is_of_keras(getattr(type(model), name)) for name in METHODS):
+        if any(not is_of_keras(getattr(type(model), name)) for name in METHODS):
             return
         self._evaluate = self._around(model.evaluate)
         model.__dict__["evaluate"] = self._evaluate
@@ -112,10 +113,6 @@ class Evaluations(Probe):
         if self._evaluate is not None and own.get("evaluate") is self._evaluate:
             del own["evaluate"]
         self._seen.clear()
-
-
-def _is_of_keras(method: Any) -> bool:
-    return str(method.__module__).startswith("keras.")
 
 
 def _part(part: Any, rows: slice) -> Any:

@@ -10,6 +10,7 @@ import keras
 from trainsanity.difference import array_of, difference
 from trainsanity.errors import CannotAudit
 from trainsanity.forward import names_untouched, refused, untouched
+from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import Call, Passes, tensors_of
 
@@ -72,7 +73,7 @@ class LayerPaths(Probe):
         layers: dict[int, Call] = {}
         for call in calls:
             layer = call.operation
-            is_own = not type(layer).__module__.startswith("keras.")
+            is_own = not is_of_keras(type(layer))
             if is_own or isinstance(layer, (keras.layers.LSTM, keras.layers.GRU)):
                 layers.setdefault(id(layer), call)
         for call in [*layers.values()][:MOST_LAYERS]:

@@ -11,6 +11,7 @@ import numpy as np
 from trainsanity.difference import array_of
 from trainsanity.errors import CannotAudit
 from trainsanity.forward import refused, untouched
+from trainsanity.origin import is_of_keras
 from trainsanity.outputs import outputs_of
 from trainsanity.probes.probe import OutputEvidence, Probe
 from trainsanity.recording import Call, run_pass
@@ -79,7 +80,7 @@ def _kind(loss: Any) -> str | None:
     """The crossentropy that a compiled loss is; None for others, and where it smooths labels."""
     function = getattr(loss, "fn", None)
     options = getattr(loss, "_fn_kwargs", {})
-    if not str(getattr(function, "__module__", "")).startswith("keras."):
+    if not is_of_keras(function):
         return None
     name = str(getattr(function, "__name__", "")).replace("_", "")
     kind = next((k for k in LOSSES if k.lower() == name), None)

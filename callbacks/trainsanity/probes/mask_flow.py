@@ -9,6 +9,7 @@ import numpy as np
 
 from trainsanity import call_sites
 from trainsanity.masking import mask_of
+from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import Call, Passes, tensors_of
 
@@ -56,8 +57,7 @@ def _is_inside(call: Call) -> bool:
     """Whether Keras' own layer made this call: cells in their loop, projections of attention."""
     caller = call.caller
     return caller is not None and (
-        not isinstance(caller.operation, keras.Model)
-        and type(caller.operation).__module__.startswith("keras.")
+        not isinstance(caller.operation, keras.Model) and is_of_keras(type(caller.operation))
     )
 
 

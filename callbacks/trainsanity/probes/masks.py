@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import backend, ops
 
+from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
 from trainsanity.probes.weighting import masked_source, pad_id, real_positions, spread
 
@@ -83,12 +84,9 @@ def _scores_positions(output: OutputEvidence) -> bool:
     """Whether the loss is one of Keras' own, which count every unmasked position; a loss of the
     user's may mask itself.
     """
-    module = type(output.loss).__module__
     function = getattr(output.loss, "fn", None)
-    if function is not None:
-        module = getattr(function, "__module__", "")
     ignores = getattr(output.loss, "_fn_kwargs", {}).get("ignore_class") is not None
-    return module.startswith("keras.") and not ignores
+    return is_of_keras(type(output.loss) if function is None else function) and not ignores
 
 
 def _integer_target(output: OutputEvidence) -> Any | None:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from trainsanity.origin import is_of_keras
 from trainsanity.probes.metrics import compiled_metrics
 from trainsanity.probes.probe import Probe
 from trainsanity.tape import Tape
@@ -72,7 +73,7 @@ class MetricObjects(Probe):
             {
                 "key": key,
                 "class": type(metric).__name__,
-                "own_reset": not type(metric).reset_state.__module__.startswith("keras."),
+                "own_reset": not is_of_keras(type(metric).reset_state),
                 "variables": [self._variable(v) for v in metric.variables],
             }
             for key, metric in _by_key(self.run.model).items()

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from trainsanity import assignments
-from trainsanity.probes.announced import callbacks_of_call
+from trainsanity.origin import callbacks_beside_us, is_of_keras, is_ours
 from trainsanity.probes.probe import Columns, Probe
 from trainsanity.tape import TapeRows
 
@@ -27,8 +27,6 @@ HOOKS = (
     "on_train_batch_end",
 )
 MOST_PATHS = 20
-# Keras' own callbacks that never write to weights.
-PASSIVE = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
 
 
 class OutsideWrites(Probe):
@@ -53,7 +51,7 @@ class OutsideWrites(Probe):
 
     def on_begin(self) -> None:
         if self.run.kind == "fit" and self.run.guard is not None:
-            self._others = sorted({type(c).__name__ for c in callbacks_of_call() if _has_turn(c)})
+            self._others = sorted({type(c).__name__ for c in callbacks_beside_us() if _has_turn(c)})
             assignments.listen(self._hear)
 
     def _hear(self, variable: Any) -> None:
@@ -79,7 +77,7 @@ class OutsideWrites(Probe):
 
     def _blame(self, callback: Any, path: str) -> None:
         """Notes the callback whose turn it is in Keras' list, if it is not ours."""
-        if callback is not None and not _is_ours(callback):
+        if callback is not None and not is_ours(type(callback)):
             self._written.setdefault(type(callback).__name__, set()).add(path)
 
     def on_epoch_begin(self, epoch: int) -> None:
@@ -119,7 +117,7 @@ class OutsideWrites(Probe):
     @property
     def _own_step(self) -> bool:
         """Whether Keras' own step trains; another may train weights by an optimizer of its own."""
-        return str(type(self.run.model).train_step.__module__).startswith("keras.")
+        return is_of_keras(type(self.run.model).train_step)
 
     def on_closed(self) -> None:
         assignments.forget(self._hear)
@@ -131,13 +129,7 @@ def _owner(frame: Any) -> Any:
     return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
 
 
-def _is_ours(callback: Any) -> bool:
-    return type(callback).__module__.startswith("trainsanity.")
-
-
 def _has_turn(callback: Any) -> bool:
-    if _is_ours(callback) or isinstance(callback, PASSIVE):
-        return False
     plain = keras.callbacks.Callback
     return any(
         hook in callback.__dict__ or getattr(type(callback), hook) is not getattr(plain, hook)

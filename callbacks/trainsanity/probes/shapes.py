@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import Call, Passes
 
@@ -84,7 +85,7 @@ def _contradicts(declared: list[int | None], actual: list[int]) -> bool:
 
 def _computed(call: Call) -> list[tuple[str, list[int | None]]]:
     layer = call.operation
-    of_user = not type(layer).compute_output_shape.__module__.startswith("keras.")
+    of_user = not is_of_keras(type(layer).compute_output_shape)
     if not of_user or len(call.inputs) != 1:
         return []
     shape = layer.compute_output_shape((None, *call.inputs[0].shape[1:]))

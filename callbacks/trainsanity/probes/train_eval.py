@@ -10,6 +10,7 @@ import numpy as np
 
 from trainsanity.errors import CannotAudit
 from trainsanity.forward import call_model, untouched
+from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import rows_of
 
@@ -60,7 +61,7 @@ class TrainEval(Probe):
         if run.sample is None or run.sample[1] is None:
             return "no labelled sample of the data could be taken; pass probe_data=(x, y)"
         loss = getattr(run.model, "_compile_loss", None)
-        if loss is None or not type(run.model).compute_loss.__module__.startswith("keras."):
+        if loss is None or not is_of_keras(type(run.model).compute_loss):
             return "the loss is computed by the model itself"
         return None
 
