@@ -182,6 +182,8 @@ SINCE = (
     Bug("L3", 0, "1", "The optimizer counts a step that never ran", FOUND, "yes"),
     Bug("L4", 0, "2", "A masked loss depends on the batch size", FOUND, "yes"),
     Bug("L5", 0, "n", "A seeded fit repeats its order", FOUND, "yes"),
+    Bug("L6", 0, "4", "Frequent rows of an embedding learn too fast", FOUND, "yes"),
+    Bug("L7", 0, "4", "Centred RMSprop makes NaN of an embedding", FOUND, "yes"),
 )
 
 BUGS = {bug.id: bug for bug in (*STUDY, *FOUNDERS, *SINCE)}

@@ -183,8 +183,11 @@ class Backend(ABC):
         """The sum over each of some vectors, and the largest element of each of others; float32,
         all of one length.
         """
-        found = ops.unstack(ops.sum(ops.stack(sums), axis=1), len(sums))
-        return list(found), [ops.max(vector) for vector in largest]
+        if len(sums) > 3:  # fewer operations
+            found = list(ops.unstack(ops.sum(ops.stack(sums), axis=1), len(sums)))
+        else:
+            found = [ops.sum(vector) for vector in sums]
+        return found, [ops.max(vector) for vector in largest]
 
     def behind_barrier(self, tensors: list[Any]) -> list[Any]:
         """The same values, of which a compiler cannot make the code that computes them anew.
@@ -207,6 +210,18 @@ class Backend(ABC):
     @abstractmethod
     def gradient(self, function: Callable[[], Any], variables: list[Any]) -> tuple[Any, list[Any]]:
         """What `function()` returns, and its gradient by each variable; None where it has none."""
+
+    def gradients_by_row(
+        self, function: Callable[[], Any], variables: list[Any]
+    ) -> list[tuple[Any, Any, Any]]:
+        """Variable, row numbers (n,) and gradients (n, ...) where the gradient is a list with a row
+        for each use, the same row more than once; none where all gradients are whole tensors.
+        """
+        return []
+
+    def from_rows(self, indices: Any, values: Any, shape: tuple[int, ...]) -> Any:
+        """A gradient as such a list; only where `gradients_by_row` gives some."""
+        raise NotImplementedError
 
     # Random numbers
 

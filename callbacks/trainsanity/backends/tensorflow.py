@@ -135,6 +135,18 @@ class TensorFlow(Backend):
         found = tape.gradient(value, [variable._value for variable in variables])
         return value, [None if g is None else tf.convert_to_tensor(g) for g in found]
 
+    def gradients_by_row(
+        self, function: Callable[[], Any], variables: list[Any]
+    ) -> list[tuple[Any, Any, Any]]:
+        with tf.GradientTape() as tape:
+            value = function()
+        found = tape.gradient(value, [variable._value for variable in variables])
+        pairs = zip(variables, found, strict=True)
+        return [(v, g.indices, g.values) for v, g in pairs if self.is_sparse(g)]
+
+    def from_rows(self, indices: Any, values: Any, shape: tuple[int, ...]) -> Any:
+        return tf.IndexedSlices(tf.convert_to_tensor(values), tf.convert_to_tensor(indices), shape)
+
     def device_memory(self) -> float | None:
         if not tf.config.list_logical_devices("GPU"):
             return None

@@ -11,9 +11,9 @@ import numpy as np
 
 from trainsanity.difference import array_of
 from trainsanity.errors import CannotAudit
-from trainsanity.forward import call_model, refused, untouched
-from trainsanity.outputs import outputs_of
+from trainsanity.forward import refused, untouched
 from trainsanity.probes.probe import Probe
+from trainsanity.sample_loss import loss_of_sample, refuse_unknown_loss
 
 # Sizes of the step, relative to the norm of the weights moved. In float32 larger ones bend, and
 # smaller ones drown in rounding.
@@ -54,7 +54,7 @@ class GradientCheck(Probe):
         model = run.model
         variables = list(model.trainable_variables)
         with untouched(model), _weights_kept(variables), refused("the loss of the sample raises"):
-            loss, gradients = run.backend.gradient(self._loss, variables)
+            loss, gradients = run.backend.gradient(lambda: loss_of_sample(run), variables)
             value = float(array_of(loss))
             checks = [
                 self._check(layer, group, value)
@@ -64,29 +64,12 @@ class GradientCheck(Probe):
 
     def _refuse(self) -> None:
         run = self.run
-        compiled = getattr(run.model, "_compile_loss", None)
-        if run.sample[1] is None or compiled is None:
-            raise CannotAudit("there are no labels or no compiled loss")
-        if not type(run.model).compute_loss.__module__.startswith("keras."):
-            raise CannotAudit("the loss is computed by the model itself")
+        refuse_unknown_loss(run)
         if "float16" in str(run.model.compute_dtype):
             raise CannotAudit("half precision has too few digits for finite differences")
         size = sum(int(np.prod(v.shape)) for v in run.model.trainable_variables)
         if not 0 < size <= MOST_PARAMETERS:
             raise CannotAudit(f"the model has {size:,} trainable parameters")
-
-    def _loss(self) -> Any:
-        """The compiled loss; losses that layers add are left out of both slopes."""
-        x, y, weight = self.run.sample
-        prediction = call_model(self.run.model, x, training=False)
-        total = keras.ops.zeros(())
-        for output in outputs_of(self.run.model, y, prediction, weight):
-            if output.loss is None:
-                raise CannotAudit("an output has no loss of its own")
-            value = output.loss(output.y_true, output.y_pred, output.sample_weight)
-            factor = 1.0 if output.loss_weight is None else output.loss_weight
-            total = total + keras.ops.cast(keras.ops.sum(value), "float32") * factor
-        return total
 
     def _check(self, layer: Any, group: list[tuple[Any, Any]], loss: float) -> dict[str, Any]:
         variables = [variable for variable, _ in group]
@@ -121,7 +104,7 @@ class GradientCheck(Probe):
     ) -> float:
         for variable, value, way in zip(variables, start, direction, strict=True):
             variable.assign((value + step * way).astype("float32"))
-        found = float(array_of(self._loss()))
+        found = float(array_of(loss_of_sample(self.run)))
         for variable, value in zip(variables, start, strict=True):
             variable.assign(value.astype("float32"))
         return found
