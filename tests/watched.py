@@ -25,6 +25,7 @@ def watched_fit(
 
 
 def offline_callback(folder: str | Path, **options: Any) -> SanityCallback:
+    options = {"close_timeout": 300.0, **options}  # what is read here must be on disk
     return SanityCallback("offline", spool_dir=folder, keep_spool=True, verbose=False, **options)
 
 
