@@ -27,6 +27,7 @@ class Listeners:
         self._boundary = boundary
         self._refused = refused
         self._hooks: dict[str, list[tuple[Probe, Callable[..., Any]]]] = {}
+        self._turns: dict[tuple[str, bool], list[tuple[Probe, Callable[..., Any]]]] = {}
 
     def hearing(self, hook: str) -> list[Probe]:
         """The probes that override a hook."""
@@ -39,10 +40,25 @@ class Listeners:
     def tell_one(self, probe: Probe, hook: str, *args: Any) -> None:
         self._boundary.call(probe.name, self._hear_out, probe, getattr(probe, hook), *args)
 
-    def ask(self, hook: str, *args: Any) -> Iterator[Any]:
-        """What each probe returns; nothing for one that is off or fails."""
-        for probe, method in self._overriding(hook):
+    def ask(self, hook: str, *args: Any, every_batch: bool | None = None) -> Iterator[Any]:
+        """What each probe returns; nothing for one that is off or fails.
+
+        Args:
+            every_batch: asks only the probes that see every batch, or only the others; None: all.
+        """
+        for probe, method in self._with_turn(hook, every_batch):
             yield self._boundary.call(probe.name, method, *args, default={})
+
+    def _with_turn(
+        self, hook: str, every_batch: bool | None
+    ) -> list[tuple[Probe, Callable[..., Any]]]:
+        if every_batch is None:
+            return self._overriding(hook)
+        key = (hook, every_batch)
+        if key not in self._turns:
+            heard = self._overriding(hook)
+            self._turns[key] = [pair for pair in heard if pair[0].every_batch is every_batch]
+        return self._turns[key]
 
     def _hear_out(self, probe: Probe, method: Callable[..., Any], *args: Any) -> None:
         try:

@@ -25,6 +25,7 @@ class Readings:
         self.test: TapeReader | None = None
         self._last_read = 0.0
         self._last_slow_read = 0.0
+        self._stride = 1  # as last said
 
     @property
     def taped_step(self) -> int | None:
@@ -115,13 +116,32 @@ class Readings:
             made.update(columns)
         shown = {k: v for k, v in rows.columns.items() if not k.startswith("_")}
         columns = {**shown, **made}
-        run.shared[latest] = {name: float(values[-1]) for name, values in columns.items()}
+        known = {name: values[-1] for name, values in columns.items() if name not in rows.gaps}
+        run.shared[latest] = {name: float(value) for name, value in known.items()}
         if run.kind == "evaluate":
             run.step = int(rows.steps[-1])
         if hook == "on_rows" or run.kind == "evaluate":
-            self._boundary.call("stream", run.emit, rows.steps, columns)
+            for steps, block in rows.blocks(columns):
+                self._boundary.call("stream", run.emit, steps, block)
+            self._boundary.call("stream", self._say_thinned, rows)
         if rows.lost:
             self._boundary.call("tape", self._report_lost, rows.lost)
+
+    def _say_thinned(self, rows: TapeRows) -> None:
+        """What was not measured at every step, why, and how often it was; again where that
+        changes much.
+        """
+        pace = self._run.test_pace if self._run.kind == "evaluate" else self._run.pace
+        names = sorted(name for name in rows.gaps if not name.startswith("_"))
+        if not names or pace.stride < 2 or 0.5 < pace.stride / self._stride < 2:
+            return
+        self._stride = pace.stride
+        reason = (
+            f"measuring them takes {1e3 * pace.cost:.2g} ms beside a step of "
+            f"{1e3 * pace.step_seconds:.2g} ms that runs as Python code"
+        )
+        facts = {"signal": ", ".join(names), "reason": reason, "stride": pace.stride}
+        self._run.audit("thinned", facts)
 
     def _report_lost(self, lost: int) -> None:
         reason = f"{lost} batches were overwritten before they could be read"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainsanity.pace import Pace
 from trainsanity.wire import Signal
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ class Run:
     guard: Callable[..., Any] | None = None
     replicas: int = 1  # copies of the model that share a batch in this process
     processes: int = 1  # that train one model together; this is the first of them
+    # Of training and of test steps: which of them all probes look at.
+    pace: Pace = field(default_factory=lambda: Pace(thins=False))
+    test_pace: Pace = field(default_factory=lambda: Pace(thins=False))
     sample_rows: int = 8  # as many as the model demands, where its batch size is fixed
     step: int = 0
     # JAX's state right before a step, while `before_step` runs: variables are empty then.

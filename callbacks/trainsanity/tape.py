@@ -10,8 +10,8 @@ step.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -109,14 +109,33 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
 
 @dataclass(frozen=True)
 class TapeRows:
-    """Rows read from the tape: `steps` (n,) and float64 columns (n,) by name."""
+    """Rows read from the tape: `steps` (n,) and float64 columns (n,) by name.
+
+    Attributes:
+        gaps: columns that some of the rows do not have -> which; those are NaN in the column.
+        lost: rows overwritten before they were read.
+    """
 
     steps: np.ndarray[Any, np.dtype[np.int64]]
     columns: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
-    lost: int = 0  # rows overwritten before they were read
+    gaps: Mapping[str, np.ndarray[Any, np.dtype[np.bool_]]] = field(default_factory=dict)
+    lost: int = 0
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    def blocks(self, columns: Mapping[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Steps and columns of what was measured at the same steps, without the gaps."""
+        alike: dict[bytes, dict[str, Any]] = {}
+        for name, values in columns.items():
+            gap = self.gaps.get(name)
+            alike.setdefault(b"" if gap is None else gap.tobytes(), {})[name] = values
+        for pattern, block in alike.items():
+            if not pattern:
+                yield self.steps, block
+                continue
+            there = ~np.frombuffer(pattern, np.bool_)
+            yield self.steps[there], {name: values[there] for name, values in block.items()}
 
 
 _NO_ROWS = TapeRows(np.empty(0, np.int64), {})
@@ -216,8 +235,13 @@ class TapeReader:
         columns = {
             name: rows[:, i] for name, i in self.tape.names.items() if not is_gap[:, i].all()
         }
+        gaps = {
+            name: is_gap[:, i]
+            for name, i in self.tape.names.items()
+            if name in columns and is_gap[:, i].any()
+        }
         _drop_unflushed(columns, self.tape.flushed)
-        return TapeRows(places + 1 - self._foreign, columns, lost)
+        return TapeRows(places + 1 - self._foreign, columns, gaps, lost)
 
 
 def _drop_unflushed(columns: dict[str, Any], flushed: set[str]) -> None:

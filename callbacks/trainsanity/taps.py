@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from trainsanity.first_layers import first_weighted_layers
 from trainsanity.masking import mask_of, put_mask
 from trainsanity.observed import Observed
 from trainsanity.outputs import outputs_of
+from trainsanity.pace import Pace
 from trainsanity.probes.probe import Columns, LayerCall, Step, Update
 from trainsanity.recording import called_method, noted_calls, tensors_of
 from trainsanity.tape import Tape
@@ -160,6 +162,8 @@ class Taps:
             x, y, weights = batch_parts(args[-1]) if args else (None, None, None)
             given = (x, y, self._boundary.call("taps", self.run.backend.unshared, weights))
             self._local.step = current = Step(training=training, given=given)
+            pace = self._pace(current)
+            current.full = pace.begin()
             self._boundary.call("taps", self._begin_trace, current)
             observed = self._observers
             observed.begin()
@@ -176,6 +180,7 @@ class Taps:
             if training and not self.run.is_shared:
                 self._boundary.call("sample", self.run.backend.catch_sample, self.run, args)
             self._finish(current, result)
+            pace.end()
             return result
 
         return step
@@ -296,11 +301,20 @@ class Taps:
                 self._boundary.call("taps", self._note, step, signature, args, kwargs, weights)
                 step.loss = self._boundary.call("taps", self._whole_loss, loss)
                 self._collect(step, "trace_loss", step)
+                self._look_closer(step)
             if self._is_stateless:
                 self._leave_gradient(step)
             return loss
 
         return compute_loss
+
+    def _look_closer(self, step: Step) -> None:
+        """A loss that is not finite gives all probes their turn, where asking costs no wait."""
+        bad = step.columns.get("loss/nonfinite")
+        if not step.full and isinstance(bad, float) and bad > 0:
+            step.full = True
+            for columns in self._listeners.ask("trace_loss", step, every_batch=False):
+                step.columns.update(columns)
 
     def _whole_loss(self, loss: Any) -> Any:
         """The loss to look at, before Keras divides it by the number of replicas."""
@@ -363,14 +377,14 @@ class Taps:
     def _around_update(self, name: str, optimizer: Any, original: Function) -> Function:
         def apply(*args: Any, **kwargs: Any) -> Any:
             step = self._step
-            if step is None:
+            if step is None or not step.full:  # no probe of updates sees every batch
                 return original(*args, **kwargs)
             update = self._boundary.call(
                 "update", self._update, name, optimizer, step, args, kwargs
             )
             if update is None:
                 return original(*args, **kwargs)
-            self._before_update(update)
+            self._before_update(step, update)
             with update.clipping_watched():
                 result = original(*args, **kwargs)
             self._after_update(step, update)
@@ -393,7 +407,7 @@ class Taps:
                     "update", self._update, name, optimizer, step, (grads,), {}
                 )
                 if update is not None:
-                    self._before_update(update)
+                    self._before_update(step, update)
             result = original(*args, **kwargs)
             if update is not None:
                 with _as_variables(optimizer, *result):
@@ -421,17 +435,25 @@ class Taps:
         copies = functools.partial(self.run.backend.copies, xla=self.run.compiled_by_xla)
         return Update(name, optimizer, seen, list(variables), step.shared, copies)
 
-    def _before_update(self, update: Update) -> None:
+    def _before_update(self, step: Step, update: Update) -> None:
+        began = time.perf_counter()
         with self.run.backend.observing():
             self._listeners.tell("trace_before_update", update)
+        self._pace(step).spend(time.perf_counter() - began)
 
     def _after_update(self, step: Step, update: Update) -> None:
         with self.run.backend.observing():
             self._collect(step, "trace_after_update", update)
 
     def _collect(self, step: Step, hook: str, evidence: Any) -> None:
-        for columns in self._listeners.ask(hook, evidence):
+        every_batch = None if step.full else True
+        began = time.perf_counter()
+        for columns in self._listeners.ask(hook, evidence, every_batch=every_batch):
             step.columns.update(columns)
+        self._pace(step).spend(time.perf_counter() - began)
+
+    def _pace(self, step: Step) -> Pace:
+        return self.run.pace if step.training else self.run.test_pace
 
 
 def batch_parts(data: Any) -> tuple[Any, Any, Any]:

@@ -25,6 +25,7 @@ class DataOrder(Probe):
     """Makes the audit `data_epoch` from two weighted sums over (a part of) every row of a batch."""
 
     name = "data_order"
+    every_batch = True
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
@@ -39,8 +40,8 @@ class DataOrder(Probe):
             return columns
         rows = row_sums[0] if len(row_sums) == 1 else row_sums[0] + 1.37 * row_sums[1]
         # The place of a row counts in one sum and not in the other.
-        columns["_fingerprint:rows"] = ops.sum(rows)
-        columns["_fingerprint:places"] = ops.sum(rows * _factors(backend, rows))
+        sums, _ = backend.sums_and_largest([rows, rows * _factors(backend, rows)], [])
+        columns["_fingerprint:rows"], columns["_fingerprint:places"] = sums
         return columns
 
     def on_epoch_begin(self, epoch: int) -> None:

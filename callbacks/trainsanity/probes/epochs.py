@@ -8,8 +8,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from keras import ops
+
 from trainsanity import optimizers
-from trainsanity.probes.probe import Columns, Probe
+from trainsanity.probes.probe import Columns, Probe, Step
+from trainsanity.recording import tensors_of
 from trainsanity.tape import TapeRows
 
 
@@ -19,6 +22,7 @@ class Epochs(Probe):
     """
 
     name = "epochs"
+    every_batch = True
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
@@ -26,13 +30,20 @@ class Epochs(Probe):
         self._iterations: int | None = None
         self._rows = 0
         self._samples = 0.0
-        self._skips = 0
+        self._skips: int | None = 0  # None: not every batch was looked at
         self._test_began = 0.0
         self._test_rows = 0
         self._declared_test_steps: int | None = None
         self._seen_test = False
 
     # training
+
+    def trace_logs(self, step: Step) -> Columns:
+        # Also where a step of the user's asks for no loss.
+        inputs = tensors_of(step.given[0])
+        if not inputs or not len(inputs[0].shape):
+            return {}
+        return {"batch/size": ops.shape(inputs[0])[0]}
 
     def on_epoch_begin(self, epoch: int) -> None:
         self._began = time.monotonic()
@@ -51,8 +62,15 @@ class Epochs(Probe):
         if sizes is not None:
             self._samples += float(sizes.sum())
         if self._scales_loss:
-            self._skips += int((rows.columns.get("gradient/nonfinite", 0.0 * rows.steps) > 0).sum())
+            self._count_skips(rows)
         return {}
+
+    def _count_skips(self, rows: TapeRows) -> None:
+        nonfinite = rows.columns.get("gradient/nonfinite")
+        if "gradient/nonfinite" in rows.gaps:
+            self._skips = None
+        elif self._skips is not None and nonfinite is not None:
+            self._skips += int((nonfinite > 0).sum())
 
     @property
     def _scales_loss(self) -> bool:

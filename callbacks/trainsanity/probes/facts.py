@@ -11,6 +11,7 @@ import numpy as np
 
 from trainsanity import identity, optimizers
 from trainsanity.backends.backend import Backend
+from trainsanity.origin import is_of_keras
 from trainsanity.probes.batches import option
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
 from trainsanity.redaction import HIDDEN, is_secret
@@ -48,7 +49,8 @@ class Facts(Probe):
     def trace_loss(self, step: Step) -> Columns:
         facts = self.run.shared.setdefault("output_facts", {})
         for output in step.outputs:
-            facts.setdefault(output.name, _output(self.run.model, output))
+            if output.name not in facts:
+                facts[output.name] = _output(self.run.model, output)
         return {}
 
     def on_rows(self, rows: TapeRows) -> Any:
@@ -138,7 +140,7 @@ def _compiled(model: Any) -> dict[str, Any]:
     optimizer = model.optimizer
     config = getattr(model, "_compile_config", None)
     given = dict(config.config) if config is not None else {}
-    own_train_step = not type(model).train_step.__module__.startswith("keras.")
+    own_train_step = not is_of_keras(type(model).train_step)
     return {
         "optimizer": None
         if optimizer is None
@@ -154,7 +156,7 @@ def _compiled(model: Any) -> dict[str, Any]:
         "run_eagerly": bool(model.run_eagerly),
         "steps_per_execution": int(model.steps_per_execution or 1),
         "custom_train_step": own_train_step,
-        "custom_compute_loss": not type(model).compute_loss.__module__.startswith("keras."),
+        "custom_compute_loss": not is_of_keras(type(model).compute_loss),
         "optimizers": len(optimizers.of_model(model)),
     }
 

@@ -10,6 +10,7 @@ from keras import ops
 
 from trainsanity.epoch_mean import EpochMean
 from trainsanity.masking import mask_of
+from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
 from trainsanity.probes.weighting import (
     product,
@@ -50,6 +51,7 @@ class Losses(Probe):
     """
 
     name = "losses"
+    every_batch = True
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
@@ -90,7 +92,7 @@ class Losses(Probe):
 
     def _why_not(self, terms: list[Term]) -> str | None:
         """Why the loss cannot be computed anew from its unreduced values; None where it can."""
-        if not type(self.run.model).compute_loss.__module__.startswith("keras."):
+        if not is_of_keras(type(self.run.model).compute_loss):
             return "the model computes its loss by a compute_loss of its own"
         if not terms:
             return "the compiled losses do not belong to outputs with labels, or cannot be watched"

@@ -10,6 +10,7 @@ from keras import ops
 
 from trainsanity.epoch_mean import EpochMean
 from trainsanity.masking import mask_of
+from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
 from trainsanity.probes.weighting import (
     mean_parts,
@@ -38,6 +39,7 @@ class Metrics(Probe):
     """
 
     name = "metrics"
+    every_batch = True
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
@@ -99,7 +101,7 @@ class Metrics(Probe):
         if not isinstance(metric, keras.metrics.MeanMetricWrapper) or function is None:
             facts["reason"] = f"{facts['kind']} is no mean over positions"
             return None
-        is_keras = getattr(function, "__module__", "").startswith("keras.")
+        is_keras = is_of_keras(function)
         values = step.metric_values.get(id(metric))
         if values is None and is_keras:
             values = function(output.y_true, output.y_pred, **metric._fn_kwargs)

@@ -82,10 +82,12 @@ class Step:
         results: what the step returned, known in `trace_logs`: log key -> tensor.
         metric_values: id of a metric -> what its function returned.
         asked: which of "loss" and "metrics" the step has asked the model to compute.
+        full: whether all probes have their turn, not only those that see every batch.
         shared: intermediate tensors that one probe computes and another uses.
     """
 
     training: bool
+    full: bool = True
     given: tuple[Any, Any, Any] = (None, None, None)
     x: Any = None
     y: Any = None
@@ -207,6 +209,9 @@ class Probe:
     name: ClassVar[str]
     # The audit that `on_sample` makes, where its name is not the probe's.
     audit: ClassVar[str | None] = None
+    # Whether its columns must come from every batch, as what adds up over an epoch does; the others
+    # may get fewer turns where the step runs as Python code (`trainsanity.pace`).
+    every_batch: ClassVar[bool] = False
     # Seconds, roughly, that `on_sample` takes: cheap audits come first.
     cost: ClassVar[float] = 0.0
 

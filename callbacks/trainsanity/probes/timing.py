@@ -22,6 +22,7 @@ class Timing(Probe):
     """
 
     name = "timing"
+    every_batch = True
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
