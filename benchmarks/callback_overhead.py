@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -21,16 +20,23 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import click
+from overhead.command_line import (
+    MODELS,
+    Row,
+    as_json_option,
+    backend_option,
+    environment,
+    models_option,
+    row,
+    show,
+)
 from overhead.servers import SERVERS
 
 HERE = Path(__file__).parent / "overhead"
-MODELS = ("dense", "cnn", "lstm", "transformer")
 PEERS = ("tensorboard", "mlflow", "wandb", "aim")
 MODULES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb", "aim": "aim"}
-Row = dict[str, Any]
 
 
 @dataclass
@@ -104,9 +110,9 @@ class Worker:
 
 @click.command()
 @click.option("--quick", is_flag=True, help="The smallest model and few rounds: under a minute.")
-@click.option("--json", "as_json", is_flag=True, help="Print rows of JSON instead of a table.")
-@click.option("--backend", default="tensorflow", show_default=True)
-@click.option("--model", "models", multiple=True, type=click.Choice(MODELS), help="All by default.")
+@as_json_option
+@backend_option
+@models_option
 @click.option("--rounds", default=7, show_default=True, help="Times that the subjects take turns.")
 @click.option("--batches", default=500, show_default=True, help="Batches of the timed epoch.")
 @click.option("--server", type=click.Choice(sorted(SERVERS)), default="up", show_default=True)
@@ -128,12 +134,7 @@ def main(
         models, rounds, batches = models or ("dense",), min(rounds, 3), min(batches, 300)
     rows: list[Row] = []
     with SERVERS[server]() as url:
-        env = {
-            **os.environ,
-            "KERAS_BACKEND": backend,
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            "TRAINSANITY_URL": url,
-        }
+        env = environment(backend) | {"TRAINSANITY_URL": url}
         subjects = _subjects(peers)
         for model in models or MODELS:
             print(
@@ -141,7 +142,7 @@ def main(
             )
             measured = measure(model, subjects, rounds, batches, env)
             rows += _rows(f"{model}, {backend}", f"server {server}", measured)
-    print(json.dumps(rows, indent=1) if as_json else table(rows))
+    show(rows, as_json=as_json)
 
 
 def _subjects(peers: tuple[str, ...]) -> dict[str, str]:
@@ -188,33 +189,17 @@ def measure(
 
 def _rows(case: str, server: str, measured: dict[str, Times]) -> Iterator[Row]:
     ours = measured["trainsanity"]
-
-    def row(what: str, subject: str, value: float, unit: str = "µs") -> Row:
-        return {
-            "case": f"{case}: {what}",
-            "subject": subject,
-            "value": round(value, 2),
-            "unit": unit,
-        }
-
-    yield row("step without callback", "keras", ours.alone("mean"))
+    yield row(f"{case}: step without callback", "keras", ours.alone("mean"), "µs")
     for subject, times in measured.items():
         here = f", {server}" if subject == "trainsanity" else ""
         added = times.added("mean")
-        yield row(f"added per batch{here}", subject, added)
-        yield row(f"added per batch{here}", subject, 100 * added / times.alone("mean"), "% of step")
-        yield row(f"added to the median step{here}", subject, times.added("median"))
+        share = 100 * added / times.alone("mean")
+        yield row(f"{case}: added per batch{here}", subject, added, "µs")
+        yield row(f"{case}: added per batch{here}", subject, share, "% of step")
+        yield row(f"{case}: added to the median step{here}", subject, times.added("median"), "µs")
         # Work outside of the hooks, such as around the step, shows here.
-        yield row(f"added to the p99 step{here}", subject, times.added("p99"))
-        yield row(f"batch hook p99{here}", subject, times.hook_p99())
-
-
-def table(rows: list[Row]) -> str:
-    case, subject = (max(len(row[key]) for row in rows) for key in ("case", "subject"))
-    return "\n".join(
-        f"{row['case']:<{case}}  {row['subject']:<{subject}}  {row['value']:>12,.1f} {row['unit']}"
-        for row in rows
-    )
+        yield row(f"{case}: added to the p99 step{here}", subject, times.added("p99"), "µs")
+        yield row(f"{case}: batch hook p99{here}", subject, times.hook_p99(), "µs")
 
 
 if __name__ == "__main__":

@@ -20,16 +20,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
+from overhead.command_line import Row, as_json_option, row, show
 
 MIB = 1024.0 * 1024.0
 BATCH = 2
 STEPS_PER_EXECUTION = 50
-Row = dict[str, Any]
 
 
 @click.command()
 @click.option("--quick", is_flag=True, help="20,000 batches: under a minute.")
-@click.option("--json", "as_json", is_flag=True, help="Print rows of JSON instead of a table.")
+@as_json_option
 @click.option("--batches", default=1_000_000, show_default=True, help="Of each of the two fits.")
 @click.option("--every", default=50_000, show_default=True, help="Batches between two readings.")
 @click.option("--minutes", default=60.0, show_default=True, help="Most that each fit may take.")
@@ -47,7 +47,7 @@ def main(
     for subject in ("plain", "watched"):
         readings[subject] = dict(measure(subject, batches, every, minutes))
     rows = list(_rows(readings["plain"], readings["watched"]))
-    print(json.dumps(rows, indent=1) if as_json else table(rows))
+    show(rows, as_json=as_json)
 
 
 def measure(subject: str, batches: int, every: int, minutes: float) -> Iterator[tuple[int, float]]:
@@ -127,15 +127,7 @@ def _rows(plain: dict[int, float], watched: dict[int, float]) -> Iterator[Row]:
 
 
 def _row(case: str, subject: str, value: float) -> Row:
-    return {"case": case, "subject": subject, "value": round(value, 1), "unit": "MiB"}
-
-
-def table(rows: list[Row]) -> str:
-    case, subject = (max(len(row[key]) for row in rows) for key in ("case", "subject"))
-    return "\n".join(
-        f"{row['case']:<{case}}  {row['subject']:<{subject}}  {row['value']:>9,.1f} {row['unit']}"
-        for row in rows
-    )
+    return row(case, subject, value, "MiB")
 
 
 if __name__ == "__main__":

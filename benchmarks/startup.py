@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import cProfile
 import json
-import os
 import pstats
 import statistics
 import subprocess
@@ -20,22 +19,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
+from overhead.command_line import (
+    MODELS,
+    Row,
+    as_json_option,
+    backend_option,
+    environment,
+    models_option,
+    row,
+    show,
+)
 
-sys.path.insert(0, str(Path(__file__).parent / "overhead"))
-MODELS = ("dense", "cnn", "lstm", "transformer")
 BATCHES = 4
-Row = dict[str, Any]
 
 
 @click.command()
 @click.option("--quick", is_flag=True, help="The smallest model, twice: under a minute.")
-@click.option("--json", "as_json", is_flag=True, help="Print rows of JSON instead of a table.")
-@click.option("--backend", default="tensorflow", show_default=True)
-@click.option("--model", "models", multiple=True, type=click.Choice(MODELS), help="All by default.")
+@as_json_option
+@backend_option
+@models_option
 @click.option("--rounds", default=5, show_default=True, help="Fits of each kind.")
 @click.option("--profile", is_flag=True, help="Print where a watched fit spends its time.")
 @click.option("--fit", type=click.Choice(("plain", "watched")), hidden=True)
@@ -60,7 +65,7 @@ def main(
             measured(model, backend, "watched", "--profile")
             continue
         rows += _rows(f"{model}, {backend}", *_rounds(model, backend, rounds))
-    print(json.dumps(rows, indent=1) if as_json else table(rows))
+    show(rows, as_json=as_json)
 
 
 def _rounds(model: str, backend: str, rounds: int) -> tuple[list[float], list[float]]:
@@ -78,7 +83,7 @@ def measured(model: str, backend: str, kind: str, *options: str) -> float:
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env=environment(backend),
     )
     return float(result.stdout.splitlines()[-1])
 
@@ -86,7 +91,7 @@ def measured(model: str, backend: str, kind: str, *options: str) -> float:
 def seconds_of(model: str, kind: str) -> float:
     """From before the callback is imported to the end of the first batch."""
     import keras
-    from models import MODELS as BUILDERS
+    from overhead.models import MODELS as BUILDERS
 
     class FirstBatch(keras.callbacks.Callback):
         ended = 0.0
@@ -119,22 +124,10 @@ def profiled(model: str) -> float:
 
 def _rows(case: str, plain: list[float], watched: list[float]) -> Iterator[Row]:
     before, after = statistics.median(plain), statistics.median(watched)
-    yield _row(f"{case}: time to the first batch", "keras", before, "s")
-    yield _row(f"{case}: time to the first batch", "trainsanity", after, "s")
-    yield _row(f"{case}: added", "trainsanity", after - before, "s")
-    yield _row(f"{case}: added", "trainsanity", 100 * (after - before) / before, "%")
-
-
-def _row(case: str, subject: str, value: float, unit: str) -> Row:
-    return {"case": case, "subject": subject, "value": round(value, 3), "unit": unit}
-
-
-def table(rows: list[Row]) -> str:
-    case, subject = (max((len(row[key]) for row in rows), default=0) for key in ("case", "subject"))
-    return "\n".join(
-        f"{row['case']:<{case}}  {row['subject']:<{subject}}  {row['value']:>8,.2f} {row['unit']}"
-        for row in rows
-    )
+    yield row(f"{case}: time to the first batch", "keras", before, "s")
+    yield row(f"{case}: time to the first batch", "trainsanity", after, "s")
+    yield row(f"{case}: added", "trainsanity", after - before, "s")
+    yield row(f"{case}: added", "trainsanity", 100 * (after - before) / before, "%")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,41 @@
+"""What the commands that measure the callback's cost have in common: options, rows, the answer."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import click
+
+MODELS = ("dense", "cnn", "lstm", "transformer")  # of models.py, which needs Keras to be imported
+Row = dict[str, Any]
+
+as_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print rows of JSON instead of a table."
+)
+backend_option = click.option("--backend", default="tensorflow", show_default=True)
+models_option = click.option(
+    "--model", "models", multiple=True, type=click.Choice(MODELS), help="All by default."
+)
+
+
+def environment(backend: str) -> dict[str, str]:
+    """Of a process that trains on this backend."""
+    return {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def row(case: str, subject: str, value: float, unit: str) -> Row:
+    return {"case": case, "subject": subject, "value": round(value, 3), "unit": unit}
+
+
+def show(rows: list[Row], *, as_json: bool) -> None:
+    print(json.dumps(rows, indent=1) if as_json else _table(rows))
+
+
+def _table(rows: list[Row]) -> str:
+    case, subject = (max((len(row[key]) for row in rows), default=0) for key in ("case", "subject"))
+    return "\n".join(
+        f"{row['case']:<{case}}  {row['subject']:<{subject}}  {row['value']:>12,.2f} {row['unit']}"
+        for row in rows
+    )
