@@ -23,18 +23,13 @@ def judge(found: Evidence) -> Iterator[tuple[str, frozenset[str]]]:
     """Symptoms, each with the rules of ours that would be the right diagnosis with it."""
     if found.is_nonfinite or not np.isfinite(found.batch_losses).all():
         yield "numerical error", frozenset({"nonfinite-propagation"})
-    kernels = [row for epoch in found.kernels() for row in epoch]
-    gradients = [
-        row["gradient_largest"] for row in kernels if row.get("gradient_largest") is not None
-    ]
-    if any(largest < 1e-7 for largest in gradients):
+    if any(largest < 1e-7 for largest in found.largest_gradients()):
         yield "vanishing gradient", frozenset({"vanishing-gradient", "dead-weights"})
-    layers = [row for row in found.units() if row.get("units")]
-    if any(r["activation"] == "relu" and r["dead"] / r["units"] >= 0.7 for r in layers):
+    if any(share >= 0.7 for share in found.dead_relu_shares()):
         yield "dead node", frozenset({"dead-units", "dead-weights"})
-    bounded = [r for r in layers if r["activation"] in ("sigmoid", "tanh")]
-    if any((r.get("saturated") or 0.0) > 0.5 for r in bounded):
+    if any(share > 0.5 for share in found.saturated_shares()):
         yield "saturated activation", frozenset({"saturated-units"})
+    kernels = [row for epoch in found.kernels() for row in epoch]
     known = [r for r in kernels if r.get("norm") is not None and (r.get("size") or 0) > 1]
     variances = [row["norm"] ** 2 / row["size"] for row in known]
     if any(variance < 1e-5 or variance > 10 for variance in variances):

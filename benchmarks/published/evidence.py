@@ -80,10 +80,23 @@ class Evidence:
             for audit in self.run.audits("weights")
         ]
 
-    def units(self) -> list[dict[str, Any]]:
-        """Layers with an activation, at the ends of all epochs."""
+    def largest_gradients(self) -> list[float]:
+        """Largest element of each kernel's gradient, at the ends of all epochs."""
+        found = [row.get("gradient_largest") for epoch in self.kernels() for row in epoch]
+        return [largest for largest in found if largest is not None]
+
+    def dead_relu_shares(self) -> list[float]:
+        """Of the units of each layer with relu, at the ends of all epochs."""
+        return [row["dead"] / row["units"] for row in self._activated("relu")]
+
+    def saturated_shares(self) -> list[float]:
+        """Of the units of each layer with sigmoid or tanh, at the ends of all epochs."""
+        return [row.get("saturated") or 0.0 for row in self._activated("sigmoid", "tanh")]
+
+    def _activated(self, *activations: str) -> list[dict[str, Any]]:
         audits = self.run.audits("units")
-        return [row for audit in audits for row in audit.facts.get("layers", [])]
+        rows = [row for audit in audits for row in audit.facts.get("layers", [])]
+        return [row for row in rows if row.get("units") and row["activation"] in activations]
 
     @property
     def is_nonfinite(self) -> bool:

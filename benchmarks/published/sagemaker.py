@@ -25,22 +25,16 @@ def judge(found: Evidence) -> Iterator[tuple[str, frozenset[str]]]:
     """Symptoms, each with the rules of ours that would be the right diagnosis with it."""
     if found.is_nonfinite or not np.isfinite(found.batch_losses).all():
         yield "ExplodingTensor", frozenset({"nonfinite-propagation"})
-    kernels = [row for epoch in found.kernels() for row in epoch]
-    gradients = [
-        row["gradient_largest"] for row in kernels if row.get("gradient_largest") is not None
-    ]
-    if any(largest < 1e-7 for largest in gradients):
+    if any(largest < 1e-7 for largest in found.largest_gradients()):
         yield "VanishingGradient", frozenset({"vanishing-gradient", "dead-weights"})
     every_tenth = found.batch_losses[::10]
     if (every_tenth[1:] > every_tenth[:-1] * (1 - 0.001)).any():
         yield "LossNotDecreasing", frozenset({"loss-not-decreasing", "lr-effective-mismatch"})
     if _has_odd_updates(found):
         yield "WeightUpdateRatio", frozenset({"update-ratio", "lr-effective-mismatch"})
-    layers = [row for row in found.units() if row.get("units")]
-    if any(r["activation"] == "relu" and r["dead"] / r["units"] > 0.5 for r in layers):
+    if any(share > 0.5 for share in found.dead_relu_shares()):
         yield "DeadRelu", frozenset({"dead-units", "dead-weights"})
-    bounded = [r for r in layers if r["activation"] in ("sigmoid", "tanh")]
-    if any((r.get("saturated") or 0.0) > 0.5 for r in bounded):
+    if any(share > 0.5 for share in found.saturated_shares()):
         yield "SaturatedActivation", frozenset({"saturated-units"})
     train, validation = found.losses, found.validation_losses
     if train.size and validation.size and validation[-1] - train[-1] > 0.1 * abs(train[-1]):
