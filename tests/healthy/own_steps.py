@@ -17,6 +17,12 @@ def _dense(*widths: int, inputs: int, last: str | None = None) -> keras.Sequenti
     return keras.Sequential([keras.Input((inputs,)), *hidden, layers.Dense(widths[-1], last)])
 
 
+def _without_labels(model: keras.Model, *optimizers: keras.optimizers.Optimizer) -> SpooledRun:
+    x, _ = table()
+    model.compile(*optimizers)
+    return watched_fit(model, x, batch_size=16, epochs=3)
+
+
 class VariationalAutoencoder(keras.Model):
     """As on keras.io: a train_step with a tape, and trackers as metrics."""
 
@@ -49,10 +55,7 @@ class VariationalAutoencoder(keras.Model):
 
 
 def variational_autoencoder() -> SpooledRun:
-    x, _ = table()
-    model = VariationalAutoencoder()
-    model.compile(keras.optimizers.Adam(0.005))
-    return watched_fit(model, x, batch_size=16, epochs=3)
+    return _without_labels(VariationalAutoencoder(), keras.optimizers.Adam(0.005))
 
 
 class Adversaries(keras.Model):
@@ -90,10 +93,8 @@ class Adversaries(keras.Model):
 
 
 def adversaries() -> SpooledRun:
-    x, _ = table()
-    model = Adversaries()
-    model.compile(keras.optimizers.Adam(0.001), keras.optimizers.Adam(0.001))
-    return watched_fit(model, x, batch_size=16, epochs=3)
+    first, second = keras.optimizers.Adam(0.001), keras.optimizers.Adam(0.001)
+    return _without_labels(Adversaries(), first, second)
 
 
 class Student(keras.Model):
@@ -165,10 +166,7 @@ class Contrastive(keras.Model):
 
 
 def contrastive_learning() -> SpooledRun:
-    x, _ = table()
-    model = Contrastive()
-    model.compile(keras.optimizers.Adam(0.003))
-    return watched_fit(model, x, batch_size=16, epochs=3)
+    return _without_labels(Contrastive(), keras.optimizers.Adam(0.003))
 
 
 class Triplets(keras.Model):
