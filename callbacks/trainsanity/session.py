@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import sys
+import threading
 import time
 import traceback
 import weakref
@@ -39,6 +40,7 @@ SAMPLE_ROWS = 8  # of the training data, kept in the process for audits
 START_UP_SECONDS = 0.2  # that audits of the sample may take before or after the first batch
 EPOCH_END_SECONDS = 0.5  # that those left may take at the end of an epoch
 LAST_SECONDS = 3.0  # that those left at the end of training may take at least
+LOOKS_IN_VAIN = 2  # after which a call is over: between two threads a greenlet may be missed
 SHARED = "audits of a sample run on one copy of the model; this one is trained on several"
 OF_THE_FIRST = (
     "losses, metrics and counts are of the first process's part of each batch: adding up would "
@@ -102,6 +104,9 @@ class Session:
         self._opened = time.monotonic()
         self._begun = False
         self._stop = False
+        self._ending = threading.RLock()  # held while what a left call has measured is handed in
+        self._looks_in_vain = 0  # for the call among all that are running
+        self._has_said_end = False
 
     # what users may ask
 
@@ -181,7 +186,9 @@ class Session:
     def _open_run(self) -> None:
         arguments = self._call.arguments
         kind = "evaluate" if arguments.call == "evaluate" else "fit"
-        self._stream = RunStream(self._settings, self.run_id, self._header(kind), self._hear)
+        self._stream = RunStream(
+            self._settings, self.run_id, self._header(kind), self._hear, on_beat=self._beat
+        )
         backend = backends.active()
         self._run = run = Run(self.model, backend, self._stream, self._settings, kind=kind)
         run.optimizer = getattr(self.model, "optimizer", None)
@@ -373,19 +380,52 @@ class Session:
 
     def abandon(self) -> None:
         """The watched call was left without its end: an exception, or the next call has begun."""
-        if not self.ended:
-            if self._readings is not None:
-                # Keras has put its variables back by now.
-                read = functools.partial(self._readings.read_train, whole=True)
-                self._boundary.call("callback", read)
-            self._close("failed" if self._begun else "finished")
-        self._boundary.call("taps", self._remove)
-        self._let_go()
+        with self._ending:
+            if not self.ended:
+                self._read_rest()
+                self._close(self._state_when_left)
+            self._boundary.call("taps", self._remove)
+            self._let_go()
+
+    @property
+    def _state_when_left(self) -> str:
+        return "failed" if self._begun else "finished"
+
+    def _read_rest(self) -> None:
+        if self._readings is not None:
+            # Keras has put its variables back by now.
+            read = functools.partial(self._readings.read_train, whole=True)
+            self._boundary.call("callback", read)
+
+    def _beat(self) -> None:
+        self._boundary.call("callback", self._look_if_left)
+
+    def _look_if_left(self) -> None:
+        """In the writing thread: an exception may have left the call while somebody keeps its
+        traceback, as notebooks do for the last one, and with it the iterator.
+        """
+        if self.ended or not self._call:
+            return
+        if self._call.is_running():
+            self._looks_in_vain = 0
+            return
+        self._looks_in_vain += 1
+        if self._looks_in_vain == LOOKS_IN_VAIN:
+            name = "trainsanity-end"
+            threading.Thread(target=self._tell_that_left, name=name, daemon=True).start()
+
+    def _tell_that_left(self) -> None:
+        """Ends the run. The model is left to the thread that works with it, at its next call."""
+        with self._ending:
+            if not self.ended:
+                self._read_rest()
+                self._close_stream(self._state_when_left)
 
     def leave_to_parent(self) -> None:
         """In a forked child: the run is the parent's, and here a backend whose threads are gone
         would wait for them forever.
         """
+        self._ending = threading.RLock()  # another thread may have held it
         self.ended = True
         self._listeners.tell("on_closed")
 
@@ -403,10 +443,14 @@ class Session:
     def _close(self, state: str) -> None:
         self.ended = True
         self._listeners.tell("on_closed")
+        self._close_stream(state)
+
+    def _close_stream(self, state: str) -> None:
         if self._stream is None:
             return
         report = self._boundary.call("stream", self._stream.close, state)
-        if report is not None and self._begun:
+        if report is not None and self._begun and not self._has_said_end:
+            self._has_said_end = True
             self._terminal.end(report, self.alerts, self.run_url)
 
     def _remove(self) -> None:

@@ -48,6 +48,7 @@ class SpoolWriter(threading.Thread):
         spool: None where there is none: then everything is dropped, and counted.
         on_packet: called after each packet that is in the spool.
         on_end: called after the last packet, in this thread.
+        on_beat: called twice a second or so, in this thread.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class SpoolWriter(threading.Thread):
         pace: Pace,
         on_packet: Callable[[], None],
         on_end: Callable[[], None],
+        on_beat: Callable[[], None],
     ) -> None:
         super().__init__(name="trainsanity-spool", daemon=True)
         self.step = 0  # the last training step that was seen
@@ -70,6 +72,7 @@ class SpoolWriter(threading.Thread):
         self._pace = pace
         self._on_packet = on_packet
         self._on_end = on_end
+        self._on_beat = on_beat
         self._pending = Pending()
         self._changed = threading.Condition()
         self._state = "running"
@@ -131,6 +134,7 @@ class SpoolWriter(threading.Thread):
     def run(self) -> None:
         while self._state == "running":
             self._write_packets()
+            self._on_beat()
             with self._changed:
                 self._changed.wait_for(self._is_due, self._pace.packet_seconds)
         self._write_packets()

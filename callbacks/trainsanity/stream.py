@@ -67,6 +67,7 @@ class RunStream:
         header: Mapping[str, Any],
         on_alert: Callable[[Alert], None] | None = None,
         *,
+        on_beat: Callable[[], None] = lambda: None,
         pace: Pace = PACE,
         patience: Patience = PATIENCE,
     ) -> None:
@@ -76,6 +77,7 @@ class RunStream:
             run_id: a UUID; of a run whose spool is still there, the stream goes on.
             header: facts of the run as a whole: project, name, tags, versions ...; plain data.
             on_alert: called with every new or changed alert, in the sending thread.
+            on_beat: called twice a second or so, in the writing thread; must not raise.
 
         Raises:
             WireError, TypeError: the header cannot be sent; the text says why.
@@ -89,7 +91,7 @@ class RunStream:
         header = _checked(Packet(run_id, 0, 0.0, run=header)).run or {}
         self._spool, complaint = _open_spool(settings, run_id)
         self._writer = SpoolWriter(
-            self._spool, run_id, header, pace, self._wake_sender, self._depart
+            self._spool, run_id, header, pace, self._wake_sender, self._depart, on_beat
         )
         if complaint:
             self._writer.drop(0, complaint)

@@ -8,6 +8,7 @@ calls, which are only read.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Iterator
 from types import FrameType
@@ -21,10 +22,16 @@ _CALLS = (*PASSES, "train_on_batch", "test_on_batch")
 
 def calls_of(model: Any, start: FrameType | None) -> Iterator[FrameType]:
     """Frames of the model's own calls that are running in this thread, the innermost first."""
-    frame = start
-    while frame is not None:
+    for frame in outward(start):
         if frame.f_code.co_name in _CALLS and frame.f_locals.get("self") is model:
             yield frame
+
+
+def outward(start: FrameType | None) -> Iterator[FrameType]:
+    """The frame and all that have called it, the innermost first."""
+    frame = start
+    while frame is not None:
+        yield frame
         frame = frame.f_back
 
 
@@ -38,6 +45,9 @@ class WatchedCall:
         frame = next((f for f in calls_of(model, start) if f.f_code.co_name in PASSES), None)
         # Its id, not the frame: that would keep its local variables alive.
         self._frame = 0 if frame is None else id(frame)
+        # A greenlet that rests, as under gevent, is on no thread's stack.
+        greenlet = sys.modules.get("greenlet")
+        self._greenlet = None if greenlet is None else greenlet.getcurrent()
         self._iterator: weakref.ref[Any] | None = None
         self.arguments = FitArguments()
         if frame is not None:
@@ -77,6 +87,13 @@ class WatchedCall:
         if self._iterator is not None and self._iterator() is None:
             return True
         return not any(map(self._is_watched, calls_of(self._model, start)))
+
+    def is_running(self) -> bool:
+        """Whether the call is running in some thread, asked from any one."""
+        if self._greenlet is None and "greenlet" in sys.modules:
+            return True  # for all that can be known: it could have been put to rest
+        tops = [getattr(self._greenlet, "gr_frame", None), *sys._current_frames().values()]
+        return any(id(frame) == self._frame for top in tops for frame in outward(top))
 
     def _is_watched(self, frame: FrameType) -> bool:
         """Whether this is the frame of the watched call, and not one of a later call that lies

@@ -7,6 +7,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import keras
 import numpy as np
 import pytest
 from command_line import Served, clean_environment, served, trainsanity
+from loopback import LONG
 from watched import offline_callback, run_of
 
 from trainsanity.spooled import SpooledRun
+from trainsanity.watched_call import WatchedCall
 
 BACKEND = keras.backend.backend()
 BATCHES, LAST = 6, 4  # of each epoch; batch of the second epoch at which it ends
@@ -176,6 +179,50 @@ def test_ends_as_without_the_callback_and_is_completed_by_sync(
     assert run.packets[-1].state == "failed"
     assert run.signal("batch/size")[0].tolist() == list(range(1, count.batches + 1))
     check_completed(run, tmp_path, server)
+
+
+def test_ends_although_a_notebook_keeps_the_traceback(tmp_path: Path) -> None:
+    """And with it all frames, and Keras' iterator."""
+    known, count = set(threading.enumerate()), Count()
+    model, callback = small("Ctrl-C"), offline_callback(tmp_path)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        fit_with(interrupt)(model, [callback, count])
+    for thread in set(threading.enumerate()) - known:
+        if thread.name == "trainsanity-spool":
+            thread.join(LONG)
+
+    run = run_of(callback)
+    assert run.packets[-1].state == "failed"
+    assert run.signal("batch/size")[0].tolist() == list(range(1, count.batches + 1))
+
+    assert "make_train_function" in vars(model)
+    model.fit(Data(), epochs=1, verbose=0, shuffle=False)
+    assert "make_train_function" not in vars(model), "the next call has it to itself"
+    assert run_of(callback).signal("batch/size")[0][-1] == count.batches
+    del kept
+
+
+def test_a_call_that_rests_in_a_debugger_is_not_taken_for_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, answers, look = threading.Semaphore(0), [], WatchedCall.is_running
+
+    def noted(call: WatchedCall) -> bool:
+        answers.append(look(call))
+        looked.release()
+        return answers[-1]
+
+    def rest() -> None:
+        for _ in range(3):
+            assert looked.acquire(timeout=LONG)
+
+    monkeypatch.setattr(WatchedCall, "is_running", noted)
+    callback = offline_callback(tmp_path)
+    fit_with(rest)(small("rest"), [callback])
+    run = run_of(callback)
+    assert all(answers)
+    assert run.packets[-1].state == "finished"
+    assert run.signal("batch/size")[0].tolist() == list(range(1, 3 * BATCHES + 1))
 
 
 def check_completed(run: SpooledRun, folder: Path, server: Served, state: str = "failed") -> None:
