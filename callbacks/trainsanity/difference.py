@@ -1,7 +1,8 @@
-"""Comparing two tensors that should be equal; the `difference` of docs/evidence.md."""
+"""Tensors as they are compared; the `difference` of docs/evidence.md."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import keras
@@ -14,6 +15,25 @@ def array_of(tensor: Any) -> Array:
     """A tensor on the host; float64, so that half precision can be compared."""
     value = np.asarray(keras.ops.convert_to_numpy(tensor))
     return value.astype(np.float64) if value.dtype.kind not in "iub" else value
+
+
+def hash_of(*arrays: Any) -> str:
+    """Of what the arrays hold, in their order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def dtype_of(tensor: Any) -> str:
+    """By the name that Keras gives it on every backend; a plain number is float32."""
+    found = getattr(tensor, "dtype", None)
+    return "float32" if found is None else str(keras.backend.standardize_dtype(found))
+
+
+def is_float(tensor: Any) -> bool:
+    """Whether this is a tensor, array or variable of floating-point numbers."""
+    return hasattr(tensor, "dtype") and bool(keras.backend.is_float_dtype(dtype_of(tensor)))
 
 
 # Largest rounding first.
@@ -60,13 +80,8 @@ def difference(
         "largest": float(apart.max(initial=0.0)),
         "scale": scale,
         "elements": int(first.size),
-        "dtype": _coarser(_dtype(a), computed_in),
+        "dtype": _coarser(dtype_of(a), computed_in),
         "noise": noise,
         "sensitivity": sensitivity,
         "nonfinite": [int((~np.isfinite(v)).sum()) for v in (first, second)],
     }
-
-
-def _dtype(tensor: Any) -> str:
-    found = getattr(tensor, "dtype", None)
-    return "float32" if found is None else str(keras.backend.standardize_dtype(found))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import re
 import sys
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
+from trainsanity.difference import hash_of
 from trainsanity.origin import callbacks_beside_us
 from trainsanity.probes.probe import Probe
 
@@ -88,7 +87,7 @@ class Announced(Probe):
             )
         best = getattr(callback, "best_weights", None)
         if "Restoring model weights" in said and best is not None:
-            yield "weights", _hash(best), _hash(self.run.model.get_weights()), False
+            yield "weights", hash_of(*best), hash_of(*self.run.model.get_weights()), False
         if saved := SAVED.search(said):
             exists = Path(saved[1]).exists() or "://" in saved[1]
             yield "save", "a file", "a file" if exists else "no file", False
@@ -140,10 +139,3 @@ def _overheard() -> Iterator[io.StringIO]:
     copy = io.StringIO()
     with contextlib.redirect_stdout(_Tee(sys.stdout, copy)):
         yield copy
-
-
-def _hash(weights: list[Any]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for weight in weights:
-        digest.update(np.ascontiguousarray(weight).tobytes())
-    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import keras
 import numpy as np
 
 from trainsanity import optimizers
-from trainsanity.difference import difference
+from trainsanity.difference import difference, hash_of
 from trainsanity.forward import names_untouched, refused, untouched
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Probe
@@ -126,12 +125,8 @@ def _array_item(subject: str, declared: Any, held: Any) -> dict[str, Any]:
         "subject": subject,
         "name": "initial value",
         "kind": "expected",
-        "declared": _hash(declared),
-        "held": _hash(held),
+        "declared": hash_of(declared),
+        "held": hash_of(held),
         "difference": difference(declared, held, noise=0.0),
         "site": None,
     }
-
-
-def _hash(value: Any) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(value).tobytes(), digest_size=8).hexdigest()

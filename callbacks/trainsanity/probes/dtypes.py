@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from trainsanity.difference import dtype_of, is_float
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import Call, Passes
@@ -18,14 +19,12 @@ class Dtypes(Probe):
 
     def on_sample(self) -> None:
         calls = Passes.of(self.run).inference.leaves
-        rows = [_row(call) for call in calls if call.is_layer and _is_float(call)]
+        rows = [
+            _row(call)
+            for call in calls
+            if call.is_layer and call.outputs and is_float(call.outputs[0])
+        ]
         self.run.audit("dtypes", {"layers": rows})
-
-
-def _is_float(call: Call) -> bool:
-    return bool(call.outputs) and keras.backend.is_float_dtype(
-        keras.backend.standardize_dtype(call.outputs[0].dtype)
-    )
 
 
 def _row(call: Call) -> dict[str, Any]:
@@ -40,6 +39,6 @@ def _row(call: Call) -> dict[str, Any]:
         "of_keras": is_of_keras(type(layer)),
         "compute": layer.compute_dtype,
         "symbolic": symbolic,
-        "actual": keras.backend.standardize_dtype(call.outputs[0].dtype),
+        "actual": dtype_of(call.outputs[0]),
         "site": call.site,
     }

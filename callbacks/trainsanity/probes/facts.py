@@ -11,6 +11,7 @@ import numpy as np
 
 from trainsanity import identity, optimizers
 from trainsanity.backends.backend import Backend
+from trainsanity.difference import dtype_of
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.batches import option
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
@@ -189,7 +190,7 @@ def _output(model: Any, output: OutputEvidence) -> dict[str, Any]:
     return {
         "name": output.name,
         "shape": _shape_of(output.y_pred),
-        "dtype": keras.backend.standardize_dtype(output.y_pred.dtype),
+        "dtype": dtype_of(output.y_pred),
         "label_shape": _shape_of(output.y_true),
         "loss": None if loss is None else loss.name,
         "from_logits": from_logits if isinstance(from_logits, bool) else None,

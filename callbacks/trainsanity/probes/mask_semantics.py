@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from trainsanity.difference import array_of, difference
+from trainsanity.difference import array_of, difference, dtype_of, is_float
 from trainsanity.errors import CannotAudit
 from trainsanity.forward import call_model, reading_weights_as, refused, untouched
 from trainsanity.masking import set_mask
@@ -38,7 +38,7 @@ class MaskSemantics(Probe):
             return None
         inputs, output = call.inputs[0], call.outputs[0]
         time = tuple(mask.shape)
-        if len(inputs.shape) != 3 or tuple(inputs.shape[:2]) != time or not _is_float(inputs):
+        if len(inputs.shape) != 3 or tuple(inputs.shape[:2]) != time or not is_float(inputs):
             return None
         other = _with_other_content(inputs, mask)
         changed, again = self._again(call, other), self._again(call, inputs)
@@ -50,7 +50,7 @@ class MaskSemantics(Probe):
             return None
         noise = difference(kept[0], kept[2])["largest"]
         found = difference(kept[0], kept[1], noise=noise)
-        return _row(call, "padding", found | {"dtype": str(_dtype(output))})
+        return _row(call, "padding", found | {"dtype": dtype_of(output)})
 
     def _again(self, call: Call, value: Any) -> Any | None:
         """The layer's first output on another value in place of its first input."""
@@ -157,11 +157,3 @@ def _row(call: Call, kind: str, found: dict[str, Any] | None) -> dict[str, Any]:
         **_NO_WORDS,
         "site": call.site,
     }
-
-
-def _dtype(tensor: Any) -> str:
-    return str(keras.backend.standardize_dtype(tensor.dtype))
-
-
-def _is_float(tensor: Any) -> bool:
-    return bool(keras.backend.is_float_dtype(_dtype(tensor)))

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import backend, ops
 
+from trainsanity.difference import dtype_of
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
 from trainsanity.probes.weighting import masked_source, pad_id, real_positions, spread
@@ -92,7 +93,7 @@ def _scores_positions(output: OutputEvidence) -> bool:
 def _integer_target(output: OutputEvidence) -> Any | None:
     """An integer target of shape `(batch, time)`; None for other targets."""
     y = output.y_true
-    if not backend.is_int_dtype(backend.standardize_dtype(y.dtype)):
+    if not backend.is_int_dtype(dtype_of(y)):
         return None
     if len(y.shape) == 3 and y.shape[-1] == 1:
         y = ops.squeeze(y, -1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ import keras
 import numpy as np
 
 from trainsanity import optimizers
-from trainsanity.difference import difference
+from trainsanity.difference import difference, hash_of
 from trainsanity.errors import CannotAudit
 from trainsanity.forward import generators_as_now, names_untouched, refused, untouched
 from trainsanity.probes.probe import Probe
@@ -41,7 +40,7 @@ class Replicas(Probe):
         worst = max(differ, key=lambda i: difference(a[i], b[i])["largest"], default=None)
         return {
             "steps": STEPS,
-            "hashes": [_hash(a), _hash(b)],
+            "hashes": [hash_of(*a), hash_of(*b)],
             "difference": None if worst is None else difference(a[worst], b[worst], noise=0.0),
             "first_variable": model.weights[differ[0]].path if differ else None,
         }
@@ -116,10 +115,3 @@ def _own_seed_generator() -> Iterator[None]:
 
 def _same(a: Any, b: Any) -> bool:
     return bool(a.tobytes() == b.tobytes())
-
-
-def _hash(weights: Arrays) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for weight in weights:
-        digest.update(np.ascontiguousarray(weight).tobytes())
-    return digest.hexdigest()

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from trainsanity.difference import dtype_of
 from trainsanity.probes.probe import Columns, Probe, Step
 from trainsanity.tape import TapeRows
 
@@ -53,7 +54,7 @@ def _signature(data: Any) -> Any:
     know.
     """
     leaves = [leaf for leaf in keras.tree.flatten(data) if hasattr(leaf, "shape")]
-    kinds = [(len(leaf.shape), keras.backend.standardize_dtype(leaf.dtype)) for leaf in leaves]
+    kinds = [(len(leaf.shape), dtype_of(leaf)) for leaf in leaves]
     structure = repr(keras.tree.map_structure(lambda leaf: 0, data)) + repr(kinds)
     digest = hashlib.blake2b(structure.encode(), digest_size=4).digest()
     fixed = int.from_bytes(digest, "big") % MODULUS

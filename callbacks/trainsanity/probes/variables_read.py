@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from trainsanity.difference import is_float
 from trainsanity.forward import call_model, untouched
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import Call, recorded
@@ -38,7 +39,7 @@ class VariablesRead(Probe):
         inside = {id(getattr(v, "_value", None)) for v in model.variables}
         inside |= {id(getattr(v, "_value", None)) for v, _ in read.values()}
         read = {k: found for k, found in read.items() if k not in inside}
-        floating = {k: v for k, v in read.items() if _is_float(v[0])}
+        floating = {k: v for k, v in read.items() if is_float(v[0])}
         untracked = [_row(v, call) for k, (v, call) in floating.items() if k not in known]
         self.run.audit(
             "variables_read",
@@ -65,10 +66,6 @@ def noted_reads(read: dict[int, tuple[Any, Call | None]], stack: list[Call]) -> 
         yield
     finally:
         owner.value = original
-
-
-def _is_float(variable: Any) -> bool:
-    return bool(keras.backend.is_float_dtype(keras.backend.standardize_dtype(variable.dtype)))
 
 
 def _row(variable: Any, call: Call | None) -> dict[str, Any]:
