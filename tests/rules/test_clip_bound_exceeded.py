@@ -56,4 +56,4 @@ def test_the_norm_of_sparse_gradients_is_advice():
     run = history({name("declared"): [1.0], name("applied"): [1.3], name("by_rows"): [1.0]})
     (alert,) = ClipBoundExceeded().check(run.view())
     assert alert.severity is Severity.ADVICE
-    assert "rows" in alert.message
+    assert "adds up the parts" in alert.message

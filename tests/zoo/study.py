@@ -184,6 +184,7 @@ SINCE = (
     Bug("L5", 0, "n", "A seeded fit repeats its order", FOUND, "yes"),
     Bug("L6", 0, "4", "Frequent rows of an embedding learn too fast", FOUND, "yes"),
     Bug("L7", 0, "4", "Centred RMSprop makes NaN of an embedding", FOUND, "yes"),
+    Bug("L8", 0, "3", "Clipping misses repeated rows of an embedding", FOUND, "yes"),
 )
 
 BUGS = {bug.id: bug for bug in (*STUDY, *FOUNDERS, *SINCE)}

@@ -161,6 +161,12 @@ class Backend(ABC):
         """A tensor of an array that is never changed."""
         return ops.convert_to_tensor(array)
 
+    def rows_added_up(self, tensor: Any) -> Any:
+        """The tensor; of a sparse gradient, which may list a row more than once, the sums of each
+        touched row, (n, ...), with zeros behind them.
+        """
+        return self.dense_part(tensor)
+
     @abstractmethod
     def square_sum(self, tensor: Any) -> Any:
         """Sum of squares as float32; of the touched rows for a sparse gradient."""

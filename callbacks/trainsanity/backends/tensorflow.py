@@ -119,6 +119,16 @@ class TensorFlow(Backend):
     def dense_part(self, tensor: Any) -> Any:
         return tensor.values if self.is_sparse(tensor) else tensor
 
+    def rows_added_up(self, tensor: Any) -> Any:
+        if not self.is_sparse(tensor):
+            return tensor
+        # Sorted, as XLA knows no `unique`.
+        order = tf.argsort(tensor.indices)
+        rows = tf.gather(tensor.indices, order)
+        is_other = tf.concat([[0], tf.cast(rows[1:] != rows[:-1], tf.int32)], 0)
+        values = tf.gather(tensor.values, order)
+        return tf.math.unsorted_segment_sum(values, tf.cumsum(is_other), tf.shape(rows)[0])
+
     def square_sum(self, tensor: Any) -> Any:
         values = self.dense_part(tensor)
         return 2.0 * tf.nn.l2_loss(tf.cast(values, tf.float32))
@@ -186,15 +196,15 @@ class TensorFlow(Backend):
         return isinstance(tensor, tf.Tensor)
 
     def copies(self, tensors: list[Any], *, xla: bool) -> list[Any]:
-        if xla:
-            return [self.behind_barrier([t])[0] if self.is_dense(t) else t for t in tensors]
-        return [self._copy(tensor) for tensor in tensors]
+        return [self._copy(tensor, xla=xla) for tensor in tensors]
 
-    def _copy(self, tensor: Any) -> Any:
+    def _copy(self, tensor: Any, *, xla: bool) -> Any:
         if self.is_sparse(tensor):
-            values = tf.raw_ops.Snapshot(input=tensor.values)
+            values = self._copy(tensor.values, xla=xla)
             return tf.IndexedSlices(values, tensor.indices, tensor.dense_shape)
-        return tf.raw_ops.Snapshot(input=tensor) if self.is_dense(tensor) else tensor
+        if not self.is_dense(tensor):
+            return tensor
+        return self.behind_barrier([tensor])[0] if xla else tf.raw_ops.Snapshot(input=tensor)
 
     def is_traced_step(self, model: Any) -> bool:
         return not model.run_eagerly

@@ -159,15 +159,13 @@ class Clipping(Probe):
             if update.updated is not None:
                 size = ops.where(update.updated, size, ops.full((), NOTHING))
             columns[f"clip:{kind}/declared"] = ops.full((), float(bound))
-            if kind != "value" and any(map(self._is_sparse, update.gradients)):
+            if any(map(self.run.backend.is_sparse, gradients)):
                 columns[f"clip:{kind}/by_rows"] = ops.ones(())
             columns[f"clip:{kind}/applied"] = size
         return columns
 
-    def _is_sparse(self, gradient: Any) -> bool:
-        return gradient is not None and bool(self.run.backend.is_sparse(gradient))
-
     def _size(self, kind: str, gradients: list[Any]) -> Any:
+        gradients = [self.run.backend.rows_added_up(g) for g in gradients]
         if kind == "value":
             return ops.max(ops.stack([self.run.backend.largest(g) for g in gradients]))
         squares = ops.stack([self.run.backend.square_sum(g) for g in gradients])

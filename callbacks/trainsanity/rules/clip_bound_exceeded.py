@@ -98,9 +98,11 @@ def _cause(argument: str, *, ignored: bool, by_rows: bool) -> tuple[str, str]:
         )
     if by_rows:
         return (
-            "Keras on TensorFlow takes the norm of an embedding's gradient before it adds up the "
-            "rows that belong to one id, and so clips by a norm that is too small.",
-            f"Take {argument} for a rough bound where embeddings are trained, or a smaller one.",
+            "Keras on TensorFlow clips an embedding's gradient before it adds up the parts that "
+            "belong to one id, and so bounds the parts instead of the gradient.",
+            f"Take {argument} for a rough bound where embeddings are trained, or a smaller one; or "
+            "subclass the optimizer: in _clip_gradients, call super()._clip_gradients("
+            "[g if g is None else tf.convert_to_tensor(g) for g in grads]).",
         )
     return (
         "The optimizer does not apply its clipping; look for an own _clip_gradients.",
