@@ -265,6 +265,31 @@ def finding(
     )
 
 
+def finding_of(
+    audit: Audit,
+    subject: str,
+    title: str,
+    message: str,
+    witnesses: tuple[Witness, ...],
+    suggestion: str,
+    *,
+    certainty: str,
+    severity: Severity | None = None,
+) -> Finding:
+    """A finding about what one audit says."""
+    return Finding(
+        subject=subject,
+        title=title,
+        message=message,
+        witnesses=witnesses,
+        suggestion=suggestion,
+        first_step=audit.step,
+        last_step=audit.step,
+        severity=severity,
+        certainty=certainty,
+    )
+
+
 def merged(findings: Iterable[Finding]) -> list[Finding]:
     """One finding per subject, as several audits may find the same: the worst, of these the newest.
 

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from trainsanity.rules.comparison import maps, measured, merged, number, text, whole
+from trainsanity.rules.comparison import finding_of, maps, measured, merged, number, text, whole
 from trainsanity.rules.history import RunHistory, RunView, history
 from trainsanity.rules.rule import Finding, Rule, Severity, Witness
 from trainsanity.wire import Audit
@@ -189,24 +190,10 @@ def _warnings(audit: Audit) -> Iterator[Finding]:
         )
 
 
-def _finding(
-    audit: Audit,
-    subject: str,
-    title: str,
-    message: str,
-    witnesses: tuple[Witness, ...],
-    suggestion: str,
-) -> Finding:
-    return Finding(
-        subject=subject,
-        title=title,
-        message=message,
-        witnesses=witnesses,
-        suggestion=suggestion,
-        first_step=audit.step,
-        last_step=audit.step,
-        certainty="Output is counted at the process's own streams; what it means is a guess.",
-    )
+_finding = partial(
+    finding_of,
+    certainty="Output is counted at the process's own streams; what it means is a guess.",
+)
 
 
 _FACTS = {

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from trainsanity.rules.comparison import (
+    finding_of,
     maps,
     measured,
     merged,
@@ -259,27 +261,9 @@ def _strict(audit: Audit) -> Iterator[Finding]:
     )
 
 
-def _finding(
-    audit: Audit,
-    *,
-    subject: str,
-    title: str,
-    message: str,
-    witnesses: tuple[Witness, ...],
-    suggestion: str,
-    severity: Severity | None = None,
-) -> Finding:
-    return Finding(
-        subject=subject,
-        title=title,
-        message=message,
-        witnesses=witnesses,
-        suggestion=suggestion,
-        first_step=audit.step,
-        last_step=audit.step,
-        severity=severity,
-        certainty="What is saved must come back unchanged, so any difference counts.",
-    )
+_finding = partial(
+    finding_of, certainty="What is saved must come back unchanged, so any difference counts."
+)
 
 
 def _set(audit: Audit, key: str) -> set[str] | None:

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from trainsanity.rules.comparison import maps, measured, merged, text, whole
+from trainsanity.rules.comparison import finding_of, maps, measured, merged, text, whole
 from trainsanity.rules.history import RunHistory, RunView, history
 from trainsanity.rules.rule import Finding, Rule, Severity, Witness
 from trainsanity.wire import Audit
@@ -89,7 +90,7 @@ def _inside(row: Mapping[str, Any], container: Mapping[str, Any]) -> bool:
 def _about_idle(audit: Audit, row: Mapping[str, Any]) -> Finding:
     return _finding(
         audit,
-        row,
+        _name(row),
         title=f"{_name(row)} is part of the model and never runs",
         message=(
             f"The model lists {_who(row)} with {_count(row, 'parameters')} parameters, but it was "
@@ -107,7 +108,7 @@ def _about_idle(audit: Audit, row: Mapping[str, Any]) -> Finding:
 def _about_unlisted(audit: Audit, row: Mapping[str, Any]) -> Finding:
     return _finding(
         audit,
-        row,
+        _name(row),
         title=f"{_name(row)} runs and is not part of the model",
         message=(
             f"{_who(row)} with {_count(row, 'parameters')} parameters ran {row.get('ran')} times, "
@@ -125,7 +126,7 @@ def _about_unlisted(audit: Audit, row: Mapping[str, Any]) -> Finding:
 def _about_copies(audit: Audit, row: Mapping[str, Any]) -> Finding:
     return _finding(
         audit,
-        row,
+        _name(row),
         title=f"{_name(row)} owns more parameters than it trains",
         message=(
             f"{_who(row)} owns {_count(row, 'parameters')} trainable parameters, of which "
@@ -144,25 +145,9 @@ def _about_copies(audit: Audit, row: Mapping[str, Any]) -> Finding:
     )
 
 
-def _finding(
-    audit: Audit,
-    row: Mapping[str, Any],
-    *,
-    title: str,
-    message: str,
-    witnesses: tuple[Witness, ...],
-    suggestion: str,
-) -> Finding:
-    return Finding(
-        subject=_name(row),
-        title=title,
-        message=message,
-        witnesses=witnesses,
-        suggestion=suggestion,
-        first_step=audit.step,
-        last_step=audit.step,
-        certainty="All are counts, so any difference counts. Frozen layers are left out.",
-    )
+_finding = partial(
+    finding_of, certainty="All are counts, so any difference counts. Frozen layers are left out."
+)
 
 
 def _name(row: Mapping[str, Any]) -> str:
