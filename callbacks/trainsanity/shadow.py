@@ -6,6 +6,8 @@ gradients. For an optimizer that works element by element it must move them as t
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,10 +57,14 @@ def choose(variables: list[Any]) -> list[Sampled]:
 
 
 def _coordinates(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    size = int(np.prod(shape))
-    flat = np.unique(np.linspace(0, size - 1, min(ELEMENTS, size)).astype(np.int64))
+    """As many elements, evenly apart and in as many rows and columns as may be."""
     if not shape:
         return np.zeros((1, 0), np.int32)
+    size = int(np.prod(shape))
+    apart = max(1, (size - 1) // max(1, min(ELEMENTS, size) - 1))
+    while math.gcd(apart, shape[-1]) > 1:
+        apart -= 1
+    flat = np.arange(size)[::apart][:ELEMENTS]
     return np.stack(np.unravel_index(flat, shape), axis=-1).astype(np.int32)
 
 
@@ -214,17 +220,23 @@ def _like(worker: Any) -> Any:
     return type(worker).from_config(config)
 
 
-def effective_rate(
-    rate: Any, expected: Any, moved: Any, before: Any, followed: Any
-) -> tuple[Any, Any]:
+def effective_terms(expected: Any, moved: Any, before: Any, followed: Any) -> dict[str, Any]:
+    """What `effective_rate` needs the sums of, over elements; each of shape (elements,)."""
+    expected = expected * followed
+    rounding = before * followed * np.float32(2.0**-24 * ROUNDINGS)
+    return {
+        "expected": expected * expected,
+        "projected": expected * moved,
+        "rounding": rounding * rounding,
+    }
+
+
+def effective_rate(rate: Any, sums: Mapping[str, Any]) -> tuple[Any, Any]:
     """The rate times the projection of the real movement on the expected one, and whether it can be
     known.
 
     It cannot where the weights should not move, or by less than `ROUNDINGS` roundings of their own
     values.
     """
-    expected, moved = expected * followed, moved * followed
-    size = ops.sum(expected * expected)
-    ratio = ops.divide_no_nan(ops.sum(expected * moved), size)
-    rounding = before * followed * np.float32(2.0**-24 * ROUNDINGS)
-    return rate * ratio, size > ops.sum(rounding * rounding)
+    ratio = ops.divide_no_nan(sums["projected"], sums["expected"])
+    return rate * ratio, sums["expected"] > sums["rounding"]

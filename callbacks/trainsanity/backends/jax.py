@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from trainsanity.backends.backend import Backend
 # Elements of a variable that are rather moved to the host as a whole: to pick some, a program
 # is compiled for every shape, which takes longer.
 MOST_MOVED = 1_000_000
+SMALL = 16_384  # elements, of which a few sums are rather taken in one loop
 
 
 class Jax(Backend):
@@ -23,9 +25,27 @@ class Jax(Backend):
     HAS_GRADIENT_BOUNDARY = True
 
     def row(self, values: list[Any], width: int, rest: float) -> Any:
-        filler = jnp.full(width - len(values), rest, jnp.float32)
-        cells = [jnp.asarray(value, jnp.float32).reshape(1) for value in values]
-        return jnp.concatenate([*cells, filler])
+        numbers = {i: v for i, v in enumerate(values) if isinstance(v, (int, float))}
+        fixed = np.full(width, rest, np.float32)
+        fixed[list(numbers)] = list(numbers.values())
+        scalars = {
+            i: jnp.asarray(v, jnp.float32).reshape(())
+            for i, v in enumerate(values)
+            if i not in numbers
+        }
+        places = jax.lax.iota(np.int32, width)
+        if not self.is_traced(places):
+            return (
+                jnp.asarray(fixed)
+                .at[np.array([*scalars], np.int32)]
+                .set(jnp.stack([*scalars.values()]))
+            )
+        # XLA compiles each part of a long concatenation by itself; choices become one program.
+        row = jnp.asarray(fixed)
+        for i, scalar in jax.lax.stop_gradient(scalars).items():
+            here = jax.lax.eq(places, jax.lax.full_like(places, i))
+            row = jax.lax.select(here, jax.lax.broadcast(scalar, (width,)), row)
+        return row
 
     def write_row(self, ring: Any, count: Any, row: Any) -> None:
         """In the scope that carries the metrics' variables."""
@@ -87,7 +107,12 @@ class Jax(Backend):
     def pick_tensor(self, tensor: Any, coordinates: np.ndarray[Any, Any]) -> Any:
         if tensor.ndim == 0:
             return tensor.reshape(1)
-        return tensor[tuple(coordinates.T)]
+        flat = np.ravel_multi_index(tuple(coordinates.T), tensor.shape)
+        apart = {int(step) for step in np.diff(flat)} or {1}
+        if len(apart) > 1 or keras.distribution.distribution() is not None:
+            return tensor[tuple(coordinates.T)]
+        # A slice becomes part of what it is used for; a gather is compiled by itself.
+        return tensor.reshape(-1)[flat[0] : flat[-1] + 1 : apart.pop()]
 
     def is_sparse(self, tensor: Any) -> bool:
         return not isinstance(tensor, jax.Array)
@@ -96,8 +121,36 @@ class Jax(Backend):
         return tensor.data if self.is_sparse(tensor) else tensor
 
     def square_sum(self, tensor: Any) -> Any:
-        values = self.dense_part(tensor)
-        return jnp.sum(jnp.square(values.astype(jnp.float32)))
+        return self._sizes(tensor)[0]
+
+    def largest(self, tensor: Any) -> Any:
+        return self._sizes(tensor)[2]
+
+    def count_nonfinite(self, tensors: list[Any], finite: Any, *, xla: bool) -> Any:
+        """Never in a branch: one would split XLA's fusions, and training round otherwise."""
+        return sum(self._sizes(tensor)[1] for tensor in tensors)
+
+    def _sizes(self, tensor: Any) -> tuple[Any, Any, Any]:
+        """Sum of squares, elements that are not finite, largest absolute one. Where all are asked
+        for, XLA joins what is the same.
+        """
+        values = self.dense_part(tensor).astype(jnp.float32)
+        odd = (~jnp.isfinite(values)).astype(jnp.float32)
+        (squares, count), (most,) = _in_one_pass([values * values, odd], [jnp.abs(values)])
+        return squares, count, most
+
+    def nonfinite(self, tensors: list[Any]) -> Any:
+        floats = [t for t in tensors if jnp.issubdtype(t.dtype, jnp.floating)]
+        return sum((self._range(t)[2] for t in floats), 0.0)
+
+    def extremes(self, tensor: Any) -> tuple[Any, Any]:
+        return self._range(tensor)[:2]
+
+    def _range(self, tensor: Any) -> tuple[Any, Any, Any]:
+        values = tensor.astype(jnp.float32)
+        odd = (~jnp.isfinite(values)).astype(jnp.float32)
+        (count,), (least, most) = _in_one_pass([odd], [-values, values])
+        return -least, most, count
 
     def gradient(self, function: Callable[[], Any], variables: list[Any]) -> tuple[Any, list[Any]]:
         def of_values(values: list[Any]) -> Any:
@@ -124,7 +177,8 @@ class Jax(Backend):
         return isinstance(tensor, jax.core.Tracer)
 
     def behind_barrier(self, tensors: list[Any]) -> list[Any]:
-        return list(jax.lax.optimization_barrier(tuple(tensors)))
+        # What is only looked at needs no derivative.
+        return list(jax.lax.optimization_barrier(jax.lax.stop_gradient(tuple(tensors))))
 
     def is_dense(self, tensor: Any) -> bool:
         return isinstance(tensor, jax.Array)
@@ -138,11 +192,39 @@ class Jax(Backend):
     def processes(self, model: Any) -> int:
         return int(jax.process_count())
 
-    def count_nonfinite(self, tensors: list[Any], finite: Any, *, xla: bool) -> Any:
-        """Never in a branch: one would split XLA's fusions, and training round otherwise."""
-        values = [self.dense_part(t) for t in tensors]
-        return sum(jnp.sum(~jnp.isfinite(v), dtype=jnp.float32) for v in values)
+    def sums_and_largest(self, sums: list[Any], largest: list[Any]) -> tuple[list[Any], list[Any]]:
+        return _in_one_pass(sums, largest)
 
-    def largest(self, tensor: Any) -> Any:
-        values = self.dense_part(tensor)
-        return jnp.max(jnp.abs(values)).astype(jnp.float32)
+
+def _in_one_pass(sums: list[Any], largest: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Sums of some tensors and largest elements of others, float32 and of one shape.
+
+    In one loop where they are small: XLA compiles every reduction by itself, which takes far longer
+    than to run it. A loop for several is not vectorized, which large tensors need.
+    """
+    tensors = jax.lax.stop_gradient((*sums, *largest))
+    count, size = len(sums), tensors[0].size
+    if size > SMALL or not size:
+        return [jnp.sum(t) for t in tensors[:count]], [_largest(t) for t in tensors[count:]]
+    starts = [np.float32(0)] * count + [np.float32(-np.inf)] * len(largest)
+    axes = tuple(range(tensors[0].ndim))
+    found = jax.lax.reduce(tensors, tuple(starts), _joining(count), axes)
+    # Whole, or XLA would take it apart by who uses what, and no longer see what is the same.
+    found = jax.lax.optimization_barrier(tuple(found))
+    return list(found[:count]), list(found[count:])
+
+
+def _largest(tensor: Any) -> Any:
+    return jnp.max(tensor, initial=-jnp.inf)
+
+
+@functools.cache
+def _joining(count: int) -> Callable[..., tuple[Any, ...]]:
+    """Adds the first `count` of two rows, and takes the larger of the others."""
+
+    def joined(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
+        pairs = list(zip(a, b, strict=True))
+        larger = [jax.lax.max(x, y) for x, y in pairs[count:]]
+        return (*(x + y for x, y in pairs[:count]), *larger)
+
+    return joined

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from keras import backend, ops
+from keras import ops
 
+from trainsanity.backends.backend import Backend
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
 from trainsanity.recording import tensors_of
 from trainsanity.tape import NOTHING
@@ -15,30 +16,26 @@ BEYOND = 3.0e38  # larger than any label
 
 
 class Batches(Probe):
-    """Per batch: size, non-finite values, ids of every embedding, labels, sample weights."""
+    """Per batch: non-finite values, ids of every embedding, labels, sample weights."""
 
     name = "batches"
 
     def trace_loss(self, step: Step) -> Columns:
         # A compute_loss of the user's may be given no inputs.
         inputs = tensors_of(step.x) or tensors_of(step.given[0])
-        columns: dict[str, Any] = {"inputs/nonfinite": _nonfinite(inputs)}
-        columns["outputs/nonfinite"] = _nonfinite(tensors_of(step.y_pred))
+        nonfinite = self.run.backend.nonfinite
+        columns: dict[str, Any] = {
+            "inputs/nonfinite": nonfinite(inputs),
+            "outputs/nonfinite": nonfinite(tensors_of(step.y_pred)),
+        }
         for layer, calls in _by_embedding(step).items():
-            columns.update(_ids(layer, calls))
+            columns.update(_ids(layer, calls, self.run.backend))
         for output in step.outputs:
-            columns.update(_labels(output))
-            columns.update(_weights(output))
-            columns.update(_range(output))
+            columns.update(_labels(output, self.run.backend))
+            columns.update(_weights(output, self.run.backend))
+            columns.update(_range(output, self.run.backend))
         columns.update(self._declared_weight(step))
         return columns
-
-    def trace_logs(self, step: Step) -> Columns:
-        # Also where a step of the user's asks for no loss.
-        inputs = tensors_of(step.given[0])
-        if not inputs or not len(inputs[0].shape):
-            return {}
-        return {"batch/size": ops.shape(inputs[0])[0]}
 
     def _declared_weight(self, step: Step) -> Columns:
         """Mean weight that `class_weight` asks for; Keras takes it for one output only."""
@@ -57,15 +54,6 @@ class Batches(Probe):
         return {f"{step.outputs[0].quantity('sample_weight')}/declared_mean": ops.mean(weights)}
 
 
-def _nonfinite(tensors: list[Any]) -> Any:
-    """How many elements are NaN or infinite; integers are always finite."""
-    total = ops.zeros(())
-    for tensor in tensors:
-        if backend.is_float_dtype(backend.standardize_dtype(tensor.dtype)):
-            total = total + ops.sum(ops.cast(ops.logical_not(ops.isfinite(tensor)), "float32"))
-    return total
-
-
 def _by_embedding(step: Step) -> dict[Any, list[Any]]:
     """Embedding -> ids of all its calls: a shared layer has several."""
     found: dict[Any, list[Any]] = {}
@@ -75,21 +63,22 @@ def _by_embedding(step: Step) -> dict[Any, list[Any]]:
     return found
 
 
-def _ids(layer: Any, calls: list[Any]) -> Columns:
+def _ids(layer: Any, calls: list[Any], backend: Backend) -> Columns:
     name = f"embedding:{layer.name}"
     # The ids that the table is read with: Keras casts them to int32
     # (keras/src/layers/core/embedding.py).
     ids = ops.concatenate([ops.reshape(ops.cast(call, "int32"), (-1,)) for call in calls])
     outside = (ids < 0) | (ids >= layer.input_dim)
+    least, most = backend.extremes(ids)
     return {
-        f"{name}/id_min": ops.min(ids),
-        f"{name}/id_max": ops.max(ids),
+        f"{name}/id_min": least,
+        f"{name}/id_max": most,
         f"{name}/out_of_range": ops.mean(ops.cast(outside, "float32")),
-        f"{name}/input_dim": ops.full((), float(layer.input_dim)),
+        f"{name}/input_dim": float(layer.input_dim),
     }
 
 
-def _labels(output: OutputEvidence) -> Columns:
+def _labels(output: OutputEvidence, backend: Backend) -> Columns:
     """Range of class numbers, where the loss reads the labels as such."""
     loss = output.loss
     kind = getattr(getattr(loss, "fn", None), "__name__", type(loss).__name__)
@@ -97,9 +86,10 @@ def _labels(output: OutputEvidence) -> Columns:
         return {}
     quantity = output.quantity("labels")
     labels = ops.cast(output.y_true, "float32")
-    least, most = ops.min(labels), ops.max(labels)
     ignored = option(loss, "ignore_class")
-    if ignored is not None:
+    if ignored is None:
+        least, most = backend.extremes(labels)
+    else:
         counts = labels != float(ignored)
         unknown = ops.full((), NOTHING)
         some = ops.any(counts)
@@ -107,42 +97,39 @@ def _labels(output: OutputEvidence) -> Columns:
         most = ops.where(some, ops.max(ops.where(counts, labels, ops.full((), -BEYOND))), unknown)
     columns = {f"{quantity}/min": least, f"{quantity}/max": most}
     if output.y_pred.shape[-1] is not None:
-        columns[f"{quantity}/classes"] = ops.full((), float(output.y_pred.shape[-1]))
+        columns[f"{quantity}/classes"] = float(output.y_pred.shape[-1])
     return columns
 
 
-def _weights(output: OutputEvidence) -> Columns:
+def _weights(output: OutputEvidence, backend: Backend) -> Columns:
     columns: dict[str, Any] = {}
     quantity = output.quantity("sample_weight")
     if output.given_weight is not None:
-        columns.update(_summary(f"{quantity}/given_", output.given_weight))
+        columns.update(_summary(f"{quantity}/given_", output.given_weight, backend))
     if output.sample_weight is not None:
-        columns.update(_summary(f"{quantity}/", output.sample_weight))
+        columns.update(_summary(f"{quantity}/", output.sample_weight, backend))
     elif output.given_weight is not None:
-        columns.update(_summary(f"{quantity}/", ops.ones((1,))))
+        columns.update(_summary(f"{quantity}/", ops.ones((1,)), backend))
     return columns
 
 
-def _summary(prefix: str, weight: Any) -> Columns:
+def _summary(prefix: str, weight: Any, backend: Backend) -> Columns:
     weight = ops.cast(weight, "float32")
-    return {
-        f"{prefix}mean": ops.mean(weight),
-        f"{prefix}min": ops.min(weight),
-        f"{prefix}max": ops.max(weight),
-    }
+    least, most = backend.extremes(weight)
+    return {f"{prefix}mean": ops.mean(weight), f"{prefix}min": least, f"{prefix}max": most}
 
 
-def _range(output: OutputEvidence) -> Columns:
+def _range(output: OutputEvidence, backend: Backend) -> Columns:
     """Smallest and largest element of an output, and of its sums over the last axis."""
-    if not backend.is_float_dtype(backend.standardize_dtype(output.y_pred.dtype)):
+    if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(output.y_pred.dtype)):
         return {}
     quantity = output.quantity("outputs")
     values = ops.cast(output.y_pred, "float32")
-    columns = {f"{quantity}/min": ops.min(values), f"{quantity}/max": ops.max(values)}
+    least, most = backend.extremes(values)
+    columns = {f"{quantity}/min": least, f"{quantity}/max": most}
     if len(values.shape) >= 2 and values.shape[-1] is not None and values.shape[-1] > 1:
-        sums = ops.sum(values, axis=-1)
-        columns[f"{quantity}/sum_min"] = ops.min(sums)
-        columns[f"{quantity}/sum_max"] = ops.max(sums)
+        least, most = backend.extremes(ops.sum(values, axis=-1))
+        columns |= {f"{quantity}/sum_min": least, f"{quantity}/sum_max": most}
     return columns
 
 

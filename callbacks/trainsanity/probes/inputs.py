@@ -6,6 +6,7 @@ from typing import Any
 
 from keras import backend, ops
 
+from trainsanity.backends.backend import Backend
 from trainsanity.first_layers import first_weighted_layers
 from trainsanity.probes.probe import Columns, Probe, Step
 
@@ -24,7 +25,8 @@ class Inputs(Probe):
             return {}
         columns: dict[str, Any] = {}
         for name, tensor in self._inputs(step):
-            columns.update(_statistics(f"inputs:{name}" if name else "inputs", tensor))
+            quantity = f"inputs:{name}" if name else "inputs"
+            columns.update(_statistics(quantity, tensor, self.run.backend))
         return columns
 
     def _inputs(self, step: Step) -> list[tuple[str, Any]]:
@@ -43,13 +45,14 @@ def _is_float(tensor: Any) -> bool:
     )
 
 
-def _statistics(quantity: str, tensor: Any) -> Columns:
+def _statistics(quantity: str, tensor: Any, measures: Backend) -> Columns:
     values = ops.cast(tensor, "float32")
+    least, most = measures.extremes(values)
     columns = {
         f"{quantity}/mean": ops.mean(values),
         f"{quantity}/std": ops.std(values),
-        f"{quantity}/min": ops.min(values),
-        f"{quantity}/max": ops.max(values),
+        f"{quantity}/min": least,
+        f"{quantity}/max": most,
     }
     if len(values.shape) == 4 and None not in values.shape[1:]:
         columns[f"{quantity}/border_zero"] = _border_zero(values)

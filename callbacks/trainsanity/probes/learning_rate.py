@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import keras
@@ -10,7 +11,7 @@ from keras import ops
 
 from trainsanity import optimizers
 from trainsanity.probes.probe import Columns, Probe, Step, Update
-from trainsanity.shadow import Sampled, Shadow, choose, effective_rate, why_none
+from trainsanity.shadow import Sampled, Shadow, choose, effective_rate, effective_terms, why_none
 from trainsanity.tape import NOTHING
 
 DECLARED_EVERY = 64  # steps between readings on the host
@@ -91,15 +92,16 @@ class LearningRate(Probe):
         columns: dict[str, Any] = {}
         seen = [found for f in self._followers.values() if (found := f.end(step, columns))]
         if seen:
+            outside = [s["outside"] for s in seen]
             columns |= {
-                "update/sampled_norm": _joint_norm([s["moved"] for s in seen]),
-                "weights/sampled_norm": _joint_norm([s["after"] for s in seen]),
-                "weights/moved_outside": ops.max(ops.stack([s["outside"] for s in seen])),
-                "weights/nonfinite": sum(_nonfinite(s["after"]) for s in seen),
+                "update/sampled_norm": ops.sqrt(sum(s["moved"] for s in seen)),
+                "weights/sampled_norm": ops.sqrt(sum(s["after"] for s in seen)),
+                "weights/moved_outside": functools.reduce(ops.maximum, outside),
+                "weights/nonfinite": sum(s["nonfinite"] for s in seen),
             }
-        gradients = [s["gradient"] for s in seen if s.get("gradient") is not None]
+        gradients = [s["gradient"] for s in seen if "gradient" in s]
         if gradients:
-            columns["gradient/sampled_norm"] = _joint_norm(gradients)
+            columns["gradient/sampled_norm"] = ops.sqrt(sum(gradients))
         return columns
 
 
@@ -162,33 +164,45 @@ class _Follower:
         return columns
 
     def end(self, step: Step, columns: dict[str, Any]) -> dict[str, Any]:
+        """Sums over the sampled elements: squares of how far they moved, of their values and of
+        their gradients, and how many are not finite.
+        """
         own = self._own(step.shared)
         if "after" not in own:
             return {}
-        before, after = own["before"], own["after"]
-        own["moved"] = after - before
-        own["outside"] = ops.max(ops.abs(before - self._last)) * self._has_last
+        before, after, gradient = own["before"], own["after"], own["gradient"]
+        moved = after - before
+        terms = {"moved": moved * moved, "after": after * after, "nonfinite": _nonfinite(after)}
+        if gradient is not None:
+            terms["gradient"] = gradient * gradient
+        if self.shadow is not None and self._can_be_effective(own):
+            expected = self.shadow.move(own["rate"], before, gradient, own["updated"])
+            followed = ops.convert_to_tensor(self.shadow.followed * own["known"])
+            terms |= effective_terms(expected, moved, before, followed)
+        apart = ops.abs(before - self._last)
+        sums, (outside,) = self._run.backend.sums_and_largest(list(terms.values()), [apart])
+        found = dict(zip(terms, sums, strict=True))
+        found["outside"] = outside * self._has_last
         self._last.assign(after)
         self._has_last.assign(1.0)
         if self.shadow is not None:
-            columns[signal("effective", self._name)] = self._effective(own)
-        return own
+            columns[signal("effective", self._name)] = self._effective(own, found)
+        return found
 
-    def _effective(self, own: dict[str, Any]) -> Any:
+    def _can_be_effective(self, own: dict[str, Any]) -> bool:
         if own["gradient"] is None:
             self._not_testable("no sampled variable gets a dense gradient")
-            return ops.full((), NOTHING)
+            return False
         if own["calls"] > 1:
             self._not_testable("the optimizer is applied more than once in a step")
+            return False
+        return True
+
+    def _effective(self, own: dict[str, Any], sums: dict[str, Any]) -> Any:
+        if "expected" not in sums:
             return ops.full((), NOTHING)
-        assert self.shadow is not None
-        updated = own["updated"]
-        expected = self.shadow.move(own["rate"], own["before"], own["gradient"], updated)
-        followed = ops.convert_to_tensor(self.shadow.followed * own["known"])
-        rate, is_known = effective_rate(
-            own["rate"], expected, own["moved"], own["before"], followed
-        )
-        for condition in (updated, own["untouched"]):
+        rate, is_known = effective_rate(own["rate"], sums)
+        for condition in (own["updated"], own["untouched"]):
             if condition is not None:
                 is_known = ops.logical_and(is_known, condition)
         return ops.where(is_known, rate, ops.full((), NOTHING))
@@ -235,9 +249,6 @@ def _is_untouched(worker: Any) -> Any | None:
     return ops.not_equal((worker.iterations + 1) % every, 0) if every else None
 
 
-def _joint_norm(vectors: list[Any]) -> Any:
-    return ops.sqrt(sum(ops.sum(ops.square(vector)) for vector in vectors))
-
-
 def _nonfinite(vector: Any) -> Any:
-    return ops.sum(ops.cast(ops.logical_not(ops.isfinite(vector)), "float32"))
+    """1.0 for elements that are NaN or infinite."""
+    return ops.cast(ops.logical_not(ops.isfinite(vector)), "float32")
