@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from trainsanity.probes.probe import Columns, Probe
+from trainsanity.tape import TapeRows
+
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -41,6 +44,33 @@ class EpochMean:
     def of_each(numerators: Floats, denominators: Floats) -> Floats:
         """The mean of each batch alone; NaN where nothing counted."""
         return _divided(numerators, denominators)
+
+
+class EpochMeans(Probe):
+    """Base of probes that go on with a mean from batch to batch: in training since the epoch began,
+    in a test pass since the pass began.
+    """
+
+    every_batch = True
+
+    def __init__(self, run: Any) -> None:
+        super().__init__(run)
+        self._training, self._testing = EpochMean(), EpochMean()
+
+    def columns(self, rows: TapeRows, means: EpochMean) -> Columns:
+        raise NotImplementedError
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        self._training.reset()
+
+    def on_rows(self, rows: TapeRows) -> Columns:
+        return self.columns(rows, self._training)
+
+    def on_test_begin(self) -> None:
+        self._testing.reset()
+
+    def on_test_rows(self, rows: TapeRows) -> Columns:
+        return self.columns(rows, self._testing)
 
 
 def _divided(numerators: Floats, denominators: Floats) -> Floats:

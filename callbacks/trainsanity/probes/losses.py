@@ -8,10 +8,10 @@ from typing import Any
 
 from keras import ops
 
-from trainsanity.epoch_mean import EpochMean
+from trainsanity.epoch_mean import EpochMean, EpochMeans
 from trainsanity.masking import mask_of
 from trainsanity.origin import is_of_keras
-from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
+from trainsanity.probes.probe import Columns, OutputEvidence, Step
 from trainsanity.probes.weighting import (
     product,
     ratio,
@@ -45,17 +45,12 @@ class Term:
         return spread_if_any(positions, self.values)
 
 
-class Losses(Probe):
+class Losses(EpochMeans):
     """Per batch: the compiled loss from unreduced values, under the mask, the weights, and without
     them.
     """
 
     name = "losses"
-    every_batch = True
-
-    def __init__(self, run: Any) -> None:
-        super().__init__(run)
-        self._means = {True: EpochMean(), False: EpochMean()}
 
     # inside the step
 
@@ -155,19 +150,7 @@ class Losses(Probe):
 
     # on the host
 
-    def on_rows(self, rows: TapeRows) -> Columns:
-        return self._columns(rows, self._means[True])
-
-    def on_test_rows(self, rows: TapeRows) -> Columns:
-        return self._columns(rows, self._means[False])
-
-    def on_epoch_begin(self, epoch: int) -> None:
-        self._means[True].reset()
-
-    def on_test_begin(self) -> None:
-        self._means[False].reset()
-
-    def _columns(self, rows: TapeRows, means: EpochMean) -> Columns:
+    def columns(self, rows: TapeRows, means: EpochMean) -> Columns:
         found: dict[str, Any] = {}
         sizes = rows.columns.get("batch/size")
         if sizes is None:

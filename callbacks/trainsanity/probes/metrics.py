@@ -8,10 +8,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from trainsanity.epoch_mean import EpochMean
+from trainsanity.epoch_mean import EpochMean, EpochMeans
 from trainsanity.masking import mask_of
 from trainsanity.origin import is_of_keras
-from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
+from trainsanity.probes.probe import Columns, OutputEvidence, Step
 from trainsanity.probes.weighting import (
     mean_parts,
     product,
@@ -33,17 +33,15 @@ class CompiledMetric:
     weighted: bool
 
 
-class Metrics(Probe):
+class Metrics(EpochMeans):
     """Per batch and metric: numerator and denominator of Keras' mean under each choice of what
     counts.
     """
 
     name = "metrics"
-    every_batch = True
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
-        self._means = {True: EpochMean(), False: EpochMean()}
         # key -> facts for the audit `columns`
         self.found: dict[str, dict[str, Any]] = run.shared.setdefault("metric_facts", {})
 
@@ -116,19 +114,7 @@ class Metrics(Probe):
         facts["recomputed_by"] = "overridden update_state" if own_update else whose
         return ops.cast(values, "float32")
 
-    def on_rows(self, rows: TapeRows) -> Columns:
-        return self._columns(rows, self._means[True])
-
-    def on_test_rows(self, rows: TapeRows) -> Columns:
-        return self._columns(rows, self._means[False])
-
-    def on_epoch_begin(self, epoch: int) -> None:
-        self._means[True].reset()
-
-    def on_test_begin(self) -> None:
-        self._means[False].reset()
-
-    def _columns(self, rows: TapeRows, means: EpochMean) -> Columns:
+    def columns(self, rows: TapeRows, means: EpochMean) -> Columns:
         columns: dict[str, Any] = {}
         for key in self.found:
             for variant in VARIANTS:
