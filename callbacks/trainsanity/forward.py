@@ -39,13 +39,14 @@ def names_untouched() -> Iterator[None]:
     """
     from keras.src.backend.common import global_state
 
-    before = dict(global_state.get_global_attribute("object_name_uids", default={}))
+    counts = "object_name_uids"
+    now = global_state.get_global_attribute(counts)
+    before = None if now is None else now.copy()
     try:
         yield
     finally:
-        now = global_state.get_global_attribute("object_name_uids", default={}, set_to_default=True)
-        now.clear()
-        now.update(before)
+        # None: nothing has a name yet in this thread, and Keras will begin to count by itself.
+        global_state.set_global_attribute(counts, before)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from importlib.util import find_spec
@@ -164,6 +165,22 @@ def test_leaves_no_trace_on_the_model(tmp_path: Path) -> None:
     for one, other in [(plain, watched), *zip(*copies, strict=True)]:
         for a, b in zip(state_of(one), state_of(other), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_leaves_keras_to_name_layers_in_a_new_thread(tmp_path: Path) -> None:
+    """There, as after `clear_session`, Keras has not begun to count names."""
+    names: list[str] = []
+
+    def work() -> None:
+        x, y = data()
+        model.fit(x, y[:, 0], verbose=0, callbacks=[offline_callback(tmp_path)])
+        names.append(layers.Dense(1).name)
+
+    model = dense()
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert names == ["dense"]
 
 
 def parts_of(model: keras.Model) -> list[Any]:
