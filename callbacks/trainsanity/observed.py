@@ -46,6 +46,10 @@ class Observed:
         self._copies = copies
         self._begun = 0
         self._replaced: list[tuple[dict[str, Any], str, bool, Any]] = []
+        # Replacements of the step before, with whose they are and what they stand for: where the
+        # step runs as Python code, making them anew would cost time in every one.
+        self._kept: list[tuple[Any, str, Any, Function]] = []
+        self._kept_of: tuple[Any, Any] | None = None
 
     def begin(self) -> None:
         self._begun += 1
@@ -55,11 +59,25 @@ class Observed:
     def _replace_functions(self) -> None:
         losses = getattr(self._model, "_compile_loss", None)
         metrics = getattr(self._model, "_compile_metrics", None)
+        if self._put_back_kept(losses, metrics):
+            return
+        self._kept, self._kept_of = [], (losses, metrics)
         # Both are built by their first call, on some backends inside the very first step.
         if losses is not None:
             self._once_built(losses, self._watch_losses)
         if metrics is not None:
             self._once_built(metrics, self._watch_metrics)
+
+    def _put_back_kept(self, losses: Any, metrics: Any) -> bool:
+        """Uses the replacements of the step before, if they stand for the same functions still."""
+        before = self._kept_of
+        if before is None or before[0] is not losses or before[1] is not metrics:
+            return False
+        if any(vars(owner).get(name) is not own for owner, name, own, _ in self._kept):
+            return False
+        for owner, name, _, replacement in list(self._kept):
+            self._replace(owner, name, replacement)
+        return True
 
     def end(self) -> None:
         """Losses and metrics are what they were."""
@@ -78,6 +96,7 @@ class Observed:
             watch(compiled)
             return
         original = compiled.build
+        self._kept_of = None
 
         def build(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
@@ -89,13 +108,13 @@ class Observed:
     def _watch_losses(self, compiled: Any) -> None:
         for loss in {id(entry[1]): entry[1] for entry in compiled._flat_losses}.values():
             if isinstance(loss, keras.losses.Loss):
-                self._replace(loss, "call", self._keeping(loss.call, _keep_loss))
+                self._keep(loss, "call", self._keeping(loss.call, _keep_loss))
 
     def _watch_metrics(self, compiled: Any) -> None:
         for metric in compiled.metrics:
             if isinstance(metric, keras.metrics.MeanMetricWrapper) and hasattr(metric, "_fn"):
                 keep = _metric_keeper(id(metric))
-                self._replace(metric, "_fn", self._keeping(metric._fn, keep))
+                self._keep(metric, "_fn", self._keeping(metric._fn, keep))
 
     def _keeping(self, function: Function, keep: Callable[[Step, Any], None]) -> Function:
         # Whose function it is decides how far it can be trusted.
@@ -120,6 +139,10 @@ class Observed:
         args, kwargs = self._copies((args, kwargs))
         with keras.StatelessScope():
             return function(*args, **kwargs)
+
+    def _keep(self, owner: Any, name: str, replacement: Function) -> None:
+        self._kept.append((owner, name, vars(owner).get(name), replacement))
+        self._replace(owner, name, replacement)
 
     def _replace(self, owner: Any, name: str, replacement: Function) -> None:
         own = owner.__dict__

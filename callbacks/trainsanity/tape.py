@@ -76,8 +76,7 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
             index = self._index(name)
             if index is not None:
                 cells[index] = value
-        used = max(cells, default=-1) + 1
-        return self._backend.row([cells.get(i, rest) for i in range(used)], self.width, rest)
+        return self._backend.row(cells, self.width, rest)
 
     def write(self, columns: Mapping[str, Any]) -> None:
         """Writes one row; `columns` are scalar tensors. Called while the step is traced."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -76,6 +77,14 @@ class Taps:
         copies = self._observed if run.compiled_by_xla else None
         self._observers = Observed(run.model, lambda: self._step, boundary, copies)
         self.installed = False
+        thins = self._may_thin()
+        run.pace, run.test_pace = Pace(thins=thins), Pace(thins=thins)
+
+    def _may_thin(self) -> bool:
+        """Whether Python code runs at every step and can leave evidence out."""
+        run = self.run
+        several = int(run.model.steps_per_execution or 1) > 1 or run.replicas > 1
+        return not (run.is_traced or self._is_stateless or several)
 
     # installing
 
@@ -268,6 +277,7 @@ class Taps:
             self.run.not_testable["loss/differentiated"] = reason
         step.columns.clear()
         step.shared.clear()
+        step.asked_with.clear()
         step.losses.clear()
         step.loss = None
         # What came straight from the data was never part of the gradient.
@@ -294,6 +304,7 @@ class Taps:
             if step is None:
                 return original(*args, **kwargs)
             step.losses.clear()
+            step.asked_with.clear()
             step.asked.add("loss")
             weights = self._boundary.call("taps", self._weights, signature, args, kwargs)
             loss = original(*args, **kwargs)
@@ -348,8 +359,13 @@ class Taps:
         as they were before.
         """
         given = signature.bind(*args, **kwargs).arguments
-        step.x, step.y, step.y_pred = (given.get(name) for name in ("x", "y", "y_pred"))
-        step.sample_weight = given.get("sample_weight") if weights is None else weights
+        seen = [given.get(name) for name in ("x", "y", "y_pred", "sample_weight")]
+        if weights is not None:
+            seen[3] = weights
+        if step.asked_with and all(map(operator.is_, seen, step.asked_with)):
+            return  # the metrics are given what the loss was given
+        step.asked_with = seen
+        step.x, step.y, step.y_pred, step.sample_weight = seen
         step.y_pred = self._observed(step.y_pred)
         step.outputs = outputs_of(
             self.run.model, step.y, step.y_pred, step.sample_weight, step.given[2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,6 +13,11 @@ from keras import ops
 from keras.backend import is_float_dtype, standardize_dtype
 
 ONE_PROGRAM = "several processes run one program together, which must be the same in all of them"
+
+
+def side_by_side(cells: Mapping[int, Any], rest: float) -> list[Any]:
+    """Cells in the order of their places, up to the last."""
+    return [cells.get(i, rest) for i in range(max(cells, default=-1) + 1)]
 
 
 class Backend(ABC):
@@ -29,8 +34,10 @@ class Backend(ABC):
     # The tape and the step it is written in
 
     @abstractmethod
-    def row(self, values: list[Any], width: int, rest: float) -> Any:
-        """Scalars of any type, then `rest`, as a float32 tensor of shape (width,)."""
+    def row(self, cells: Mapping[int, Any], width: int, rest: float) -> Any:
+        """Scalars of any type by their places, `rest` elsewhere, as a float32 tensor of shape
+        (width,).
+        """
 
     @abstractmethod
     def write_row(self, ring: Any, count: Any, row: Any) -> None:
@@ -146,6 +153,12 @@ class Backend(ABC):
     @abstractmethod
     def dense_part(self, tensor: Any) -> Any:
         """The tensor, or the touched rows of a sparse gradient."""
+
+    def total(self, tensor: Any) -> Any:
+        """Sum of all elements as float32; a plain number where the step runs on the host as it is
+        called, as that costs less than a tensor.
+        """
+        return ops.sum(ops.cast(tensor, "float32"))
 
     def nonfinite(self, tensors: list[Any]) -> Any:
         """How many elements are NaN or infinite; integers are always finite."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from trainsanity.backends.backend import Backend
+from trainsanity.backends.backend import Backend, side_by_side
 
 # Elements of a variable that are rather moved to the host as a whole: to pick some, a program
 # is compiled for every shape, which takes longer.
@@ -24,7 +24,8 @@ class Jax(Backend):
     READABLE_IN_EPOCH = False
     HAS_GRADIENT_BOUNDARY = True
 
-    def row(self, values: list[Any], width: int, rest: float) -> Any:
+    def row(self, cells: Mapping[int, Any], width: int, rest: float) -> Any:
+        values = side_by_side(cells, rest)
         numbers = {i: v for i, v in enumerate(values) if isinstance(v, (int, float))}
         fixed = np.full(width, rest, np.float32)
         fixed[list(numbers)] = list(numbers.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,13 +12,14 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.eager import context
 
-from trainsanity.backends.backend import Backend
+from trainsanity.backends.backend import Backend, side_by_side
 
 OUR_SCOPE = "trainsanity"
 
 
 class TensorFlow(Backend):
-    def row(self, values: list[Any], width: int, rest: float) -> Any:
+    def row(self, cells: Mapping[int, Any], width: int, rest: float) -> Any:
+        values = side_by_side(cells, rest)
         filler = tf.fill([width - len(values)], tf.constant(rest, tf.float32))
         if not values:
             return filler

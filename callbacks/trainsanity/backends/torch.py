@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from keras.src.backend.torch.core import get_device
 
-from trainsanity.backends.backend import Backend
+from trainsanity.backends.backend import Backend, side_by_side
 
 CONSTANTS = 64  # kept at most
 
@@ -21,23 +21,24 @@ class Torch(Backend):
     def __init__(self) -> None:
         self._constants: dict[int, tuple[Any, Any]] = {}  # id of an array -> it, and its tensor
 
-    def row(self, values: list[Any], width: int, rest: float) -> Any:
+    def row(self, cells: Mapping[int, Any], width: int, rest: float) -> Any:
         """Of numbers on the host where the step runs there: an operation of a tensor costs more."""
         if get_device() == "cpu":
             row = np.full(width, rest, np.float32)
             with np.errstate(over="ignore"):
-                row[: len(values)] = [_number(value) for value in values]
-            return torch.from_numpy(row)
+                row[list(cells)] = [_number(value) for value in cells.values()]
+            return row
+        values = side_by_side(cells, rest)
         filler = torch.full((width - len(values),), rest, device=get_device())
-        cells = [torch.as_tensor(value).detach().reshape(1).to(filler) for value in values]
-        return torch.cat([*cells, filler])
+        each = [torch.as_tensor(value).detach().reshape(1).to(filler) for value in values]
+        return torch.cat([*each, filler])
 
     def write_row(self, ring: Any, count: Any, row: Any) -> None:
         """In place."""
         tensor, counter = ring.value, count.value
         with torch.no_grad():
-            if tensor.device.type == "cpu":
-                tensor[int(counter) % len(tensor)] = row
+            if isinstance(row, np.ndarray):
+                tensor.detach().numpy()[int(counter) % len(tensor)] = row
             else:
                 at = torch.remainder(counter, len(tensor)).reshape(1).to(torch.int64)
                 tensor.index_copy_(0, at, row.detach().reshape(1, -1))
@@ -83,11 +84,14 @@ class Torch(Backend):
     def dense_part(self, tensor: Any) -> Any:
         return tensor.coalesce().values() if tensor.is_sparse else tensor
 
+    def total(self, tensor: Any) -> Any:
+        return _number(torch.as_tensor(tensor).sum(dtype=torch.float32))
+
     def nonfinite(self, tensors: list[Any]) -> Any:
         floats = [t for t in map(torch.as_tensor, tensors) if t.is_floating_point()]
         if all(_has_finite_sum(t) for t in floats):
             return 0.0
-        return sum((~torch.isfinite(t)).sum() for t in floats)
+        return sum((self.total(~torch.isfinite(t)) for t in floats), 0.0)
 
     def constant(self, array: np.ndarray[Any, Any]) -> Any:
         """Kept, as a step is made of operations that each cost time."""
@@ -167,15 +171,20 @@ class Torch(Backend):
         """Keras multiplies sample weights with the mask in place (keras/src/losses/loss.py,
         `apply_mask`).
         """
+        if structure is None:
+            return None
         return keras.tree.map_structure(
             lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, structure
         )
 
 
-def _number(value: Any) -> float:
-    return float(value.item()) if isinstance(value, torch.Tensor) else float(value)
-
-
 def _has_finite_sum(tensor: Any) -> bool:
     """So that nothing need be counted; False where asking would wait for the device."""
     return tensor.device.type == "cpu" and math.isfinite(tensor.sum().item())
+
+
+def _number(scalar: Any) -> Any:
+    """On the host, where that does not wait for the device."""
+    if isinstance(scalar, torch.Tensor) and scalar.device.type == "cpu":
+        return float(scalar.item())
+    return scalar

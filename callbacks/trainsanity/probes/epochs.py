@@ -46,6 +46,7 @@ class Epochs(Probe):
         return {"batch/size": ops.shape(inputs[0])[0]}
 
     def on_epoch_begin(self, epoch: int) -> None:
+        self.run.pace.take_next()
         self._began = time.monotonic()
         self._rows, self._samples, self._skips = 0, 0.0, 0
         self._iterations = self._read_iterations()
@@ -118,6 +119,7 @@ class Epochs(Probe):
     # testing
 
     def on_test_begin(self) -> None:
+        self.run.test_pace.take_next()
         self._test_began = time.monotonic()
         self._test_rows = 0
         if not self._seen_test:

@@ -30,6 +30,7 @@ class LearningRate(Probe):
         super().__init__(run)
         self._followers: dict[int, _Follower] = {}
         self._next_declared = 1
+        run.shared["remember_weights"] = self._remember
 
     # on the host
 
@@ -54,11 +55,36 @@ class LearningRate(Probe):
                 follower.shadow.copy_slots()
 
     def before_step(self, step: int) -> None:
+        if not self.run.pace.is_next_full:
+            for follower in self._followers.values():
+                follower.is_behind = True
+            return
+        for follower in self._followers.values():
+            if follower.is_behind:
+                follower.catch_up(step)
         if step < self._next_declared:
             return
         self._next_declared = step + DECLARED_EVERY
         for name, optimizer in optimizers.of_model(self.run.model).items():
             self.run.points(step, {signal("declared", name): self._declared(optimizer)})
+
+    def after_step(self, step: int) -> None:
+        pace, run = self.run.pace, self.run
+        in_epoch = step - run.epoch_first_step + 1
+        is_last = in_epoch == run.shared.get("declared_steps")
+        if not pace.full and (pace.is_next_full or is_last):
+            self._note(step)
+
+    def _remember(self) -> None:
+        """Between two steps, before somebody writes to weights."""
+        pace = self.run.pace
+        if not pace.full and not pace.is_next_full:
+            pace.take_next()
+            self._note(self.run.step)
+
+    def _note(self, step: int) -> None:
+        for follower in self._followers.values():
+            follower.note(step)
 
     def _declared(self, optimizer: Any) -> float:
         """The learning rate as the host reads it for the next step."""
@@ -112,6 +138,9 @@ def signal(witness: str, name: str) -> str:
 class _Follower:
     """What is followed of one optimizer: sampled weights before and after its update, and its
     shadow.
+
+    Attributes:
+        is_behind: steps have run since its last turn.
     """
 
     def __init__(self, run: Any, name: str, optimizer: Any, variables: list[Any]) -> None:
@@ -120,6 +149,9 @@ class _Follower:
         self._optimizer = optimizer
         self._sampled: list[Sampled] = choose(variables)
         self.shadow: Shadow | None = None
+        self.is_behind = False
+        self._noted = 0  # the step after which `_last` was read between two turns
+        self._knows_last = True
         size = sum(map(len, self._sampled))
         if not size:
             self._not_testable("the optimizer has no weights")
@@ -138,6 +170,22 @@ class _Follower:
 
     def _not_testable(self, reason: str) -> None:
         self._run.not_testable[signal("effective", self._name)] = reason
+
+    # where it has not every turn
+
+    def note(self, step: int) -> None:
+        """After a step without its turn: the weights that the next step should find."""
+        if self._sampled:
+            self._noted = step
+            self._last.assign(self._pick())
+            self._has_last.assign(1.0)
+
+    def catch_up(self, step: int) -> None:
+        """Before its next turn: the shadow takes over what the steps since have done."""
+        self.is_behind = False
+        self._knows_last = self._noted == step - 1
+        if self.shadow is not None:
+            self.shadow.copy_slots()
 
     # inside the step
 
@@ -182,7 +230,9 @@ class _Follower:
         apart = ops.abs(before - self._last)
         sums, (outside,) = self._run.backend.sums_and_largest(list(terms.values()), [apart])
         found = dict(zip(terms, sums, strict=True))
-        found["outside"] = outside * self._has_last
+        is_known = self._knows_last and not self.is_behind
+        found["outside"] = outside * self._has_last if is_known else ops.full((), NOTHING)
+        self._knows_last = True
         self._last.assign(after)
         self._has_last.assign(1.0)
         if self.shadow is not None:
@@ -190,6 +240,8 @@ class _Follower:
         return found
 
     def _can_be_effective(self, own: dict[str, Any]) -> bool:
+        if self.is_behind:  # a turn that came unplanned
+            return False
         if own["gradient"] is None:
             self._not_testable("no sampled variable gets a dense gradient")
             return False

@@ -57,7 +57,7 @@ class Losses(EpochMeans):
     def trace_loss(self, step: Step) -> Columns:
         added = self._added()
         columns: dict[str, Any] = {
-            "loss/differentiated": ops.sum(step.loss),
+            "loss/differentiated": self.run.backend.total(step.loss),
             "loss/added": added,
             "loss/nonfinite": self.run.backend.nonfinite([step.loss]),
         }
@@ -106,7 +106,7 @@ class Losses(EpochMeans):
         return None
 
     def _added(self) -> Any:
-        return sum((ops.sum(ops.cast(x, "float32")) for x in self.run.model.losses), 0.0)
+        return sum(map(self.run.backend.total, self.run.model.losses), 0.0)
 
     def _applicable(self, step: Step, term: Term) -> Iterator[str]:
         """The ways to count that mean something for this part of the loss."""
@@ -133,7 +133,7 @@ class Losses(EpochMeans):
             "unweighted": (None, term.mask),
         }
         return {
-            variant: _reduce(term.values, weight, mask, term.loss.reduction)
+            variant: self._reduce(term.values, weight, mask, term.loss.reduction)
             for variant, (weight, mask) in counted.items()
             if variant in wanted
         }
@@ -142,11 +142,29 @@ class Losses(EpochMeans):
         """Sum over counted positions and their number, of the only part of the loss."""
         if term.mask is None or term.loss.reduction not in ("sum_over_batch_size", "mean"):
             return {}
-        total = _reduce(term.values, term.sample_weight, term.mask, "sum")
+        total = self._reduce(term.values, term.sample_weight, term.mask, "sum")
         return {
             "_loss:positions:n": total * term.weight,
-            "_loss:positions:d": ops.sum(term.mask),
+            "_loss:positions:d": self.run.backend.total(term.mask),
         }
+
+    def _reduce(self, values: Any, weight: Any | None, mask: Any | None, reduction: str) -> Any:
+        """The reduction of `keras.losses.Loss`, written anew (compare keras/src/losses/loss.py).
+
+        With a mask, "sum_over_batch_size" divides by the unmasked positions, not by the weights'
+        sum.
+        """
+        total = self.run.backend.total
+        counted = product(weight, mask)
+        if counted is None:
+            part = total(values)
+        else:
+            part = total(ops.where(counted != 0, values * counted, ops.zeros_like(values)))
+        if reduction == "sum":
+            return part
+        if reduction == "mean_with_sample_weight" and counted is not None:
+            return ratio(part, total(counted))
+        return ratio(part, size_of(values) if mask is None else total(mask))
 
     # on the host
 
@@ -212,20 +230,3 @@ def _carries(output: OutputEvidence) -> bool:
     """Whether a mask arrives with an output that has its axes."""
     mask = output.mask
     return mask is not None and len(output.y_pred.shape) >= len(mask.shape)
-
-
-def _reduce(values: Any, weight: Any | None, mask: Any | None, reduction: str) -> Any:
-    """The reduction of `keras.losses.Loss`, written anew (compare keras/src/losses/loss.py).
-
-    With a mask, "sum_over_batch_size" divides by the unmasked positions, not by the weights' sum.
-    """
-    counted = product(weight, mask)
-    if counted is None:
-        total = ops.sum(values)
-    else:
-        total = ops.sum(ops.where(counted != 0, values * counted, ops.zeros_like(values)))
-    if reduction == "sum":
-        return total
-    if reduction == "mean_with_sample_weight" and counted is not None:
-        return ratio(total, ops.sum(counted))
-    return ratio(total, size_of(values) if mask is None else ops.sum(mask))

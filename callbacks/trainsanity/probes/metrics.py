@@ -42,6 +42,8 @@ class Metrics(EpochMeans):
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
+        self._compiled: Any = None
+        self._compiled_entries: list[CompiledMetric] = []
         # key -> facts for the audit `columns`
         self.found: dict[str, dict[str, Any]] = run.shared.setdefault("metric_facts", {})
 
@@ -52,10 +54,17 @@ class Metrics(EpochMeans):
     def trace_metrics(self, step: Step) -> Columns:
         columns: dict[str, Any] = {}
         outputs = {output.place: output for output in step.outputs}
-        for entry in compiled_metrics(self.run.model):
+        for entry in self._entries():
             if entry.output in outputs:
                 columns.update(self._parts(step, outputs[entry.output], entry))
         return columns
+
+    def _entries(self) -> list[CompiledMetric]:
+        """Found once, as Keras computes all results to name them."""
+        compiled = getattr(self.run.model, "_compile_metrics", None)
+        if compiled is not self._compiled or not self._compiled_entries:
+            self._compiled, self._compiled_entries = compiled, compiled_metrics(self.run.model)
+        return self._compiled_entries
 
     def _parts(self, step: Step, output: OutputEvidence, entry: CompiledMetric) -> Columns:
         values = self._values(step, output, entry)
@@ -77,7 +86,7 @@ class Metrics(EpochMeans):
             variants["weighted"] = product(weight, real if real is not None else mask, own)
         columns = {}
         for variant, counted in variants.items():
-            numerator, denominator = mean_parts(values, counted)
+            numerator, denominator = mean_parts(self.run.backend, values, counted)
             columns[f"_{entry.key}:{variant}:n"] = numerator
             columns[f"_{entry.key}:{variant}:d"] = denominator
         return columns

@@ -78,6 +78,7 @@ class OutsideWrites(Probe):
     def _blame(self, callback: Any, path: str) -> None:
         """Notes the callback whose turn it is in Keras' list, if it is not ours."""
         if callback is not None and not is_ours(type(callback)):
+            self.run.shared["remember_weights"]()
             self._written.setdefault(type(callback).__name__, set()).add(path)
 
     def on_epoch_begin(self, epoch: int) -> None:

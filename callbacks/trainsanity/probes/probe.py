@@ -81,6 +81,7 @@ class Step:
         losses: unreduced values of the compiled losses, in the order in which Keras called them.
         results: what the step returned, known in `trace_logs`: log key -> tensor.
         metric_values: id of a metric -> what its function returned.
+        asked_with: the arguments of `compute_loss` or `compute_metrics`, as noted last.
         asked: which of "loss" and "metrics" the step has asked the model to compute.
         full: whether all probes have their turn, not only those that see every batch.
         shared: intermediate tensors that one probe computes and another uses.
@@ -99,6 +100,7 @@ class Step:
     losses: list[Any] = field(default_factory=list)
     results: Mapping[str, Any] = field(default_factory=dict)
     metric_values: dict[int, Any] = field(default_factory=dict)
+    asked_with: list[Any] = field(default_factory=list)
     asked: set[str] = field(default_factory=set)
     columns: dict[str, Any] = field(default_factory=dict)
     shared: dict[Any, Any] = field(default_factory=dict)

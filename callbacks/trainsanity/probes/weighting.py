@@ -18,6 +18,7 @@ from keras import ops
 from trainsanity.probes.probe import OutputEvidence, Step
 
 if TYPE_CHECKING:
+    from trainsanity.backends.backend import Backend
     from trainsanity.run import Run
 
 
@@ -41,7 +42,7 @@ def spread_if_any(weight: Any | None, values: Any) -> Any | None:
     return None if weight is None else spread(ops.convert_to_tensor(weight), values)
 
 
-def mean_parts(values: Any, weight: Any | None) -> tuple[Any, Any]:
+def mean_parts(backend: Backend, values: Any, weight: Any | None) -> tuple[Any, Any]:
     """Numerator and denominator of Keras' weighted mean over one batch; two float32 scalars.
 
     Keras averages each sample over its inner axes first and then sums over samples
@@ -51,9 +52,9 @@ def mean_parts(values: Any, weight: Any | None) -> tuple[Any, Any]:
     values = ops.cast(values, "float32")
     inner = elements(values.shape[1:], ops.shape(values)[1:])
     if weight is None:
-        return ops.sum(values) / inner, elements(values.shape[:1], ops.shape(values)[:1])
+        return backend.total(values) / inner, elements(values.shape[:1], ops.shape(values)[:1])
     counted = ops.where(weight != 0, values * weight, ops.zeros_like(values))
-    return ops.sum(counted) / inner, ops.sum(weight) / inner
+    return backend.total(counted) / inner, backend.total(weight) / inner
 
 
 def elements(known: Sequence[int | None], sizes: Sequence[Any]) -> Any:
@@ -73,7 +74,7 @@ def size_of(tensor: Any) -> Any:
 def ratio(part: Any, whole: Any) -> Any:
     """0 where the whole is 0."""
     if isinstance(whole, float):
-        return part / whole if whole else ops.zeros(())
+        return part / whole if whole else 0.0 * part
     return ops.divide_no_nan(part, whole)
 
 
