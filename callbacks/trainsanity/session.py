@@ -11,15 +11,16 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
 import keras
 
-from trainsanity import backends, compiled, fit_arguments, forward, identity
+from trainsanity import backends, compiled, forward, identity
 from trainsanity.boundary import Boundary
 from trainsanity.compiled import CompiledFunctions
+from trainsanity.executions import batches_of, counting, steps_per_execution
 from trainsanity.forward import fixed_batch
 from trainsanity.keras_versions import why_too_old
 from trainsanity.listeners import Listeners
@@ -27,6 +28,7 @@ from trainsanity.probes import all_probes
 from trainsanity.probes.probe import Probe
 from trainsanity.readings import Readings
 from trainsanity.run import Run
+from trainsanity.sample_audits import SampleAudits
 from trainsanity.settings import Settings
 from trainsanity.stream import RunStream
 from trainsanity.tape import DEPTH, Tape, TapeReader
@@ -37,11 +39,7 @@ from trainsanity.watched_call import WatchedCall
 log = logging.getLogger("trainsanity")
 
 SAMPLE_ROWS = 8  # of the training data, kept in the process for audits
-START_UP_SECONDS = 0.2  # that audits of the sample may take before or after the first batch
-EPOCH_END_SECONDS = 0.5  # that those left may take at the end of an epoch
-LAST_SECONDS = 3.0  # that those left at the end of training may take at least
 LOOKS_IN_VAIN = 2  # after which a call is over: between two threads a greenlet may be missed
-SHARED = "audits of a sample run on one copy of the model; this one is trained on several"
 OF_THE_FIRST = (
     "losses, metrics and counts are of the first process's part of each batch: adding up would "
     "wait for processes that may have no callback"
@@ -94,14 +92,11 @@ class Session:
         self._stream: RunStream | None = None
         self._run: Run | None = None
         self._readings: Readings | None = None
+        self._audits: SampleAudits | None = None
         self._taps: Taps | None = None
         self._functions: CompiledFunctions | None = None
         self._wrapped: dict[str, tuple[Function, Function]] = {}  # name -> (ours, Keras')
         self._test_pass: int | None = None  # id of the frame of the test pass under way
-        self._looked_for_sample = False
-        self._sample_shown = False
-        self._auditors: list[Probe] = []  # whose audits of the sample are still to come
-        self._opened = time.monotonic()
         self._begun = False
         self._stop = False
         self._ending = threading.RLock()  # held while what a left call has measured is handed in
@@ -197,31 +192,16 @@ class Session:
         run.sample_rows = fixed_batch(self.model) or SAMPLE_ROWS
         run.replicas = backend.replicas(self.model)
         run.processes = backend.processes(self.model)
-        if not run.is_shared:
-            run.sample = self._sample(run)
         probes = [self._boundary.call(make.name, make, run) for make in all_probes()]
         probes = [probe for probe in probes if probe is not None]
         self._listeners = Listeners(probes, self._boundary, self._say_not_testable)
         self._readings = Readings(run, self._listeners, self._boundary)
+        self._audits = SampleAudits(run, self._listeners, self._boundary, self._say_not_testable)
+        self._audits.take(self._probe_data)
         self._listeners.tell("on_begin")
         if run.processes > 1:
             run.not_testable["processes"] = OF_THE_FIRST
-        if run.is_shared:
-            for probe in self._listeners.hearing("on_sample"):
-                self._say_not_testable(probe, SHARED)
-        elif self.model.built:
-            self._show_sample()
-
-    def _sample(self, run: Run) -> Any:
-        if self._probe_data is not None:
-            x, y, *weight = self._probe_data
-            return (x, y, weight[0] if weight else None)
-        return self._boundary.call(
-            "sample",
-            fit_arguments.sample_of_arrays,
-            self._call.arguments,
-            run.sample_rows,
-        )
+        self._audits.begin()
 
     def _install_taps(self) -> None:
         run, readings = self._run, self._readings
@@ -233,7 +213,7 @@ class Session:
         if reason is not None:
             run.not_testable["taps"] = reason
             return
-        steps = int(self.model.steps_per_execution or 1)
+        steps = steps_per_execution(self.model)
         depth, width = max(DEPTH, 4 * steps), _width(self.model)
         train, test = (Tape(run.backend, depth, width) for _ in range(2))
         train.carry(run.kept)
@@ -329,8 +309,8 @@ class Session:
         self._listeners.tell("on_epoch_begin", epoch)
 
     def epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
-        run, readings = self._run, self._readings
-        if run is None or readings is None or self.ended:
+        run, readings, audits = self._run, self._readings, self._audits
+        if run is None or readings is None or audits is None or self.ended:
             return
         readings.read_train(whole=True)
         taped = readings.taped_step
@@ -338,8 +318,7 @@ class Session:
         if taped is not None:
             run.step = taped
         readings.slow(force=True)
-        self._audit(EPOCH_END_SECONDS)
-        self._show_sample()
+        audits.at_epoch_end()
         self._listeners.tell("on_epoch_end", epoch, dict(logs))
 
     def test_begin(self) -> None:
@@ -367,11 +346,11 @@ class Session:
 
     def end(self, state: str) -> None:
         """The run is over; idempotent."""
-        if self.ended or self._readings is None:
+        if self.ended or self._readings is None or self._audits is None:
             return
         self._readings.read_train(whole=True)
         self._readings.slow(force=True)
-        self._boundary.call("callback", self._audit_rest)
+        self._boundary.call("callback", self._audits.end)
         self._listeners.tell("on_end")
         self._boundary.call("taps", self._remove)
         self._listeners.tell("on_released")
@@ -470,7 +449,7 @@ class Session:
 
     def _let_go(self) -> None:
         """The callback may live on; data, tapes and copies of weights need not."""
-        self._run = self._readings = None
+        self._run = self._readings = self._audits = None
         self._listeners = Listeners([], self._boundary, self._say_not_testable)
         self._call = self._call.forgotten()
 
@@ -480,17 +459,17 @@ class Session:
         """One execution of the train function; hooks for batches would make Keras dispatch
         callbacks in step.
         """
-        if self.ended or self._run is None or self._readings is None:
+        run, readings, audits = self._run, self._readings, self._audits
+        if self.ended or run is None or readings is None or audits is None:
             return original(*args)
         if not self._call.is_caller(caller):
             return self._run_foreign(original, args, training=True)
-        run, readings = self._run, self._readings
         try:
-            args = self._with_sample(args)
+            args = audits.peek(args)
             run.state = args[0] if len(args) > 1 else None
             self._listeners.tell("before_step", run.step + 1)
             run.state = None
-            args = self._counting(run, args)
+            args = counting(run, args)
             with self._as_traced(run):
                 result = original(*args)
         except run.backend.end_of_data_errors():
@@ -500,12 +479,11 @@ class Session:
                 self._fail(args)
                 raise
             result = self._without_taps(error, args)
-        batches = self._batches_of_one_execution(run, args[-1])
+        batches = batches_of(run, args[-1], self._written)
         run.step += batches
         self._listeners.tell("after_step", run.step)
         readings.after_training(result, batches)
-        if run.backend.READABLE_IN_EPOCH and not self._sample_shown:
-            self._show_sample()
+        audits.after_step()
         if self._stop:
             self.model.stop_training = True
         return result
@@ -520,7 +498,7 @@ class Session:
         if not is_own:
             return self._run_foreign(original, args, training=False)
         result = original(*args)
-        batches = int(self.model.steps_per_execution or 1)
+        batches = steps_per_execution(self.model)
         self._run.shared["test_batches"] += batches
         readings.after_testing(result, batches)
         return result
@@ -543,41 +521,9 @@ class Session:
             return contextlib.nullcontext()
         return functions.traced.in_force()
 
-    def _with_sample(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Keeps the first rows of the first batch where the data comes from a Python iterator."""
-        run = self._run
-        if run is None or run.sample is not None or run.is_shared or self._looked_for_sample:
-            return args
-        self._looked_for_sample = True
-        # Outside the boundary: what the user's data raises is the user's.
-        peeked = run.backend.peek(args[-1])
-        if peeked is None:
-            return args
-        batch, data = peeked
-        run.sample = self._boundary.call(
-            "sample", fit_arguments.sample_of_batch, batch, run.sample_rows
-        )
-        return (*args[:-1], data)
-
-    def _counting(self, run: Run, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Where Python code takes several batches for one execution, they are counted."""
-        if int(self.model.steps_per_execution or 1) == 1 or run.backend.READABLE_IN_EPOCH:
-            return args
-        return (*args[:-1], Counted(args[-1]))
-
-    def _batches_of_one_execution(self, run: Run, data: Any) -> int:
-        """With `steps_per_execution` the last execution of an epoch may be shorter."""
-        steps = int(self.model.steps_per_execution or 1)
-        if steps == 1:
-            return 1
-        if isinstance(data, Counted):
-            return data.taken
+    def _written(self) -> int | None:
         reader = self._readings.train if self._readings is not None else None
-        written = None if reader is None else self._boundary.call("tape", reader.written)
-        if written is not None:
-            return int(written) - run.step
-        left = run.epoch_first_step + int(run.shared.get("declared_steps") or 0) - 1 - run.step
-        return min(steps, left) if left > 0 else steps
+        return None if reader is None else self._boundary.call("tape", reader.written)
 
     def _is_ours(self, error: BaseException) -> bool:
         """Whether the compiled step failed in an operation that one of our taps has put there."""
@@ -604,42 +550,6 @@ class Session:
         self.model.make_train_function()
         _, plain = self._wrapped["train_function"]
         return plain(*args)
-
-    def _show_sample(self) -> None:
-        """Lets probes audit the captured rows, once, at a moment when the model is whole."""
-        run = self._run
-        if run is None or self._sample_shown or not self.model.built:
-            return
-        if run.sample is None:
-            caught = self._boundary.call("sample", run.backend.caught_sample, run)
-            if caught is not None:
-                run.sample = self._boundary.call(
-                    "sample", fit_arguments.sample_of_batch, caught, run.sample_rows
-                )
-        if run.sample is None:
-            return
-        self._sample_shown = True
-        self._auditors = sorted(self._listeners.hearing("on_sample"), key=lambda p: p.cost)
-        self._audit(START_UP_SECONDS)
-
-    def _audit(self, seconds: float) -> None:
-        """Lets probes audit the sample until the time is up; the others wait for an epoch end."""
-        run = self._run
-        if run is None or not self._auditors:
-            return
-        started = time.monotonic()
-        with forward.names_untouched(), forward.unwarned():
-            while self._auditors and time.monotonic() - started < seconds:
-                self._listeners.tell_one(self._auditors.pop(0), "on_sample")
-        run.shared.pop("passes", None)  # the tensors take memory
-
-    def _audit_rest(self) -> None:
-        """At the end of training: what is left, as far as the share of the time allows it."""
-        spent = time.monotonic() - self._opened
-        self._audit(max(LAST_SECONDS, self._settings.audit_budget * spent))
-        while self._auditors:
-            reason = "audits had used up their share of the training time"
-            self._say_not_testable(self._auditors.pop(0), reason)
 
     def _say_not_testable(self, probe: Probe, reason: str) -> None:
         assert self._run is not None
@@ -668,22 +578,6 @@ class Session:
             self._stop = True
         if action in ("warn", "stop"):
             self._terminal.alert(alert)
-
-
-class Counted:
-    """An iterator that knows how often it was asked with success."""
-
-    def __init__(self, iterator: Iterator[Any]) -> None:
-        self._iterator = iterator
-        self.taken = 0
-
-    def __iter__(self) -> Counted:
-        return self
-
-    def __next__(self) -> Any:
-        item = next(self._iterator)
-        self.taken += 1
-        return item
 
 
 def _width(model: Any) -> int:

@@ -15,7 +15,7 @@ from keras import optimizers
 from keras.optimizers import schedules
 from watched import watched_fit
 
-from trainsanity import session
+from trainsanity import sample_audits
 from trainsanity.spooled import SpooledRun
 
 BACKEND = keras.backend.backend()
@@ -29,9 +29,9 @@ Optimizer = keras.optimizers.Optimizer
 @pytest.fixture(autouse=True)
 def _no_audits_of_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """They say nothing about optimizers, and take longer than these fits."""
-    monkeypatch.setattr(session, "START_UP_SECONDS", 0.0)
-    monkeypatch.setattr(session, "EPOCH_END_SECONDS", 0.0)
-    monkeypatch.setattr(session, "LAST_SECONDS", 0.0)
+    monkeypatch.setattr(sample_audits, "START_UP_SECONDS", 0.0)
+    monkeypatch.setattr(sample_audits, "EPOCH_END_SECONDS", 0.0)
+    monkeypatch.setattr(sample_audits, "LAST_SECONDS", 0.0)
 
 
 def net(optimizer: Any) -> keras.Model:

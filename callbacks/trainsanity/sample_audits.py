@@ -1,0 +1,123 @@
+"""A few rows of the training data, and what probes audit with them as far as time allows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from trainsanity import fit_arguments, forward
+from trainsanity.boundary import Boundary
+from trainsanity.listeners import Listeners
+from trainsanity.probes.probe import Probe
+from trainsanity.run import Run
+
+START_UP_SECONDS = 0.2  # that audits of the sample may take before or after the first batch
+EPOCH_END_SECONDS = 0.5  # that those left may take at the end of an epoch
+LAST_SECONDS = 3.0  # that those left at the end of training may take at least
+SHARED = "audits of a sample run on one copy of the model; this one is trained on several"
+
+
+class SampleAudits:
+    """Keeps the sample of a run and shows it to the probes, once, when the model is whole.
+
+    Args:
+        refused: called with a probe that cannot make its audit, and the reason.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        listeners: Listeners,
+        boundary: Boundary,
+        refused: Callable[[Probe, str], None],
+    ) -> None:
+        self._run = run
+        self._listeners = listeners
+        self._boundary = boundary
+        self._refused = refused
+        self._opened = time.monotonic()
+        self._has_peeked = False
+        self._is_shown = False
+        self._left: list[Probe] = []  # whose audits are still to come
+
+    def take(self, probe_data: Any) -> None:
+        """From what the user gave for it, or out of arrays given to the watched call."""
+        run = self._run
+        if run.is_shared:
+            return
+        if probe_data is not None:
+            x, y, *weight = probe_data
+            run.sample = (x, y, weight[0] if weight else None)
+            return
+        run.sample = self._boundary.call(
+            "sample", fit_arguments.sample_of_arrays, run.fit, run.sample_rows
+        )
+
+    def begin(self) -> None:
+        if self._run.is_shared:
+            for probe in self._listeners.hearing("on_sample"):
+                self._refused(probe, SHARED)
+        else:
+            self._show()
+
+    def peek(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Takes the first rows of the first batch where the data comes from a Python iterator.
+
+        Returns:
+            The arguments of the train function, which still give this batch.
+        """
+        run = self._run
+        if run.sample is not None or run.is_shared or self._has_peeked:
+            return args
+        self._has_peeked = True
+        # Outside the boundary: what the user's data raises is the user's.
+        peeked = run.backend.peek(args[-1])
+        if peeked is None:
+            return args
+        batch, data = peeked
+        run.sample = self._of_batch(batch)
+        return (*args[:-1], data)
+
+    def after_step(self) -> None:
+        if not self._is_shown and self._run.backend.READABLE_IN_EPOCH:
+            self._show()
+
+    def at_epoch_end(self) -> None:
+        self._audit(EPOCH_END_SECONDS)
+        self._show()
+
+    def end(self) -> None:
+        """What is left, as far as the share of the training time allows it."""
+        spent = time.monotonic() - self._opened
+        self._audit(max(LAST_SECONDS, self._run.settings.audit_budget * spent))
+        while self._left:
+            reason = "audits had used up their share of the training time"
+            self._refused(self._left.pop(0), reason)
+
+    def _show(self) -> None:
+        run = self._run
+        if self._is_shown or not run.model.built:
+            return
+        if run.sample is None:
+            caught = self._boundary.call("sample", run.backend.caught_sample, run)
+            run.sample = None if caught is None else self._of_batch(caught)
+        if run.sample is None:
+            return
+        self._is_shown = True
+        self._left = sorted(self._listeners.hearing("on_sample"), key=lambda p: p.cost)
+        self._audit(START_UP_SECONDS)
+
+    def _of_batch(self, batch: Any) -> Any:
+        rows = self._run.sample_rows
+        return self._boundary.call("sample", fit_arguments.sample_of_batch, batch, rows)
+
+    def _audit(self, seconds: float) -> None:
+        """Until the time is up; the other probes wait for an epoch end."""
+        if not self._left:
+            return
+        started = time.monotonic()
+        with forward.names_untouched(), forward.unwarned():
+            while self._left and time.monotonic() - started < seconds:
+                self._listeners.tell_one(self._left.pop(0), "on_sample")
+        self._run.shared.pop("passes", None)  # the tensors take memory
