@@ -71,6 +71,12 @@ class TestLostMask:
         assert found.subject == "output"
         assert "0.22" in found.message
 
+    def test_with_the_audit_takes_the_place_of_what_was_said_without(self):
+        (before,) = judge(self.lost)
+        (after,) = judge(self.lost, flow("scale", **{"class": "Scale", "site": "model.py:7"}))
+        assert after.replaces == (before.subject,)
+        assert before.replaces == ()
+
     def test_shows_the_loss_where_no_metric_is_compiled(self):
         loss = {"loss/reported": [0.9] * N, "loss/unmasked": [2.1] * N}
         (found,) = judge(coverage(loss=1.0, credit=0.66) | loss)

@@ -149,6 +149,16 @@ def test_two_subjects_are_two_alerts(scene):
     assert len(scene.stage.runs.alerts(scene.run_id)) == 2
 
 
+def test_what_is_known_more_exactly_is_told_in_the_place_of_what_was_told_before(scene):
+    scene.find(finding(subject="output"))
+    scene.find(finding(subject="add", replaces=("output",)))
+    states = {a.subject: (a.state, a.state_reason) for a in scene.stage.runs.alerts(scene.run_id)}
+    assert states == {"output": ("resolved", "known more exactly: add"), "add": ("open", "found")}
+    assert scene.counts == {"critical": 1, "warning": 0, "advice": 0}
+    assert scene.news == ["opened", "opened"]
+    assert not scene.find(finding(subject="add", replaces=("output",)))
+
+
 def test_a_finding_may_be_milder_than_its_rule_but_not_harsher(scene):
     scene.find(finding(severity=Severity.ADVICE))
     assert scene.alert.severity == "advice"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,6 +165,12 @@ class Alerts:
                 changed.append(self._open(session, run, key, item))
             elif self._update(session, run, row, item):
                 changed.append(row)
+        changed += [
+            row
+            for item in by_key.values()
+            for row in self._replace(session, run, existing, item)
+            if row.id not in by_key
+        ]
         for key, row in existing.items():
             if key not in by_key and row.state != "resolved" and healed(row):
                 self._change_state(session, run, row, "resolved", "no longer found")
@@ -216,6 +222,17 @@ class Alerts:
         self._change_state(session, run, row, "open", "found")
         return row
 
+    def _replace(
+        self, session: Session, run: RunRow, existing: Mapping[str, AlertRow], found: Found
+    ) -> Iterator[AlertRow]:
+        """Ends quietly what the same rule has told of the same before it knew more."""
+        for subject in found.finding.replaces:
+            row = existing.get(alert_id(run.id, found.rule.id, subject))
+            if row is not None and row.state != "resolved":
+                reason = f"known more exactly: {found.finding.subject}"
+                self._change_state(session, run, row, "resolved", reason, is_news=False)
+                yield row
+
     def _update(self, session: Session, run: RunRow, row: AlertRow, found: Found) -> bool:
         """Takes over what is new; nothing where the rule says the same again."""
         finding, words = found.finding, _words(found.finding)
@@ -237,7 +254,14 @@ class Alerts:
         return True
 
     def _change_state(
-        self, session: Session, run: RunRow, row: AlertRow, state: str, reason: str
+        self,
+        session: Session,
+        run: RunRow,
+        row: AlertRow,
+        state: str,
+        reason: str,
+        *,
+        is_news: bool = True,
     ) -> None:
         now, before = self._clock(), row.state
         session.add(
@@ -255,7 +279,7 @@ class Alerts:
         row.muted_until = None
         if state == "resolved":
             row.resolved_at = now
-            if before != "muted":
+            if is_news and before != "muted":
                 self._notify(session, run, row, "resolved")
         if state == "open" and (before in ("", "resolved") or row.hidden):
             self._notify(session, run, row, "opened")

@@ -306,6 +306,7 @@ def merged(findings: Iterable[Finding]) -> list[Finding]:
             first_step=min(earlier.first_step, found.first_step),
             last_step=max(earlier.last_step, found.last_step),
             count=earlier.count + found.count,
+            replaces=tuple(dict.fromkeys((*earlier.replaces, *found.replaces))),
         )
     return list(by_subject.values())
 

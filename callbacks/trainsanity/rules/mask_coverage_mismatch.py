@@ -116,6 +116,7 @@ class MaskCoverageMismatch(Rule):
             last_step=hidden.last_step,
             count=hidden.count,
             severity=Severity.WARNING if numbers else Severity.ADVICE,
+            replaces=_replaces(mask, layer),
             certainty=hidden.certainty(SHARE_ROUNDING),
         )
 
@@ -145,6 +146,7 @@ def _other_mask(run: RunView, mask: str, credit: Parting) -> Finding | None:
         first_step=credit.first_step,
         last_step=credit.last_step,
         count=credit.count,
+        replaces=_replaces(mask, layer),
         certainty=f"Padding among what counts: {credit.certainty(SHARE_ROUNDING)}",
     )
 
@@ -170,6 +172,7 @@ def _lost(run: RunView, mask: str, credit: Parting) -> Finding:
         first_step=credit.first_step,
         last_step=credit.last_step,
         count=credit.count,
+        replaces=_replaces(mask, layer),
         certainty=f"Padding among what counts: {credit.certainty(SHARE_ROUNDING)}",
     )
 
@@ -205,6 +208,7 @@ def _metrics_count_padding(run: RunView, mask: str, numbers: ShownAndReal) -> Fi
         first_step=part.first_step,
         last_step=part.last_step,
         count=part.count,
+        replaces=_replaces(mask, layer),
         certainty=part.certainty(MEAN_ROUNDING),
     )
 
@@ -246,6 +250,11 @@ def _coverage(run: RunView, mask: str, step: int) -> tuple[float, float]:
 
 def _output(mask: str) -> str:
     return f"output {name_of(mask)}" if name_of(mask) else "output"
+
+
+def _replaces(mask: str, layer: FlowLayer | None) -> tuple[str, ...]:
+    """What was told of the output before the layers were looked at."""
+    return (_output(mask),) if layer is not None else ()
 
 
 def _died(layer: FlowLayer | None) -> str:

@@ -59,6 +59,7 @@ class Finding:
         count: at how many of the steps looked at they disagreed; 1 for an audit.
         severity: where milder than the rule's own.
         certainty: the tolerance and by how much it was exceeded.
+        replaces: subjects of which the same was told before it was known where it comes from.
     """
 
     subject: str
@@ -71,6 +72,7 @@ class Finding:
     count: int = 1
     severity: Severity | None = None
     certainty: str = ""
+    replaces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
