@@ -78,6 +78,11 @@ class Jax(Backend):
                     return np.asarray(value)
         return self.read(variable)  # it is no part of the state that travels
 
+    # One program for both: each is compiled when it first runs.
+    _copy: Callable[[Any, Any], tuple[Any, Any]] = staticmethod(
+        jax.jit(lambda count, ring: (jnp.copy(count), jnp.copy(ring)))
+    )
+
     def copy_tape(self, tape: Any, model: Any, result: Any) -> tuple[Any, Any] | None:
         """Copies on the device, without waiting for the step."""
         place = {id(v): i for i, v in enumerate(model.metrics_variables)}
@@ -86,7 +91,7 @@ class Jax(Backend):
         variables = result[1][-1]
         # The step donates its state: without a copy of its own the array would be gone after the
         # next step.
-        return jnp.copy(variables[place[id(tape.count)]]), jnp.copy(variables[place[id(tape.ring)]])
+        return self._copy(variables[place[id(tape.count)]], variables[place[id(tape.ring)]])
 
     def tape_before(self, tape: Any, model: Any, args: tuple[Any, ...]) -> tuple[int, Any] | None:
         """None where the execution has failed and taken its state along."""

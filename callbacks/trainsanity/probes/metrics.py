@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -154,9 +155,26 @@ def compiled_metrics(model: Any) -> list[CompiledMetric]:
         for output, metric_list in enumerate(lists):
             if metric_list:
                 entries.extend((metric, output, weighted) for metric in metric_list.metrics)
-    keys = list(compiled.result())
+    keys = _keys(compiled)
     if len(keys) != len(entries):
         # Two metrics under one key: Keras shows the last one only, and which is which cannot be
         # told.
         return []
     return [CompiledMetric(key, *entry) for key, entry in zip(keys, entries, strict=True)]
+
+
+def _keys(compiled: Any) -> list[str]:
+    """The keys of Keras' own `result`, asked of what has no values: they would be computed for
+    nothing, by functions that may be the user's.
+    """
+
+    def unmeasured(metric_list: Any) -> Any:
+        names = [metric.name for metric in metric_list.metrics]
+        metrics = [SimpleNamespace(name=name, result=float) for name in names]
+        return SimpleNamespace(metrics=metrics, output_name=metric_list.output_name)
+
+    lists = {
+        name: [unmeasured(found) if found else None for found in getattr(compiled, name)]
+        for name in ("_flat_metrics", "_flat_weighted_metrics")
+    }
+    return list(type(compiled).result(SimpleNamespace(built=True, **lists)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,8 @@ OLD_NAMES = {
     "eps": "epsilon",
     "alpha": "learning_rate",
 }
+
+MOST_MOVED = 1_000_000  # elements of a slot that are moved to the host to be added up
 
 # Model -> (optimizer, iterations, norm of the slots) at the end of the last watched fit.
 _left: weakref.WeakKeyDictionary[Any, tuple[Any, int, float]] = weakref.WeakKeyDictionary()
@@ -87,16 +90,15 @@ class OptimizerFacts(Probe):
         }
 
     def _norm(self, optimizer: Any) -> float:
-        """L2 norm over all slots; large slots are read on the device that holds them."""
-        squares = [
-            float(
-                keras.ops.convert_to_numpy(
-                    keras.ops.sum(keras.ops.square(keras.ops.cast(v, "float32")))
-                )
-            )
-            for v in _slots(optimizer)
-        ]
-        return float(np.sqrt(sum(squares)))
+        """L2 norm over all slots."""
+        return math.sqrt(sum(map(self._square_sum, _slots(optimizer))))
+
+    def _square_sum(self, slot: Any) -> float:
+        if math.prod(slot.shape) <= MOST_MOVED:
+            value = self.run.backend.read(slot).astype(np.float64)
+            return float(np.vdot(value, value))
+        squares = keras.ops.square(keras.ops.cast(slot, "float32"))
+        return float(keras.ops.convert_to_numpy(keras.ops.sum(squares)))
 
     def on_released(self) -> None:
         optimizer = self.run.optimizer
