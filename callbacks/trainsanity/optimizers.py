@@ -81,7 +81,10 @@ def defaults(kind: type[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         return {}, {}
     if type(by_name) is not kind:
         return {}, {}
-    return config_of(by_class), config_of(by_name)
+    configs = config_of(by_class), config_of(by_name)
+    for config in configs:
+        config.pop("name", None)  # Keras numbers them
+    return configs
 
 
 def slot_lists(optimizer: Any) -> list[dict[str, Any]]:
