@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from trainsanity.probes import all_probes
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import rows_of
 from trainsanity.rules import Finding, Rule
-from trainsanity.run import Run
+from trainsanity.run import Run, header_of
 from trainsanity.settings import Expect, Settings
 from trainsanity.spooled import Judgement, SpooledRun
 from trainsanity.stream import RunStream
@@ -90,17 +89,13 @@ def audit(
 def _audited(model: Any, sample: tuple[Any, Any, Any], expect: Expect, folder: Path) -> Report:
     settings = Settings.resolve("offline", spool_dir=folder, keep_spool=True, expect=expect)
     run_id = identity.new_run_id()
-    stream = RunStream(settings, run_id, _header(model, expect), lambda alert: None)
+    stream = RunStream(settings, run_id, header_of(model, settings, "fit"), lambda alert: None)
     run = Run(model, backends.active(), stream, settings)
     run.optimizer = getattr(model, "optimizer", None)
     run.sample = sample
     run.fit = FitArguments()
 
-    def report(part: str, error: BaseException, text: str) -> None:
-        facts = {"probe": part, "error": f"{type(error).__name__}: {error}", "traceback": text}
-        run.audit("probe_failed", facts)
-
-    boundary = Boundary(report)
+    boundary = Boundary(run.note_failure)
     _look(run, boundary)
     evaluated = boundary.call("evaluate", _evaluated, model, sample, expect, folder, default=[])
     stream.close("finished")
@@ -152,20 +147,4 @@ def _look_with(make: type[Probe], run: Run) -> None:
         if probe.name in AFTER_TRAINING:
             probe.on_released()
     except CannotAudit as reason:
-        run.audit(probe.audit or probe.name, {"not_testable": str(reason)})
-
-
-def _header(model: Any, expect: Expect) -> dict[str, Any]:
-    return {
-        "project": "audit",
-        "name": model.name,
-        "tags": [],
-        "kind": "fit",
-        "session_id": identity.session_id(),
-        "started_at": time.time(),
-        "keras_version": keras.__version__,
-        "backend": keras.backend.backend(),
-        "config": {},
-        "expect": expect.as_facts(),
-        "environment": {"host": identity.host()},
-    }
+        run.refuse(probe, str(reason))

@@ -11,21 +11,11 @@ from trainsanity.probes.probe import Probe
 
 
 class Listeners:
-    """Calls the probes that override a hook; those that do not cost nothing.
+    """Calls the probes that override a hook; those that do not cost nothing."""
 
-    Args:
-        refused: called with a probe that cannot make its audit, and the reason.
-    """
-
-    def __init__(
-        self,
-        probes: list[Probe],
-        boundary: Boundary,
-        refused: Callable[[Probe, str], None],
-    ) -> None:
+    def __init__(self, probes: list[Probe], boundary: Boundary) -> None:
         self._probes = probes
         self._boundary = boundary
-        self._refused = refused
         self._hooks: dict[str, list[tuple[Probe, Callable[..., Any]]]] = {}
         self._turns: dict[tuple[str, bool], list[tuple[Probe, Callable[..., Any]]]] = {}
 
@@ -64,7 +54,7 @@ class Listeners:
         try:
             method(*args)
         except CannotAudit as reason:
-            self._refused(probe, str(reason))
+            probe.run.refuse(probe, str(reason))
 
     def _overriding(self, hook: str) -> list[tuple[Probe, Callable[..., Any]]]:
         if hook not in self._hooks:

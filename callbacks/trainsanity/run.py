@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
 
+from trainsanity import backends, identity
 from trainsanity.pace import Pace
 from trainsanity.wire import Signal
 
 if TYPE_CHECKING:
     from trainsanity.backends.backend import Backend
     from trainsanity.fit_arguments import FitArguments
+    from trainsanity.probes.probe import Probe
     from trainsanity.settings import Settings
     from trainsanity.stream import RunStream
 
@@ -109,11 +113,40 @@ class Run:
     def audit(self, name: str, facts: Mapping[str, Any], step: int | None = None) -> None:
         self.stream.audit(name, self.step if step is None else step, facts)
 
+    def refuse(self, probe: Probe, reason: str) -> None:
+        """Says that a probe cannot make its audit, and why."""
+        self.audit(probe.audit or probe.name, {"not_testable": reason})
+
+    def note_failure(self, part: str, error: BaseException, text: str) -> None:
+        """Says that a part of the client has failed, with its traceback as text."""
+        facts = {"probe": part, "error": f"{type(error).__name__}: {error}", "traceback": text}
+        self.audit("probe_failed", facts)
+
     def _declare(self, name: str) -> None:
         if name in self._declared:
             return
         self._declared.add(name)
         self.stream.declare(Signal(name, unit_of(name)))
+
+
+def header_of(model: Any, settings: Settings, kind: str) -> dict[str, Any]:
+    """What a server is told of a run when it begins."""
+    return {
+        "project": settings.project,
+        "name": settings.run_name or f"{model.name} {time.strftime('%H:%M:%S')}",
+        "tags": list(settings.tags),
+        "kind": kind,
+        "session_id": identity.session_id(),
+        "started_at": time.time(),
+        "keras_version": keras.__version__,
+        "backend": keras.backend.backend(),
+        "config": dict(settings.config),
+        "expect": settings.expect.as_facts(),
+        "environment": {
+            "host": identity.host(),
+            "processes": backends.active().processes(model),
+        },
+    }
 
 
 # Units by the last part or the quantity of a signal's name; everything else is a plain number.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from trainsanity import fit_arguments, forward
@@ -19,23 +18,12 @@ SHARED = "audits of a sample run on one copy of the model; this one is trained o
 
 
 class SampleAudits:
-    """Keeps the sample of a run and shows it to the probes, once, when the model is whole.
+    """Keeps the sample of a run and shows it to the probes, once, when the model is whole."""
 
-    Args:
-        refused: called with a probe that cannot make its audit, and the reason.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        listeners: Listeners,
-        boundary: Boundary,
-        refused: Callable[[Probe, str], None],
-    ) -> None:
+    def __init__(self, run: Run, listeners: Listeners, boundary: Boundary) -> None:
         self._run = run
         self._listeners = listeners
         self._boundary = boundary
-        self._refused = refused
         self._opened = time.monotonic()
         self._has_peeked = False
         self._is_shown = False
@@ -57,7 +45,7 @@ class SampleAudits:
     def begin(self) -> None:
         if self._run.is_shared:
             for probe in self._listeners.hearing("on_sample"):
-                self._refused(probe, SHARED)
+                self._run.refuse(probe, SHARED)
         else:
             self._show()
 
@@ -93,7 +81,7 @@ class SampleAudits:
         self._audit(max(LAST_SECONDS, self._run.settings.audit_budget * spent))
         while self._left:
             reason = "audits had used up their share of the training time"
-            self._refused(self._left.pop(0), reason)
+            self._run.refuse(self._left.pop(0), reason)
 
     def _show(self) -> None:
         run = self._run

@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 import threading
-import time
 import traceback
 import weakref
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from typing import Any
 
 import keras
 
-from trainsanity import backends, compiled, forward, identity
+from trainsanity import backends, compiled, forward
 from trainsanity.boundary import Boundary
 from trainsanity.compiled import CompiledFunctions
 from trainsanity.executions import batches_of, counting, steps_per_execution
@@ -25,9 +24,8 @@ from trainsanity.forward import fixed_batch
 from trainsanity.keras_versions import why_too_old
 from trainsanity.listeners import Listeners
 from trainsanity.probes import all_probes
-from trainsanity.probes.probe import Probe
 from trainsanity.readings import Readings
-from trainsanity.run import Run
+from trainsanity.run import Run, header_of
 from trainsanity.sample_audits import SampleAudits
 from trainsanity.settings import Settings
 from trainsanity.stream import RunStream
@@ -88,7 +86,7 @@ class Session:
         self._params = params
         self._boundary = Boundary(self._report_failure)
         self._terminal = Terminal(settings)
-        self._listeners = Listeners([], self._boundary, self._say_not_testable)
+        self._listeners = Listeners([], self._boundary)
         self._stream: RunStream | None = None
         self._run: Run | None = None
         self._readings: Readings | None = None
@@ -182,7 +180,11 @@ class Session:
         arguments = self._call.arguments
         kind = "evaluate" if arguments.call == "evaluate" else "fit"
         self._stream = RunStream(
-            self._settings, self.run_id, self._header(kind), self._hear, on_beat=self._beat
+            self._settings,
+            self.run_id,
+            header_of(self.model, self._settings, kind),
+            self._hear,
+            on_beat=self._beat,
         )
         backend = backends.active()
         self._run = run = Run(self.model, backend, self._stream, self._settings, kind=kind)
@@ -194,9 +196,9 @@ class Session:
         run.processes = backend.processes(self.model)
         probes = [self._boundary.call(make.name, make, run) for make in all_probes()]
         probes = [probe for probe in probes if probe is not None]
-        self._listeners = Listeners(probes, self._boundary, self._say_not_testable)
+        self._listeners = Listeners(probes, self._boundary)
         self._readings = Readings(run, self._listeners, self._boundary)
-        self._audits = SampleAudits(run, self._listeners, self._boundary, self._say_not_testable)
+        self._audits = SampleAudits(run, self._listeners, self._boundary)
         self._audits.take(self._probe_data)
         self._listeners.tell("on_begin")
         if run.processes > 1:
@@ -261,26 +263,6 @@ class Session:
 
         self._wrapped[name] = (function, original)
         setattr(self.model, name, function)
-
-    def _header(self, kind: str) -> dict[str, Any]:
-        settings = self._settings
-        name = settings.run_name or f"{self.model.name} {time.strftime('%H:%M:%S')}"
-        return {
-            "project": settings.project,
-            "name": name,
-            "tags": list(settings.tags),
-            "kind": kind,
-            "session_id": identity.session_id(),
-            "started_at": time.time(),
-            "keras_version": keras.__version__,
-            "backend": keras.backend.backend(),
-            "config": dict(settings.config),
-            "expect": settings.expect.as_facts(),
-            "environment": {
-                "host": identity.host(),
-                "processes": backends.active().processes(self.model),
-            },
-        }
 
     # Keras' hooks
 
@@ -450,7 +432,7 @@ class Session:
     def _let_go(self) -> None:
         """The callback may live on; data, tapes and copies of weights need not."""
         self._run = self._readings = self._audits = None
-        self._listeners = Listeners([], self._boundary, self._say_not_testable)
+        self._listeners = Listeners([], self._boundary)
         self._call = self._call.forgotten()
 
     # executions of the compiled functions
@@ -551,20 +533,11 @@ class Session:
         _, plain = self._wrapped["train_function"]
         return plain(*args)
 
-    def _say_not_testable(self, probe: Probe, reason: str) -> None:
-        assert self._run is not None
-        self._run.audit(probe.audit or probe.name, {"not_testable": reason})
-
     # people
 
     def _report_failure(self, part: str, error: BaseException, text: str) -> None:
         if self._run is not None:
-            facts = {
-                "probe": part,
-                "error": f"{type(error).__name__}: {error}",
-                "traceback": text,
-            }
-            self._run.audit("probe_failed", facts)
+            self._run.note_failure(part, error, text)
 
     def _hear(self, alert: dict[str, Any]) -> None:
         """A new or changed alert, told by the server; in the sender's thread."""
