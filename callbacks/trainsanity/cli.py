@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import click
 
@@ -254,9 +254,14 @@ def export(run: str, url: str | None, api_key: str | None, kind: str, output: Pa
     """
     remote = _target(url, api_key).remote()
     found = remote.run(run)
-    with click.open_file(str(output), "w", encoding="utf-8", atomic=str(output) != "-") as file:
-        for text in document(remote, found) if kind == "json" else lines(remote, found):
-            file.write(text)
+    try:
+        with click.open_file(str(output), "w", encoding="utf-8", atomic=str(output) != "-") as file:
+            for text in document(remote, found) if kind == "json" else lines(remote, found):
+                file.write(text)
+    except OSError as error:
+        if str(output) == "-":  # whoever read it has gone
+            raise
+        raise Failure(f"{output} cannot be written: {error.strerror}") from error
 
 
 @main.command()
@@ -403,6 +408,10 @@ def _arrays(path: Path) -> dict[str, Any]:
     """What the archive holds: `x`, or a dict of what is called `x:NAME`; the same for `y`."""
     import numpy as np
 
+    if not is_zipfile(path):
+        raise Failure(
+            f"{path} is no .npz archive of arrays. Write one with numpy.savez(path, x=..., y=...)."
+        )
     parts: dict[str, Any] = {}
     try:
         with path.open("rb") as file, np.load(file) as archive:
@@ -414,8 +423,8 @@ def _arrays(path: Path) -> dict[str, Any]:
                     parts[part] = archive[name]
     except (OSError, EOFError, ValueError, TypeError, AttributeError, BadZipFile) as error:
         raise Failure(
-            f"{path} is no archive of arrays: {error}. "
-            "Write one with numpy.savez(path, x=..., y=...)."
+            f"{path} cannot be read: {error}. "
+            "Write plain numbers with numpy.savez(path, x=..., y=...)."
         ) from error
     if "x" not in parts:
         raise Failure(f"{path} must hold an array called x. Received: {sorted(parts)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shlex
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -178,6 +179,13 @@ class Settings:
 def _user() -> str:
     # Folders for temporary files are shared; names of users may be unknown in a container.
     return str(os.getuid()) if hasattr(os, "getuid") else "own"
+
+
+def url_option(url: str, environ: Mapping[str, str] = os.environ) -> str:
+    """` --url ...` for a command that would not go to this address by itself, else ""."""
+    if url in (OFFLINE, (environ.get("TRAINSANITY_URL") or DEFAULT_URL).strip().rstrip("/")):
+        return ""
+    return f" --url {shlex.quote(url)}"
 
 
 def _url(value: str | None, environ: Mapping[str, str]) -> str:

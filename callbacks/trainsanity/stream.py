@@ -23,7 +23,7 @@ from trainsanity.connection import Alert, Connection
 from trainsanity.delivery import Delivery
 from trainsanity.errors import SpoolError, log
 from trainsanity.sender import Patience, Sender
-from trainsanity.settings import Settings
+from trainsanity.settings import Settings, url_option
 from trainsanity.spool import SUFFIX, Spool
 from trainsanity.spool_writer import MOST_BYTES, Pace, SpoolWriter
 from trainsanity.wire import Audit, Block, Packet, Signal
@@ -243,6 +243,7 @@ class RunStream:
         return (
             f"{pending} packets wait in {path}{reason}. "
             f"Send them with: trainsanity sync {shlex.quote(str(path.parent))}"
+            f"{url_option(self._settings.url)}"
         )
 
     def _depart(self) -> None:

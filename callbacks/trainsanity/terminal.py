@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
 from typing import Any
 
+from trainsanity.errors import log
 from trainsanity.settings import Settings
 from trainsanity.stream import CloseReport
 
@@ -18,6 +20,8 @@ class Terminal:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._said: set[str] = set()
+        if not any(isinstance(handler, LastResort) for handler in log.handlers):
+            log.addHandler(LastResort(logging.WARNING))
 
     def begin(self, run_url: str) -> None:
         if self._settings.verbose:
@@ -43,6 +47,14 @@ class Terminal:
             _say(f"trainsanity: {counts or 'no alerts'}: {run_url}")
         else:
             _say(f"trainsanity: {counts + ' so far. ' if counts else ''}{report.hint}")
+
+
+class LastResort(logging.Handler):
+    """Where the program has not set up logging: Python would show warnings without their origin."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not logging.getLogger().handlers:
+            _say(f"trainsanity: {self.format(record)}")
 
 
 def _say(text: str) -> None:

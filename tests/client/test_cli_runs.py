@@ -250,6 +250,12 @@ def test_export_as_lines_says_the_same(cast: Cast):
     check_samples(columns, STEPS)
 
 
+def test_export_to_where_nothing_can_be_written_is_told(cast: Cast, tmp_path: Path):
+    done = ask(cast, "export", "good", "-o", str(tmp_path / "nowhere" / "run.json"))
+    assert done.status == 2
+    assert "nowhere/run.json cannot be written: No such file or directory" in done.err
+
+
 def test_export_leaves_no_half_a_file(cast: Cast, tmp_path: Path):
     path = tmp_path / "x.json"
     assert ask(cast, "export", "no-such-run", "-o", str(path)).status == 2

@@ -50,7 +50,7 @@ def test_a_server_that_fails_all_the_time_costs_nothing(
     assert closed < CLOSE_SECONDS + SLACK_SECONDS
     assert not report.delivered
     assert url in report.hint or name in ("black hole", "says nothing", "slow")
-    assert report.hint.endswith(f"trainsanity sync {spool_dir}")
+    assert report.hint.endswith(f"trainsanity sync {spool_dir} --url {url}")
     path = spool_dir / f"{stream.run_id}.spool"
     assert steps_of(spooled(path)) == list(range(1, STEPS + 1))
 

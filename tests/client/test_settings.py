@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from trainsanity.errors import SettingsError
-from trainsanity.settings import Expect, Settings
+from trainsanity.settings import Expect, Settings, url_option
 
 
 def resolve(*args: Any, **options: Any) -> Settings:
@@ -174,3 +176,31 @@ def test_expect_says_what_is_wrong(options: dict[str, Any], words: list[str]) ->
 
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_command_names_the_address_only_where_it_would_not_go_there_by_itself():
+    set_here = {"TRAINSANITY_URL": "https://sanity.example/"}
+    assert url_option("https://sanity.example", set_here) == ""
+    assert url_option("https://sanity.example", {}) == " --url https://sanity.example"
+    assert url_option("http://127.0.0.1:8321", {}) == ""
+    assert url_option("offline", {}) == ""
+
+
+@pytest.mark.parametrize(
+    ("configure", "line"),
+    [
+        ("", "trainsanity: disk is full\n"),
+        ("basicConfig(format='%(name)s/%(message)s')", "trainsanity/disk is full\n"),
+    ],
+)
+def test_warnings_say_who_warns_once_however_logging_is_set_up(configure, line):
+    program = (
+        "from logging import *\n"
+        f"{configure}\n"
+        "from trainsanity.settings import Settings\n"
+        "from trainsanity.terminal import Terminal\n"
+        "for _ in range(2): Terminal(Settings.resolve('offline'))\n"
+        "getLogger('trainsanity').warning('disk is full')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr == line
