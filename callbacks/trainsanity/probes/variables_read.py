@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,21 +52,42 @@ class VariablesRead(Probe):
         )
 
 
+_OWNER = next(c for c in keras.Variable.__mro__ if "value" in c.__dict__)
+_PLAIN = _OWNER.__dict__["value"]
+_noting: dict[int, Callable[[Any], None]] = {}  # thread -> what it does with each variable it reads
+_changing = threading.Lock()
+
+
+def _noted(self: Any) -> Any:
+    note = _noting.get(threading.get_ident())
+    if note is not None:
+        note(self)
+    return _PLAIN.fget(self)
+
+
+_NOTED = property(_noted, _PLAIN.fset)
+
+
 @contextmanager
 def noted_reads(read: dict[int, tuple[Any, Call | None]], stack: list[Call]) -> Iterator[None]:
-    """Within, every Keras variable whose value is asked for is noted, with the call that asked."""
-    owner = next(c for c in keras.Variable.__mro__ if "value" in c.__dict__)
-    original = owner.__dict__["value"]
+    """Within, every Keras variable whose value is asked for in this thread is noted, with the call
+    that asked. Others may train at the same time.
+    """
 
-    def value(self: Any) -> Any:
-        read.setdefault(id(self), (self, stack[-1] if stack else None))
-        return original.fget(self)
+    def note(variable: Any) -> None:
+        read.setdefault(id(variable), (variable, stack[-1] if stack else None))
 
-    owner.value = property(value, original.fset)
+    thread = threading.get_ident()
+    with _changing:
+        _noting[thread] = note
+        _OWNER.value = _NOTED
     try:
         yield
     finally:
-        owner.value = original
+        with _changing:
+            del _noting[thread]
+            if not _noting:
+                _OWNER.value = _PLAIN
 
 
 def _row(variable: Any, call: Call | None) -> dict[str, Any]:
