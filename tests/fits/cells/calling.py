@@ -108,6 +108,30 @@ def seen(line: Line, x: Any, y: Any) -> dict[str, float]:
     return {name: float(passed[name][-1]) for name in names}
 
 
+def validated_in_parts() -> Scene:
+    """After each epoch the first of three batches."""
+    line = Line.of()
+    model = regression(line, **QUICKLY)
+    unseen = (rows(12, seed=8), rows(12, 1, seed=9))
+
+    def train(callbacks: list[Any]) -> Any:
+        options = {"epochs": 2, "validation_data": unseen, "validation_steps": 1}
+        return model.fit(**weighed(), **FIT, **options, callbacks=callbacks).history
+
+    def evidence() -> list[Evidence]:
+        runs, shown = [], {}
+        for step in (3, 6):
+            runs.append([(line.learn(x, y, w), w) for x, y, w in batches()])
+            shown[step] = seen(line, *cut(4, *unseen)[0])
+        sparse = {
+            f"val_{name}": {step: values[name] for step, values in shown.items()}
+            for name in shown[3]
+        }
+        return [Evidence(measured(runs), sparse, batches=(3, 3))]
+
+    return Scene([model], train, evidence)
+
+
 def split() -> Scene:
     """The last two of ten rows validate, with their weights."""
     line = Line.of()
@@ -235,6 +259,7 @@ CELLS = [
         partial(validated, 2, (1, 2), compiled={"steps_per_execution": 2}),
         COMPILED,
     ),
+    Cell(GROUP, "validation_data, validation_steps", validated_in_parts),
     Cell(GROUP, "validation_split", split),
     Cell(GROUP, "evaluate alone", evaluated),
     Cell(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -228,11 +228,11 @@ def listed() -> Scene:
     return fitted(model, evidence, rows(), [*y.values()], batch_size=5)
 
 
-def in_a_dict() -> Scene:
-    """With sample weights by output."""
+def in_a_dict(*, weighted: Sequence[str] = ("near", "far")) -> Scene:
+    """With sample weights by output, for these outputs."""
     lines, y = heads(), labels()
-    given = {"near": np.linspace(0.1, 1, 10), "far": np.linspace(2, 1, 10)}
-    given = {name: weight.astype("float32") for name, weight in given.items()}
+    every = {"near": np.linspace(0.1, 1, 10), "far": np.linspace(2, 1, 10)}
+    given = {name: every[name].astype("float32") for name in weighted}
     inputs, outputs = heads_of(lines)
     model = compiled(
         keras.Model(inputs, outputs),
@@ -245,7 +245,8 @@ def in_a_dict() -> Scene:
         found = by_name(lines, y, weights=WEIGHTS, sample_weight=given, shown=NAMED)
         return Evidence(found)
 
-    return fitted(model, evidence, rows(), y, sample_weight=given, batch_size=5)
+    passed = {name: given.get(name) for name in every}  # Keras wants every name
+    return fitted(model, evidence, rows(), y, sample_weight=passed, batch_size=5)
 
 
 def loss_for_one() -> Scene:
@@ -331,6 +332,11 @@ CELLS = [
     Cell(GROUP, "shared layer, dict of inputs", shared_layer),
     Cell(GROUP, "list of outputs", listed),
     Cell(GROUP, "dict of outputs, sample weights by output", in_a_dict),
+    Cell(
+        GROUP,
+        "dict of outputs, sample weights for one",
+        partial(in_a_dict, weighted=("near",)),
+    ),
     Cell(
         GROUP,
         "dict of outputs, a loss for one",

@@ -38,8 +38,8 @@ def weighted_rows(count: int = 10) -> tuple[Any, Any, Any]:
     return rows(count), rows(count, 1, seed=6), np.linspace(0.2, 1.8, count).astype("float32")
 
 
-def on_arrays(*, epochs: int = 2, batch_size: int = 4, **compiled: Any) -> Scene:
-    line, (x, y, weight) = Line.of(), weighted_rows()
+def on_arrays(*, epochs: int = 2, batch_size: int = 4, count: int = 10, **compiled: Any) -> Scene:
+    line, (x, y, weight) = Line.of(), weighted_rows(count)
     model = regression(line, **compiled)
 
     def train(callbacks: list[Any]) -> Any:
@@ -70,6 +70,12 @@ CELLS = [
         "16 steps an execution, 3 a epoch",
         partial(on_arrays, steps_per_execution=16),
         COMPILED,
+    ),
+    Cell(
+        GROUP,
+        "XLA, 16 steps an execution, 20 a epoch",
+        partial(on_arrays, jit_compile=True, steps_per_execution=16, count=80),
+        ("tensorflow",),
     ),
     Cell(
         GROUP,
