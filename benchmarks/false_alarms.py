@@ -2,11 +2,12 @@
 
 Architecture, optimizer, schedule, data, batch size, dtype, compilation and callbacks are drawn from
 the seed; labels follow from the inputs, so that every model has something to learn. An alarm is an
-alert at `warning` or above. A training whose weights end as NaN without the callback, too, is sick,
-and counted apart.
+alert at `warning` or above. A training whose weights end as NaN, or never move, without the
+callback, too, is sick, and counted apart.
 
     python benchmarks/false_alarms.py --runs 200
     python benchmarks/false_alarms.py --seed 17 --advice
+    python benchmarks/false_alarms.py --runs 200 --resume trained.jsonl --write
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,19 +26,44 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if TYPE_CHECKING:
     from random_fits.fit import Outcome
 
+PAGE = Path(__file__).parent.parent / "docs" / "false-alarms.md"
 QUICK_SECONDS = 40.0
 SMALLEST_QUICK = 3
 
 
-def outcomes(seeds: Iterator[int], seconds: float) -> Iterator[Outcome]:
-    """One after the other, until the seeds or (after a few) the seconds are used up."""
+@dataclass(frozen=True)
+class Told:
+    """What was drawn for a seed, and what was said about it."""
+
+    seed: int
+    words: str
+    is_sick: bool
+    alarms: list[str]
+    advice: list[str]
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Told:
+        words, sick = outcome.words, outcome.is_sick
+        return cls(outcome.seed, words, sick, outcome.alarms, outcome.advice)
+
+
+def trained(seeds: Iterator[int], seconds: float, kept: Path | None) -> Iterator[Told]:
+    """One after the other, until the seeds or (after a few) the seconds are used up; those in the
+    file `kept` are not trained again.
+    """
     from random_fits.fit import random_fit
 
     begun = time.perf_counter()
+    lines = kept.read_text(encoding="utf-8").splitlines() if kept and kept.exists() else []
+    known = {one.seed: one for one in (Told(**json.loads(line)) for line in lines)}
     for done, seed in enumerate(seeds):
         if done >= SMALLEST_QUICK and time.perf_counter() - begun > seconds:
             return
-        yield random_fit(seed)
+        one = known.get(seed) or Told.of(random_fit(seed))
+        if kept is not None and seed not in known:
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(one)) + "\n")
+        yield one
 
 
 def upper_bound(alarms: int, runs: int) -> float:
@@ -54,13 +82,48 @@ def upper_bound(alarms: int, runs: int) -> float:
     return high
 
 
-def tell(outcome: Outcome, *, advice: bool) -> None:
-    lines = [*outcome.alarms, *(outcome.advice if advice else [])]
+def tell(one: Told, *, advice: bool) -> None:
+    lines = [*one.alarms, *(one.advice if advice else [])]
     if lines or advice:
-        sick = " (NaN without the callback, too)" if outcome.is_sick else ""
-        click.echo(f"seed {outcome.seed}: {outcome.words}{sick}")
+        sick = " (sick without the callback, too)" if one.is_sick else ""
+        click.echo(f"seed {one.seed}: {one.words}{sick}")
     for line in dict.fromkeys(lines):
         click.echo(f"    {line}")
+
+
+def rows_of(runs: list[Told]) -> list[dict[str, Any]]:
+    healthy = [run for run in runs if not run.is_sick]
+    loud = sum(bool(run.alarms) for run in healthy)
+    alarms = sum(len(run.alarms) for run in healthy)
+    return [
+        _row("sick runs, left out", len(runs) - len(healthy), "runs"),
+        _row("healthy runs", len(healthy), "runs"),
+        _row("runs with an alarm", loud, "runs"),
+        _row("alarms per run", alarms / max(len(healthy), 1), "alarms"),
+        _row("share of runs with an alarm, 95 % bound", upper_bound(loud, len(healthy)), "1"),
+    ]
+
+
+def seeds_of(runs: list[Told]) -> Iterator[str]:
+    """Which seeds bring back what is worth a look."""
+    kinds = {
+        "with an alarm": [run.seed for run in runs if run.alarms and not run.is_sick],
+        "that are sick": [run.seed for run in runs if run.is_sick],
+    }
+    for words, seeds in kinds.items():
+        if seeds:
+            yield f"Seeds {words}: {', '.join(map(str, seeds))}."
+
+
+def page(runs: list[Told]) -> str:
+    """As Markdown."""
+    intro = str(__doc__).partition("\n\n    python")[0]
+    lines = ["# False alarms", "", "Written by `python benchmarks/false_alarms.py --write`.", intro]
+    first, last = runs[0].seed, runs[-1].seed
+    lines += ["", f"Seeds {first} to {last}, on TensorFlow.", "", "| what | value | unit |"]
+    lines += ["| --- | ---: | --- |"]
+    lines += [f"| {r['case']} | {r['value']:.4g} | {r['unit']} |" for r in rows_of(runs)]
+    return "\n".join([*lines, "", *seeds_of(runs)]).rstrip() + "\n"
 
 
 @click.command(help=__doc__)
@@ -70,37 +133,38 @@ def tell(outcome: Outcome, *, advice: bool) -> None:
 @click.option("--advice", is_flag=True, help="Print every run, and what is only advice.")
 @click.option("--quick", is_flag=True, help="Under a minute: as many as fit into it.")
 @click.option("--json", "as_json", is_flag=True, help="A list for programs.")
+@click.option("--write", is_flag=True, help="Write docs/false-alarms.md.")
+@click.option(
+    "--resume",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to keep what was trained in, and to go on from.",
+)
 def main(
-    runs: int, first_seed: int, seed: int | None, advice: bool, quick: bool, as_json: bool
+    runs: int,
+    first_seed: int,
+    seed: int | None,
+    advice: bool,
+    quick: bool,
+    as_json: bool,
+    write: bool,
+    resume: Path | None,
 ) -> None:
     seeds = iter([seed] if seed is not None else range(first_seed, first_seed + runs))
-    loud, sick, count, alarms = [], [], 0, 0
-    for outcome in outcomes(seeds, QUICK_SECONDS if quick else float("inf")):
+    seen: list[Told] = []
+    for one in trained(seeds, QUICK_SECONDS if quick else float("inf"), resume):
+        seen.append(one)
         if not as_json:
-            tell(outcome, advice=advice)
-        if outcome.is_sick:
-            sick.append(outcome.seed)
-            continue
-        count += 1
-        alarms += len(outcome.alarms)
-        if outcome.alarms:
-            loud.append(outcome.seed)
-    rows: list[dict[str, Any]] = [
-        _row("sick runs, left out", len(sick), "runs"),
-        _row("healthy runs", count, "runs"),
-        _row("runs with an alarm", len(loud), "runs"),
-        _row("alarms per run", alarms / max(count, 1), "alarms"),
-        _row("share of runs with an alarm, 95 % bound", upper_bound(len(loud), count), "1"),
-    ]
+            tell(one, advice=advice)
+    rows = rows_of(seen)
+    if write:
+        PAGE.write_text(page(seen), encoding="utf-8")
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
     for row in rows:
         click.echo(f"{row['case']:<42} {row['value']:>8.4g} {row['unit']}")
-    if loud:
-        click.echo(f"seeds with an alarm: {', '.join(map(str, loud))}")
-    if sick:
-        click.echo(f"seeds that are sick: {', '.join(map(str, sick))}")
+    for line in seeds_of(seen):
+        click.echo(line)
 
 
 def _row(case: str, value: float, unit: str) -> dict[str, Any]:

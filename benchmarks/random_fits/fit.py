@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from random_fits import training
-from random_fits.problems import any_problem
+from random_fits.problems import Array, any_problem
 from trainsanity import SanityCallback
 from trainsanity.spooled import Judgement, SpooledRun
 
@@ -23,7 +23,7 @@ class Outcome:
     """What was trained, and what the rules say about it.
 
     Attributes:
-        is_sick: without the callback, too, weights end as NaN or infinity: no healthy training.
+        is_sick: without the callback, too, weights end as NaN or never move: no healthy training.
     """
 
     seed: int
@@ -59,31 +59,60 @@ class Drawn:
     arguments: dict[str, Any]
     callbacks: list[Any]
 
-    def fit(self, *further: Any) -> None:
-        self.model.fit(**self.arguments, callbacks=[*self.callbacks, *further], verbose=0)
+    def fit(self, *further: Any) -> bool:
+        """Trains; returns whether the weights end finite, and others than after the first step."""
+        early = _FirstWeights()
+        callbacks = [*self.callbacks, early, *further]
+        self.model.fit(**self.arguments, callbacks=callbacks, verbose=0)
+        weights = _trained_weights(self.model)
+        return all(map(_is_finite, weights)) and not early.are(weights)
 
-    def is_finite(self) -> bool:
-        return all(np.isfinite(np.asarray(w, "float64")).all() for w in self.model.get_weights())
+
+class _FirstWeights(keras.callbacks.Callback):  # type: ignore[misc] # Keras is Any to mypy
+    """Keeps what the weights are after the first step, where there are more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._first: list[Array] = []
+        self._steps = 0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._steps += 1
+        if self._steps == 1:
+            self._first = _trained_weights(self.model)
+
+    def are(self, weights: list[Array]) -> bool:
+        same = all(np.array_equal(a, b) for a, b in zip(self._first, weights, strict=True))
+        return self._steps > 1 and same
+
+
+def _trained_weights(model: keras.Model) -> list[Array]:
+    """As float64; on the host."""
+    return [np.array(keras.ops.convert_to_numpy(w), "float64") for w in model.trainable_weights]
+
+
+def _is_finite(weights: Array) -> bool:
+    return bool(np.isfinite(weights).all())
 
 
 def random_fit(seed: int) -> Outcome:
     """Builds, trains and judges the model that this seed stands for.
 
     Whether the training is healthy is asked of the weights, not of the rules: where they end as
-    NaN, the same model is trained once more without the callback.
+    NaN, or never move, the same model is trained once more without the callback.
     """
     with drawn(seed) as training_run, tempfile.TemporaryDirectory() as folder:
         callback = SanityCallback("offline", spool_dir=folder, keep_spool=True, verbose=False)
-        training_run.fit(callback)
+        is_healthy = training_run.fit(callback)
         run = SpooledRun.read(callback.settings.spool_dir / f"{callback.run_id}.spool")
-        words, is_finite = training_run.words, training_run.is_finite()
-    return Outcome(seed, words, run.judge(), run, is_sick=not is_finite and not _stays_finite(seed))
+        words = training_run.words
+    return Outcome(seed, words, run.judge(), run, is_sick=not is_healthy and not _is_well(seed))
 
 
-def _stays_finite(seed: int) -> bool:
+def _is_well(seed: int) -> bool:
+    """Without the callback."""
     with drawn(seed) as training_run:
-        training_run.fit()
-        return training_run.is_finite()
+        return training_run.fit()
 
 
 @contextlib.contextmanager

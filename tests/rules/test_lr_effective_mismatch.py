@@ -129,3 +129,39 @@ def test_the_verdict_does_not_depend_on_the_packets(sizes):
         cut.mark_judged()
         step += size
     assert bool(hits) == bool(found(whole))
+
+
+class TestNothingMoves:
+    """A rate and a gradient above 0, and weights whose bits stay the same."""
+
+    @staticmethod
+    def still(steps=40, *, moved=0.0, gradient=2.0, rate=0.05, epochs=2, dtype="float32"):
+        audits = [("epoch", steps // epochs * (i + 1), {"epoch": i}) for i in range(epochs)]
+        audits.append(("model", 0, {"layers": [{"name": "dense", "dtype": dtype}]}))
+        signals = {
+            "learning_rate/declared": [rate] * steps,
+            "learning_rate/applied": [rate] * steps,
+            "update/sampled_norm": [0.0] * (steps - 1) + [moved],
+            "gradient/sampled_norm": [gradient] * steps,
+        }
+        return found(history(signals, audits=audits))
+
+    def test_is_a_warning_with_rate_movement_and_gradient(self):
+        (alert,) = self.still()
+        assert alert.severity is Severity.WARNING
+        assert [w.value for w in alert.witnesses] == [0.05, 0.0, 2.0]
+
+    def test_names_half_precision_where_weights_are_in_it(self):
+        (alert,) = self.still(dtype="bfloat16")
+        assert "0.999" in alert.message
+        assert "mixed_bfloat16" in alert.suggestion
+
+    def test_one_movement_is_enough_to_be_left_in_peace(self):
+        assert not self.still(moved=1e-9)
+
+    def test_no_gradient_no_rate_or_too_little_time_say_nothing(self):
+        assert not self.still(gradient=0.0)
+        assert not self.still(gradient=float("inf"))
+        assert not self.still(rate=0.0)
+        assert not self.still(steps=20)
+        assert not self.still(epochs=1)

@@ -185,6 +185,8 @@ SINCE = (
     Bug("L6", 0, "4", "Frequent rows of an embedding learn too fast", FOUND, "yes"),
     Bug("L7", 0, "4", "Centred RMSprop makes NaN of an embedding", FOUND, "yes"),
     Bug("L8", 0, "3", "Clipping misses repeated rows of an embedding", FOUND, "yes"),
+    Bug("L9", 0, "4", "Adam never moves weights in bfloat16", FOUND, "yes"),
+    Bug("L10", 0, "1", "CategoryEncoding ignores half precision", FOUND, "yes"),
 )
 
 BUGS = {bug.id: bug for bug in (*STUDY, *FOUNDERS, *SINCE)}

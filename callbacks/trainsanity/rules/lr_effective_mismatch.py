@@ -22,6 +22,7 @@ from trainsanity.rules.rule import Finding, NotTestable, Rule, Severity, Witness
 DECLARED, APPLIED, EFFECTIVE = (
     f"learning_rate/{witness}" for witness in ("declared", "applied", "effective")
 )
+MOVED, PULL = "update/sampled_norm", "gradient/sampled_norm"
 CAUSES = {
     "callable": (
         "The learning rate is a callable: Keras calls it once while the step is compiled, and "
@@ -47,8 +48,9 @@ class LrEffectiveMismatch(Rule):
     """The learning rate that is shown is not the one that moves the weights.
 
     Compares: the rate as `optimizer.learning_rate` shows it, the rate read inside the compiled
-    step, and the rate inferred from how far the weights moved against a shadow optimizer; and
-    numbers set on the optimizer under a name that Keras ignores (`optimizer.lr = ...`).
+    step, and the rate inferred from how far the weights moved against a shadow optimizer; the
+    rate and gradients above 0 with weights that never move; and numbers set on the optimizer
+    under a name that Keras ignores (`optimizer.lr = ...`).
 
     Why: schedules, warm-up and reductions then happen on paper only; the training that you tune
     is not the training that runs.
@@ -73,6 +75,9 @@ class LrEffectiveMismatch(Rule):
     # Applied against effective: relative, ten times the error of the least exact shadow (Adadelta).
     shadow_tolerance: float = 0.1
     shadow_patience: int = 10  # steps in a row
+    # How long no weight moves: gradients are seldom added up over more.
+    still_steps: int = 32  # steps with a rate and a gradient above 0
+    still_epochs: int = 2  # whole epochs
 
     @staticmethod
     def fires_on() -> RunHistory:
@@ -98,6 +103,8 @@ class LrEffectiveMismatch(Rule):
             yield from self._shown_against_applied(run)
         if run.has(EFFECTIVE):
             yield from self._told_against_effective(run)
+        if run.has(APPLIED, MOVED, PULL):
+            yield from self._nothing_moves(run)
         yield from self._ignored_attributes(run)
 
     def _shown_against_applied(self, run: RunView) -> Iterator[Finding]:
@@ -149,6 +156,37 @@ class LrEffectiveMismatch(Rule):
             severity=Severity.WARNING,
         )
 
+    def _nothing_moves(self, run: RunView) -> Iterator[Finding]:
+        if run.totals(MOVED).max != 0.0 or len(run.audits("epoch")) < self.still_epochs:
+            return
+        rows = run.rows(APPLIED, MOVED, PULL)
+        pulled = (rows[APPLIED] > 0) & (rows[PULL] > 0) & np.isfinite(rows[PULL])
+        if pulled.sum() < self.still_steps or not len(rows.new):
+            return
+        rate, gradient = float(rows[APPLIED][pulled][-1]), float(rows[PULL][pulled][-1])
+        first, last = int(rows.steps[pulled][0]), int(rows.steps[pulled][-1])
+        cause, cure = _why_still(half=_has_half_precision_weights(run))
+        yield Finding(
+            subject="effective learning rate",
+            title=f"The learning rate is {number(rate)}, yet no weight moves",
+            message=(
+                f"The compiled step was told a learning rate of {number(rate)} and a gradient of "
+                f"norm {number(gradient)} over the sampled weights, yet none of them moved at all, "
+                f"{steps_in_words(first, last)}. {cause}"
+            ),
+            witnesses=(
+                Witness(APPLIED, rate),
+                Witness(MOVED, 0.0),
+                Witness(PULL, gradient),
+            ),
+            suggestion=cure,
+            first_step=first,
+            last_step=last,
+            count=int(pulled.sum()),
+            severity=Severity.WARNING,
+            certainty="The bits of the sampled weights are the same before and after each update.",
+        )
+
     def _ignored_attributes(self, run: RunView) -> Iterator[Finding]:
         if not (run.has_audit("optimizer") and run.has(APPLIED)):
             return
@@ -194,6 +232,21 @@ def nearest_in_time(rows: Rows, every: Rows) -> Floats:
             nearer = np.abs(other - declared) < np.abs(nearest - declared)
         nearest = np.where(nearer, other, nearest)
     return nearest
+
+
+def _why_still(*, half: bool) -> tuple[str, str]:
+    """The likely cause, and what to change."""
+    if half:
+        return (
+            "The weights are in half precision: an update below their rounding is lost, and in "
+            "bfloat16 Adam's beta_2 of 0.999 becomes 1, which makes every update 0.",
+            "Keep the weights in float32 with the policy mixed_bfloat16 (or mixed_float16).",
+        )
+    return (
+        "The update computes 0 or is put back: an optimizer or a constraint of your own, or an "
+        "update below the rounding of the weights.",
+        "Look at update_step of the optimizer and at constraints, or raise the learning rate.",
+    )
 
 
 def _has_half_precision_weights(run: RunView) -> bool:
