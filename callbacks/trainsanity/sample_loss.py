@@ -8,6 +8,7 @@ import keras
 
 from trainsanity.errors import CannotAudit
 from trainsanity.forward import call_model
+from trainsanity.origin import is_of_keras
 from trainsanity.outputs import outputs_of
 
 
@@ -19,7 +20,7 @@ def refuse_unknown_loss(run: Any) -> None:
     compiled = getattr(run.model, "_compile_loss", None)
     if run.sample is None or run.sample[1] is None or compiled is None:
         raise CannotAudit("there are no labels or no compiled loss")
-    if not type(run.model).compute_loss.__module__.startswith("keras."):
+    if not is_of_keras(type(run.model).compute_loss):
         raise CannotAudit("the loss is computed by the model itself")
 
 

@@ -16,6 +16,8 @@ import numpy as np
 from keras import ops
 
 from trainsanity import optimizers
+from trainsanity.difference import dtype_of
+from trainsanity.origin import is_of_keras
 
 ELEMENTS = 32  # of each sampled variable
 VARIABLES = 8  # at most
@@ -71,11 +73,8 @@ def _coordinates(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
 def why_none(optimizer: Any, sampled: list[Sampled]) -> str | None:
     """Why no shadow can follow this optimizer; None where one can."""
     worker = optimizers.working(optimizer)
-    name = next(
-        (c.__name__ for c in type(worker).__mro__ if c.__module__.startswith("keras.")),
-        "",
-    )
-    own_class = type(worker).__module__.startswith("keras.")
+    name = next((c.__name__ for c in type(worker).__mro__ if is_of_keras(c)), "")
+    own_class = is_of_keras(type(worker))
     if not own_class or name not in ELEMENTWISE:
         kind = type(worker).__name__
         return f"{kind} is no optimizer of Keras that works element by element"
@@ -91,7 +90,7 @@ def why_none(optimizer: Any, sampled: list[Sampled]) -> str | None:
 def _is_followed(sampled: Sampled) -> bool:
     """Weights of half precision are rounded at every step; a constraint moves them once more."""
     variable = sampled.variable
-    is_precise = keras.backend.standardize_dtype(variable.dtype) in (
+    is_precise = dtype_of(variable) in (
         "float32",
         "float64",
     )

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from trainsanity.backends.backend import Backend
+from trainsanity.difference import is_float
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
 from trainsanity.recording import tensors_of
 from trainsanity.tape import NOTHING
@@ -121,7 +122,7 @@ def _summary(prefix: str, weight: Any, backend: Backend) -> Columns:
 
 def _range(output: OutputEvidence, backend: Backend) -> Columns:
     """Smallest and largest element of an output, and of its sums over the last axis."""
-    if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(output.y_pred.dtype)):
+    if not is_float(output.y_pred):
         return {}
     quantity = output.quantity("outputs")
     values = ops.cast(output.y_pred, "float32")

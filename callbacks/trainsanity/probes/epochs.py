@@ -11,6 +11,7 @@ from typing import Any
 from keras import ops
 
 from trainsanity import optimizers
+from trainsanity.executions import steps_per_execution
 from trainsanity.probes.probe import Columns, Probe, Step
 from trainsanity.recording import tensors_of
 from trainsanity.tape import TapeRows
@@ -104,7 +105,7 @@ class Epochs(Probe):
                 "batch_size_mean": self._samples / self._rows if self._rows else None,
                 "seconds": time.monotonic() - self._began,
                 "stopped": bool(getattr(run.model, "stop_training", False)),
-                "steps_per_execution": int(run.model.steps_per_execution or 1),
+                "steps_per_execution": steps_per_execution(run.model),
                 "gradient_accumulation": optimizers.accumulation(optimizer),
                 "loss_scale_skips": self._counted_skips(is_taped),
                 "progress_total": run.shared.get("progress_total"),
@@ -150,7 +151,7 @@ class Epochs(Probe):
                 "declared_steps": self._declared_test_steps,
                 # Validation has no progress bar of its own.
                 "progress_total": None if inside else run.shared.get("progress_total"),
-                "steps_per_execution": int(run.model.steps_per_execution or 1),
+                "steps_per_execution": steps_per_execution(run.model),
                 "seconds": time.monotonic() - self._test_began,
             },
         )

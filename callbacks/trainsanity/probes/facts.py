@@ -12,6 +12,7 @@ import numpy as np
 from trainsanity import identity, optimizers
 from trainsanity.backends.backend import Backend
 from trainsanity.difference import dtype_of
+from trainsanity.executions import steps_per_execution
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.batches import option
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
@@ -155,7 +156,7 @@ def _compiled(model: Any) -> dict[str, Any]:
         "weighted_metrics": plain(given.get("weighted_metrics")),
         "jit_compile": bool(model.jit_compile),
         "run_eagerly": bool(model.run_eagerly),
-        "steps_per_execution": int(model.steps_per_execution or 1),
+        "steps_per_execution": steps_per_execution(model),
         "custom_train_step": own_train_step,
         "custom_compute_loss": not is_of_keras(type(model).compute_loss),
         "optimizers": len(optimizers.of_model(model)),

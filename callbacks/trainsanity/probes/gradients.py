@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from trainsanity import optimizers
+from trainsanity.difference import dtype_of
 from trainsanity.probes.probe import Columns, Probe, Step, Update
 from trainsanity.tape import NOTHING
 
@@ -131,7 +132,7 @@ class _Largest:
 
 
 def _any_half(gradients: list[Any]) -> bool:
-    dtypes = {keras.backend.standardize_dtype(g.dtype) for g in gradients}
+    dtypes = {dtype_of(g) for g in gradients}
     return not dtypes.isdisjoint(("float16", "bfloat16"))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from keras import backend, ops
 
 from trainsanity.backends.backend import Backend
+from trainsanity.difference import is_float
 from trainsanity.first_layers import first_weighted_layers
 from trainsanity.probes.probe import Columns, Probe, Step
 
@@ -35,22 +36,17 @@ class Inputs(Probe):
             for call in step.calls:
                 seen.setdefault(id(call.layer), call.inputs)
             firsts = first_weighted_layers(self.run.model)
-            return [(name, seen[id(x)]) for name, x in firsts if _is_float(seen.get(id(x)))]
-        return [("", step.x)] if _is_float(step.x) else []
-
-
-def _is_float(tensor: Any) -> bool:
-    return hasattr(tensor, "dtype") and backend.is_float_dtype(
-        backend.standardize_dtype(tensor.dtype)
-    )
+            return [(name, seen[id(x)]) for name, x in firsts if is_float(seen.get(id(x)))]
+        return [("", step.x)] if is_float(step.x) else []
 
 
 def _statistics(quantity: str, tensor: Any, measures: Backend) -> Columns:
     values = ops.cast(tensor, "float32")
     least, most = measures.extremes(values)
+    mean, deviation = measures.moments(values)
     columns = {
-        f"{quantity}/mean": ops.mean(values),
-        f"{quantity}/std": ops.std(values),
+        f"{quantity}/mean": mean,
+        f"{quantity}/std": deviation,
         f"{quantity}/min": least,
         f"{quantity}/max": most,
     }

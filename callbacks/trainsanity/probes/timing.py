@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trainsanity.executions import steps_per_execution
 from trainsanity.probes.probe import Columns, Probe, Step
 from trainsanity.tape import DEPTH, TapeRows
 
@@ -45,7 +46,7 @@ class Timing(Probe):
 
     def _arrival(self, step: Step) -> tuple[Any, Any] | None:
         run = self.run
-        if int(run.model.steps_per_execution or 1) > 1:
+        if steps_per_execution(run.model) > 1:
             run.not_testable[WAIT] = "several batches arrive in one execution"
             return None
         arrived: tuple[Any, Any] | None = run.backend.arrival(step.given, xla=run.compiled_by_xla)
