@@ -28,7 +28,7 @@ EPOCHS, BATCHES, ROWS = 2, 2, 8
 CLOSE_SECONDS = 1.0
 
 
-class Progress(keras.callbacks.Callback):  # type: ignore[misc]
+class Progress(keras.callbacks.Callback):
     """What has been trained, and when the last batch had been."""
 
     batches, ended = 0, 0.0
@@ -77,7 +77,7 @@ def note_waiting(progress: Progress, waits: list[Any]) -> None:
         waits.append((progress.batches, timeout))
         join(writer, timeout)
 
-    SpoolWriter.join = noted  # type: ignore[method-assign]
+    SpoolWriter.join = noted
 
 
 def train(name: str, url: str, folder: Path) -> None:
