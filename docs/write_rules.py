@@ -36,8 +36,10 @@ def _section(rule: Rule) -> Iterator[str]:
     for heading, words in parts.items():
         yield f"\n**{heading.capitalize()}**: {words}"
     yield f"\n**Needs**: {', '.join(f'`{need}`' for need in rule.needs)}"
-    if thresholds := vars(rule):
-        yield "\n**Thresholds**: " + ", ".join(f"`{k} = {v}`" for k, v in thresholds.items())
+    if thresholds := rule.thresholds():
+        yield "\n**Thresholds**:\n"
+        for each in thresholds:
+            yield f"- `{each.name} = {each.value}`: {each.meaning}"
 
 
 if __name__ == "__main__":

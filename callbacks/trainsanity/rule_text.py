@@ -28,8 +28,9 @@ def explanation(rule: Rule) -> list[str]:
     for heading, words in parts.items():
         text += [*_wrapped(f"{heading.capitalize()}: {words}"), ""]
     text += [*_wrapped(f"Needs: {', '.join(rule.needs)}")]
-    if vars(rule):
-        text += ["", "Thresholds:", *(f"  {name} = {value}" for name, value in vars(rule).items())]
+    if thresholds := rule.thresholds():
+        text += ["", "Thresholds:"]
+        text += [f"  {each.name} = {each.value}  {each.meaning}".rstrip() for each in thresholds]
     return text
 
 

@@ -171,6 +171,13 @@ def test_charts_are_made_when_they_come_into_view(page: Page, server: LiveServer
     expect(last).to_have_attribute("data-live-state", "ready")
 
 
+def test_a_witness_says_what_it_is(page: Page, long_run: str) -> None:
+    page.goto(f"/runs/{long_run}")
+    reported = chart(page, "loss").get_by_role("button", name="reported")
+    expect(reported).to_have_attribute("title", "loss/reported: what Keras shows")
+    expect(page.locator("#signals")).to_contain_text("reported is the mean since the epoch began")
+
+
 def test_a_witness_is_hidden_and_shown_again(page: Page, long_run: str) -> None:
     page.goto(f"/runs/{long_run}")
     figure = chart(page, "loss")

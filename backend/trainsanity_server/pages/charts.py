@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from trainsanity_server.pages.formats import count, with_unit
+from trainsanity_server.pages.witness_words import witness_words
 
 # Witnesses that are told under a quantity's name but live on another scale than its others.
 APART = {
@@ -76,6 +77,11 @@ class Chart:
         if len({witness for _, _, witness in parts}) == 1:
             return [quantity for quantity, _, _ in parts]
         return self.names
+
+    @property
+    def words(self) -> list[str]:
+        """What each signal is, for whoever has never seen its name; empty where nobody knows."""
+        return [witness_words(name) for name in self.names]
 
     @property
     def summary(self) -> str:

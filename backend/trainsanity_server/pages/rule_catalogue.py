@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from trainsanity.rules import Rule, Severity, all_rules
+from trainsanity.rules import Severity, all_rules
 from trainsanity_server.errors import NotFoundError
 from trainsanity_server.pages.render import render
 
@@ -40,9 +37,5 @@ def rule(request: Request, slug: str) -> Response:
         here="/rules",
         rule=found,
         parts=found.explanation(),
-        thresholds=_thresholds(found),
+        thresholds=found.thresholds(),
     )
-
-
-def _thresholds(rule: Rule) -> list[tuple[str, Any]]:
-    return [(field.name, getattr(rule, field.name)) for field in dataclasses.fields(rule)]

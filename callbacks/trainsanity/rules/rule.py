@@ -7,7 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from trainsanity.rules.history import RunHistory, RunView
@@ -75,6 +75,14 @@ class Finding:
     replaces: tuple[str, ...] = ()
 
 
+class Threshold(NamedTuple):
+    """A number that a rule goes by, and the comment that says what it means."""
+
+    name: str
+    value: Any
+    meaning: str
+
+
 @dataclass(frozen=True)
 class Rule:
     """Base of all rules: subclass it as a frozen dataclass in a file named after the trouble.
@@ -110,6 +118,20 @@ class Rule:
             NotTestable: the run does not carry the witnesses.
         """
         raise NotImplementedError
+
+    def thresholds(self) -> list[Threshold]:
+        """The fields with the comment behind each, or above it."""
+        meanings, above = {}, ""
+        for line in inspect.getsource(type(self)).splitlines():
+            if comment := re.match(r"    # (.+)", line):
+                above = f"{above} {comment[1]}".strip()
+            else:
+                if field := re.match(r"    (\w+): [^#]+(?:# *(.+))?$", line):
+                    meanings[field[1]] = field[2] or above
+                above = ""
+        return [
+            Threshold(name, value, meanings.get(name, "")) for name, value in vars(self).items()
+        ]
 
     @classmethod
     def explanation(cls) -> dict[str, str]:

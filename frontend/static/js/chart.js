@@ -15,6 +15,7 @@ export class Chart {
     this.plot = element.querySelector(".plot");
     this.names = JSON.parse(element.dataset.signals);
     this.labels = JSON.parse(element.dataset.labels);
+    this.words = JSON.parse(element.dataset.words);
     this.styles = stylesFor(this.names);
     this.series = this.names.map((name) => new Series(name));
     this.off = new Set();
@@ -233,7 +234,7 @@ export class Chart {
 
   makeLegend() {
     this.legend = this.element.querySelector(".legend");
-    this.legend.replaceChildren(...this.names.map((name, i) => this.legendEntry(name, this.labels[i], this.styles[i])));
+    this.legend.replaceChildren(...this.names.map((name, i) => this.legendEntry(name, this.labels[i], this.words[i], this.styles[i])));
     const tools = this.element.querySelector(".chart-tools");
     const title = this.element.querySelector(".chart-title").textContent;
     tools.replaceChildren(
@@ -247,12 +248,12 @@ export class Chart {
     );
   }
 
-  legendEntry(name, label, [variable, dash]) {
+  legendEntry(name, label, words, [variable, dash]) {
     const entry = document.createElement("li");
     const button = document.createElement("button");
     button.type = "button";
     button.setAttribute("aria-pressed", "true");
-    button.title = name;
+    button.title = words ? `${name}: ${words}` : name;
     const sample = sampleLine(variable, dash);
     const word = document.createElement("span");
     word.className = "legend-name";
