@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import keras
@@ -159,6 +160,21 @@ def _as_number(key: Any) -> float | None:
 
 
 def option(loss: Any, name: str) -> Any | None:
-    """An option of a compiled loss, such as `from_logits`; None where it has no such option."""
+    """An option of a compiled loss, such as `from_logits`; None where it has no such option.
+
+    A loss that was given by its name, or as a function, has what the function itself declares.
+    """
     kwargs = getattr(loss, "_fn_kwargs", {})
-    return kwargs[name] if name in kwargs else getattr(loss, name, None)
+    if name in kwargs:
+        return kwargs[name]
+    default = _default(getattr(loss, "fn", None), name)
+    return getattr(loss, name, None) if default is inspect.Parameter.empty else default
+
+
+def _default(function: Any, name: str) -> Any:
+    """Of an argument of a function; `Parameter.empty` where it has none."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # no function, or one written in C
+        return inspect.Parameter.empty
+    return parameters[name].default if name in parameters else inspect.Parameter.empty

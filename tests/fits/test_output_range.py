@@ -1,0 +1,44 @@
+"""Logits under a loss that expects probabilities, as people compile it."""
+
+from __future__ import annotations
+
+import keras
+import pytest
+from tests.watched import watched_fit
+from tests.zoo.data import classes, points
+
+on_tensorflow = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="the compiled loss is the same everywhere"
+)
+LOSSES = keras.losses
+
+
+def own_crossentropy(y_true, y_pred, from_logits=False):
+    return LOSSES.binary_crossentropy(y_true, y_pred, from_logits=from_logits)
+
+
+def spoken(loss, *, end=None, kinds=3):
+    """What is said of a fit whose outputs are logits, or what `end` makes of them."""
+    scores = keras.layers.Dense(kinds, kernel_initializer=keras.initializers.Orthogonal(4.0))
+    model = keras.Sequential([keras.Input((4,)), scores, *([] if end is None else [end])])
+    model.compile("sgd", loss)
+    x, y = classes() if kinds > 1 else points()
+    run = watched_fit(model, x, y if kinds > 1 else (y > 0).astype("float32"), batch_size=8)
+    return [rule.id for rule, _ in run.judge().at_least("warning")]
+
+
+def test_a_loss_given_by_its_name_expects_probabilities():
+    assert spoken("sparse_categorical_crossentropy") == ["output-range-mismatch"]
+
+
+@on_tensorflow
+@pytest.mark.parametrize("loss", ["binary_crossentropy", own_crossentropy])
+def test_so_does_one_given_as_a_function(loss):
+    assert spoken(loss, kinds=1) == ["output-range-mismatch"]
+
+
+@on_tensorflow
+def test_probabilities_and_logits_that_are_declared_are_left_alone():
+    by_name = "sparse_categorical_crossentropy"
+    assert not spoken(by_name, end=keras.layers.Softmax())
+    assert not spoken(LOSSES.SparseCategoricalCrossentropy(from_logits=True))
