@@ -198,6 +198,20 @@ class Backend(ABC):
         """The smallest and the largest element."""
         return ops.min(tensor), ops.max(tensor)
 
+    def moments(self, tensor: Any) -> tuple[Any, Any]:
+        """Mean and standard deviation of a float32 tensor."""
+        mean = ops.mean(tensor)
+        return mean, ops.sqrt(ops.mean(ops.square(tensor - mean)))
+
+    def shares(self, parts: list[Any], wholes: list[Any]) -> list[Any]:
+        """How much of each of some sets is in a part of it; 0 for an empty one. Sets of positions,
+        booleans of one shape.
+        """
+        sets = ops.cast(ops.stack([*parts, *wholes]), "float32")
+        counts = ops.sum(sets, axis=tuple(range(1, len(sets.shape))))
+        found = ops.divide_no_nan(counts[: len(parts)], counts[len(parts) :])
+        return list(ops.unstack(found, len(parts)))
+
     def sums_and_largest(self, sums: list[Any], largest: list[Any]) -> tuple[list[Any], list[Any]]:
         """The sum over each of some vectors, and the largest element of each of others; float32,
         all of one length.

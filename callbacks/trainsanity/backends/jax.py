@@ -145,6 +145,24 @@ class Jax(Backend):
         (squares, count), (most,) = _in_one_pass([values * values, odd], [jnp.abs(values)])
         return squares, count, most
 
+    def moments(self, tensor: Any) -> tuple[Any, Any]:
+        if tensor.size > SMALL or not tensor.size:
+            return super().moments(tensor)
+        # From one of the values, as the squares of all may be far larger than their differences.
+        one = tensor.reshape(-1)[0]
+        apart = tensor - one
+        (total, squares), _ = _in_one_pass([apart, apart * apart], [])
+        mean = total / tensor.size
+        variance = squares / tensor.size - mean * mean
+        return one + mean, jnp.sqrt(jnp.maximum(variance, 0.0))
+
+    def shares(self, parts: list[Any], wholes: list[Any]) -> list[Any]:
+        sets = [s.astype(jnp.float32) for s in (*parts, *wholes)]
+        counts, _ = _in_one_pass(sets, [])
+        pairs = zip(counts[: len(parts)], counts[len(parts) :], strict=True)
+        # Sets that are not empty have one member at least.
+        return [part / jnp.maximum(whole, 1.0) for part, whole in pairs]
+
     def nonfinite(self, tensors: list[Any]) -> Any:
         floats = [t for t in tensors if jnp.issubdtype(t.dtype, jnp.floating)]
         return sum((self._range(t)[2] for t in floats), 0.0)
@@ -213,8 +231,8 @@ def _in_one_pass(sums: list[Any], largest: list[Any]) -> tuple[list[Any], list[A
     if size > SMALL or not size:
         return [jnp.sum(t) for t in tensors[:count]], [_largest(t) for t in tensors[count:]]
     starts = [np.float32(0)] * count + [np.float32(-np.inf)] * len(largest)
-    axes = tuple(range(tensors[0].ndim))
-    found = jax.lax.reduce(tensors, tuple(starts), _joining(count), axes)
+    flat = tuple(t.reshape(-1) for t in tensors)
+    found = jax.lax.reduce(flat, tuple(starts), _joining(count), (0,))
     # Whole, or XLA would take it apart by who uses what, and no longer see what is the same.
     found = jax.lax.optimization_barrier(tuple(found))
     return list(found[:count]), list(found[count:])

@@ -52,33 +52,35 @@ class Masks(Probe):
             # Positions of weight 0 do not count: weights may do the work of a mask.
             weight = spread(ops.convert_to_tensor(output.sample_weight), ops.cast(real, "float32"))
             counted = carried if weight is None else carried & (weight != 0)
-        columns = {
-            f"{quantity}/padding_credit": _share_of(counted & ~real, counted),
-            f"{quantity}/real_uncounted": _share_of(real & ~carried, real),
+        shares = {
+            "padding_credit": (counted & ~real, counted),
+            "real_uncounted": (real & ~carried, real),
         }
+        columns: dict[str, Any] = {}
         target = _integer_target(output)
         if target is not None:
-            columns.update(self._of_target(step, output, target, real, counted))
+            padding = ops.equal(target, pad_id(self.run))
+            shares["target_padding"] = (counted & padding, counted)
+            shares["input_target_padding"] = (real & padding, real)
+            in_row = ops.sum(ops.cast(counted & real & padding, "float32"), axis=1)
+            columns[f"{quantity}/target_padding_most"] = ops.max(in_row)
+            columns.update(self._of_next(step, output, target, real))
+        found = self.run.backend.shares(
+            *(list(sets) for sets in zip(*shares.values(), strict=True))
+        )
+        columns.update({f"{quantity}/{n}": v for n, v in zip(shares, found, strict=True)})
         return columns
 
-    def _of_target(
-        self, step: Step, output: OutputEvidence, target: Any, real: Any, counted: Any
-    ) -> Columns:
-        quantity = output.quantity("mask")
-        padding = ops.equal(target, pad_id(self.run))
-        in_row = ops.sum(ops.cast(counted & real & padding, "float32"), axis=1)
-        columns = {
-            f"{quantity}/target_padding": _share_of(counted & padding, counted),
-            f"{quantity}/input_target_padding": _share_of(real & padding, real),
-            f"{quantity}/target_padding_most": ops.max(in_row),
-        }
+    def _of_next(self, step: Step, output: OutputEvidence, target: Any, real: Any) -> Columns:
+        """Where the target is the next input, as in models of language."""
         source = masked_source(step, output, self.run)
         ids = source[1] if source and isinstance(source[0], keras.layers.Embedding) else None
-        if ids is not None and ids.shape[1] == target.shape[1]:
-            both = real[:, :-1] & real[:, 1:]
-            is_next = ops.equal(ops.cast(target, "int32")[:, :-1], ops.cast(ids, "int32")[:, 1:])
-            columns[f"{quantity}/target_next_input"] = _share_of(both & is_next, both)
-        return columns
+        if ids is None or ids.shape[1] != target.shape[1]:
+            return {}
+        both = real[:, :-1] & real[:, 1:]
+        is_next = ops.equal(ops.cast(target, "int32")[:, :-1], ops.cast(ids, "int32")[:, 1:])
+        (share,) = self.run.backend.shares([both & is_next], [both])
+        return {f"{output.quantity('mask')}/target_next_input": share}
 
 
 def _scores_positions(output: OutputEvidence) -> bool:
@@ -104,9 +106,3 @@ def _integer_target(output: OutputEvidence) -> Any | None:
 
 def _share_or_all(mask: Any | None) -> Any:
     return ops.ones(()) if mask is None else ops.mean(ops.cast(mask, "float32"))
-
-
-def _share_of(part: Any, whole: Any) -> Any:
-    return ops.divide_no_nan(
-        ops.sum(ops.cast(part, "float32")), ops.sum(ops.cast(whole, "float32"))
-    )
