@@ -298,6 +298,28 @@ def test_finds_a_callback_that_announces_what_it_does_not_do(does_it: bool) -> N
     assert "on_epoch_end" not in vars(callback)
 
 
+class Stops(keras.callbacks.Callback):
+    """Speaks of early stopping at the end of each epoch, and never stops."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__()
+        self.said = said
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        print(self.said)
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [("Epoch 1: early stopping", "alert"), ("1 of 5 epochs to early stopping", "not_testable")],
+)
+def test_takes_only_what_keras_says_for_an_announced_stop(said: str, verdict: str) -> None:
+    inputs = keras.Input((6,))
+    model = compiled(inputs, keras.layers.Dense(1)(inputs))
+    run = fitted(model, callbacks=[Stops(said)])
+    assert run.judge().verdicts["announced-action-mismatch"][0] == verdict
+
+
 class Chatty(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         print("first\rsecond")

@@ -18,6 +18,8 @@ from trainsanity.probes.probe import Probe
 
 HOOKS = ("on_epoch_begin", "on_epoch_end", "on_train_end")
 RATE = re.compile(r"learning rate to ([-+.0-9eE]*[0-9])")
+# As Keras says it: a callback may also say how far off an early stopping is.
+STOPPED = re.compile(r"^Epoch \d+: early stopping$", re.MULTILINE)
 SAVED = re.compile(r"saving model to (\S+)")
 
 
@@ -78,7 +80,7 @@ class Announced(Probe):
         """Kind, what was announced, what is now, and whether a change was promised."""
         if (rate := RATE.search(said)) and (held := self._rate()) is not None:
             yield "learning_rate", float(rate[1]), held, "reducing" in said
-        if "early stopping" in said:
+        if STOPPED.search(said):
             yield (
                 "stop",
                 "stopped",
