@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
-
 from trainsanity import backends, identity, wire
 from trainsanity.boundary import Boundary
 from trainsanity.callback import SanityCallback
 from trainsanity.columns import table
 from trainsanity.errors import CannotAudit
 from trainsanity.fit_arguments import FitArguments
-from trainsanity.forward import untouched, unwarned
+from trainsanity.forward import evaluation_untouched, untouched, unwarned
 from trainsanity.probes import all_probes
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import rows_of
@@ -114,22 +112,15 @@ def _evaluated(
     callback = SanityCallback(
         "offline", spool_dir=folder, keep_spool=True, verbose=False, expect=expect
     )
-    counted = [(v, keras.ops.convert_to_numpy(v).copy()) for v in model.metrics_variables]
-    test_function = model.test_function
-    try:
-        with untouched(model), unwarned():
-            model.evaluate(
-                x,
-                y,
-                sample_weight=sample_weight,
-                batch_size=rows_of(x),
-                verbose=0,
-                callbacks=[callback],
-            )
-    finally:
-        for variable, value in counted:
-            variable.assign(value)
-        model.test_function = test_function
+    with evaluation_untouched(model), untouched(model), unwarned():
+        model.evaluate(
+            x,
+            y,
+            sample_weight=sample_weight,
+            batch_size=rows_of(x),
+            verbose=0,
+            callbacks=[callback],
+        )
     return SpooledRun.read(folder / f"{callback.run_id}.spool").packets
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import keras
 import numpy as np
 
 from trainsanity import optimizers
@@ -36,7 +35,7 @@ class TraceTime:
         self._rates = [
             (optimizer, source, value)
             for optimizer in map(optimizers.working, optimizers.of_model(model).values())
-            if is_python_rate(source := optimizer._learning_rate)
+            if optimizers.is_python_rate(source := optimizer._learning_rate)
             and isinstance(value := source(), (int, float, np.number))
         ]
 
@@ -130,15 +129,11 @@ def why_step_must_stay(model: Any) -> str | None:
     is_other = bool(known) and known != {id(v) for v in model.trainable_variables}
     if is_other or any(layer.trainable != flag for layer, flag in compiled.items()):
         return "`trainable` was changed, and the compiled step is that of an earlier fit"
-    if any(is_python_rate(o._learning_rate) for o in optimizers.of_model(model).values()):
+    if any(
+        optimizers.is_python_rate(o._learning_rate) for o in optimizers.of_model(model).values()
+    ):
         return "the compiled step of an earlier fit holds the value of a Python learning rate"
     return None
-
-
-def is_python_rate(rate: Any) -> bool:
-    """Whether a learning rate is a function of the user's, called while a step is traced."""
-    is_schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
-    return callable(rate) and not is_schedule and not isinstance(rate, keras.Variable)
 
 
 def _constant(value: Any) -> Callable[[], Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -29,6 +31,11 @@ def dtype_of(tensor: Any) -> str:
     """By the name that Keras gives it on every backend; a plain number is float32."""
     found = getattr(tensor, "dtype", None)
     return "float32" if found is None else str(keras.backend.standardize_dtype(found))
+
+
+def elements_of(tensors: Iterable[Any]) -> int:
+    """How many numbers they hold together; those of unknown shape left out."""
+    return sum(math.prod(tensor.shape) for tensor in tensors if None not in tensor.shape)
 
 
 def is_float(tensor: Any) -> bool:

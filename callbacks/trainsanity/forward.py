@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,16 +20,32 @@ def untouched(model: Any) -> Iterator[None]:
     """Puts back, at the end, all that a forward pass may change: statistics, seeds, states, random
     generators.
     """
-    generators = _generators_state()
     copies_of = backends.active().copies_of
     volatile = [copy for v in volatile_variables(model) for copy in copies_of(v)]
-    before = [keras.ops.convert_to_numpy(v).copy() for v in volatile]
+    with generators_as_now(), values_as_now(volatile):
+        yield
+
+
+@contextmanager
+def evaluation_untouched(model: Any) -> Iterator[None]:
+    """Within, the model may be evaluated; its metrics and its test function stay as they were."""
+    function, model.test_function = model.test_function, None
+    try:
+        with values_as_now(model.metrics_variables):
+            yield
+    finally:
+        model.test_function = function
+
+
+@contextmanager
+def values_as_now(variables: Iterable[Any]) -> Iterator[None]:
+    """Puts variables back, at the end, to what they hold now."""
+    before = [(v, keras.ops.convert_to_numpy(v).copy()) for v in variables]
     try:
         yield
     finally:
-        for variable, value in zip(volatile, before, strict=True):
+        for variable, value in before:
             variable.assign(value)
-        _put_back_generators(generators)
 
 
 @contextmanager
@@ -59,23 +75,23 @@ def unwarned() -> Iterator[None]:
 
 @contextmanager
 def generators_as_now() -> Iterator[None]:
-    """Puts the global random generators back, at the end, to where they are now."""
-    state = _generators_state()
+    """Puts the global random generators back, at the end, to where they are now: Python's, NumPy's,
+    the backend's.
+    """
+    backend = backends.active()
+    python, numpy, own = random.getstate(), np.random.get_state(), backend.generator_state()
     try:
         yield
     finally:
-        _put_back_generators(state)
+        random.setstate(python)
+        np.random.set_state(numpy)
+        backend.put_back_generator(own)
 
 
-def _generators_state() -> tuple[Any, ...]:
-    """State of the global random generators: Python's, NumPy's, the backend's."""
-    return random.getstate(), np.random.get_state(), backends.active().generator_state()
-
-
-def _put_back_generators(state: tuple[Any, ...]) -> None:
-    random.setstate(state[0])
-    np.random.set_state(state[1])
-    backends.active().put_back_generator(state[2])
+def recurrent_states(layer: Any) -> list[Any]:
+    """Variables in which a layer keeps a state from batch to batch."""
+    held = keras.tree.flatten(getattr(layer, "states", None) or [])
+    return [v for v in held if isinstance(v, keras.Variable)]
 
 
 def volatile_variables(model: Any) -> list[Any]:

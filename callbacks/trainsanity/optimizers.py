@@ -40,6 +40,12 @@ def of_model(model: Any) -> dict[str, Any]:
     return found
 
 
+def is_python_rate(rate: Any) -> bool:
+    """Whether a learning rate is a function of the user's, called while a step is traced."""
+    is_schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+    return callable(rate) and not is_schedule and not isinstance(rate, keras.Variable)
+
+
 def accumulation(optimizer: Any) -> int | None:
     """Batches whose gradients make up one update; None where each batch makes one."""
     steps = getattr(working(optimizer), "gradient_accumulation_steps", None)

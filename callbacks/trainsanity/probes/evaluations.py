@@ -12,7 +12,7 @@ import numpy as np
 
 from trainsanity import call_sites
 from trainsanity.errors import CannotAudit
-from trainsanity.forward import call_model, refused, untouched
+from trainsanity.forward import call_model, refused, untouched, values_as_now
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import rows_of
@@ -95,17 +95,12 @@ class Evaluations(Probe):
         """The compiled loss of predictions, with what layers add, as a mean over rows."""
         total, rows = 0.0, rows_of(data[0])
         compiled = self.run.model._compile_loss
-        tracked = [v for metric in compiled.metrics for v in metric.variables]
-        before = [np.array(self.run.backend.read(v)) for v in tracked]
-        try:
+        with values_as_now(v for metric in compiled.metrics for v in metric.variables):
             for first in range(0, rows, size):
                 x, y, weight = (_part(part, slice(first, first + size)) for part in data)
                 outputs = call_model(self.run.model, x, training=False)
                 value = keras.ops.sum(compiled(y, outputs, weight)) + sum(self.run.model.losses)
                 total += float(keras.ops.convert_to_numpy(value)) * rows_of(x)
-        finally:
-            for variable, old in zip(tracked, before, strict=True):
-                variable.assign(old)
         return total / rows
 
     def on_closed(self) -> None:

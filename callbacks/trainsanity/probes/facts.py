@@ -11,7 +11,7 @@ import numpy as np
 
 from trainsanity import identity, optimizers
 from trainsanity.backends.backend import Backend
-from trainsanity.difference import dtype_of
+from trainsanity.difference import dtype_of, elements_of
 from trainsanity.executions import steps_per_execution
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.batches import option
@@ -97,8 +97,8 @@ def _model(model: Any) -> dict[str, Any]:
     return {
         "name": model.name,
         "class": type(model).__name__,
-        "parameters": _elements(model.weights),
-        "trainable_parameters": _elements(model.trainable_weights),
+        "parameters": elements_of(model.weights),
+        "trainable_parameters": elements_of(model.trainable_weights),
         "layers": [_layer(layer) for layer in _all_layers(model)],
     }
 
@@ -112,7 +112,7 @@ def _layer(layer: Any) -> dict[str, Any]:
         "name": layer.name,
         "class": type(layer).__name__,
         "path": layer.path or layer.name,
-        "parameters": _elements(layer.weights),
+        "parameters": elements_of(layer.weights),
         "trainable": bool(layer.trainable),
         "dtype": layer.dtype_policy.name,
         "output_shape": _output_shape(layer),
@@ -132,10 +132,6 @@ def _output_shape(layer: Any) -> Any:
         return None
     shapes = [list(t.shape) for t in layer._inbound_nodes[0].output_tensors]
     return shapes[0] if len(shapes) == 1 else shapes
-
-
-def _elements(variables: list[Any]) -> int:
-    return int(sum(np.prod(v.shape) for v in variables if None not in v.shape))
 
 
 def _compiled(model: Any) -> dict[str, Any]:

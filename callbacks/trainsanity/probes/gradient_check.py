@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from trainsanity.difference import array_of
+from trainsanity.difference import array_of, elements_of
 from trainsanity.errors import CannotAudit
 from trainsanity.forward import refused, untouched
 from trainsanity.probes.probe import Probe
@@ -67,7 +67,7 @@ class GradientCheck(Probe):
         refuse_unknown_loss(run)
         if "float16" in str(run.model.compute_dtype):
             raise CannotAudit("half precision has too few digits for finite differences")
-        size = sum(int(np.prod(v.shape)) for v in run.model.trainable_variables)
+        size = elements_of(run.model.trainable_variables)
         if not 0 < size <= MOST_PARAMETERS:
             raise CannotAudit(f"the model has {size:,} trainable parameters")
 

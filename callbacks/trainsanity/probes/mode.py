@@ -8,7 +8,13 @@ import keras
 import numpy as np
 
 from trainsanity.difference import difference
-from trainsanity.forward import call_model, reading_weights_as, untouched, volatile_variables
+from trainsanity.forward import (
+    call_model,
+    reading_weights_as,
+    recurrent_states,
+    untouched,
+    volatile_variables,
+)
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import Call, Passes
 
@@ -73,7 +79,7 @@ class Mode(Probe):
         """Variables that one inference pass changes, seeds and recurrent states aside."""
         model, x = self.run.model, self.run.sample[0]
         weights = {id(w) for w in model.weights}
-        states = {id(v) for layer in model._flatten_layers() for v in _recurrent_states(layer)}
+        states = {id(v) for layer in model._flatten_layers() for v in recurrent_states(layer)}
         watched = [v for v in volatile_variables(model) if id(v) in weights and id(v) not in states]
         owners = {
             id(v): layer
@@ -112,11 +118,6 @@ def _rate(layer: Any) -> float | None:
             default=0.0,
         )
     return float(rate) if isinstance(rate, (int, float)) else None
-
-
-def _recurrent_states(layer: Any) -> list[Any]:
-    states = getattr(layer, "states", None)
-    return [v for v in keras.tree.flatten(states) if v is not None] if states else []
 
 
 def _is_declared(layer: Any) -> bool:

@@ -65,7 +65,7 @@ class OptimizerFacts(Probe):
         rate = worker._learning_rate
         if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
             kind = "schedule"
-        elif callable(rate) and not isinstance(rate, keras.Variable):
+        elif optimizers.is_python_rate(rate):
             kind = "callable"
         else:
             kind = "number"

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from trainsanity import optimizers
-from trainsanity.difference import difference, hash_of
+from trainsanity.difference import difference, elements_of, hash_of
 from trainsanity.errors import CannotAudit
 from trainsanity.forward import generators_as_now, names_untouched, refused, untouched
 from trainsanity.probes.probe import Probe
@@ -49,7 +49,7 @@ class Replicas(Probe):
         run = self.run
         if run.sample is None or run.optimizer is None:
             raise CannotAudit("there is no sample of the data, or no optimizer")
-        parameters = sum(int(np.prod(w.shape)) for w in run.model.weights)
+        parameters = elements_of(run.model.weights)
         if parameters > MOST_PARAMETERS:
             raise CannotAudit(f"the model has {parameters:,} parameters")
 

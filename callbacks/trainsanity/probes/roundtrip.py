@@ -9,7 +9,6 @@ import marshal
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -17,8 +16,16 @@ from typing import Any
 import keras
 import numpy as np
 
-from trainsanity.difference import coarsest_dtype, difference
-from trainsanity.forward import names_untouched, quiet_forward, refused, untouched, unwarned
+from trainsanity.difference import coarsest_dtype, difference, elements_of
+from trainsanity.forward import (
+    evaluation_untouched,
+    names_untouched,
+    quiet_forward,
+    recurrent_states,
+    refused,
+    untouched,
+    unwarned,
+)
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import called_method, tensors_of
 
@@ -71,7 +78,7 @@ class Roundtrip(Probe):
     def _why_not(self) -> str | None:
         if self.run.sample is None:
             return "no sample of the data could be taken; pass probe_data=(x, y)"
-        parameters = sum(int(np.prod(w.shape)) for w in self.run.model.weights)
+        parameters = elements_of(self.run.model.weights)
         if parameters > MAX_PARAMETERS:
             return f"the model has {parameters:,} parameters, more than {MAX_PARAMETERS:,}"
         merging = [layer.name for layer in self.run.model._flatten_layers() if _merges(layer)]
@@ -119,7 +126,7 @@ class Roundtrip(Probe):
         if y is None or not model.compiled or not loaded.compiled:
             return []
         # Building its metrics already moves the state of a stateful layer on.
-        if any(_states(layer) for layer in model._flatten_layers()):
+        if any(recurrent_states(layer) for layer in model._flatten_layers()):
             return []
         before = _evaluated(model, x, y, weight)
         # A lambda is saved without the names that it uses.
@@ -142,33 +149,15 @@ def _merges(layer: Any) -> bool:
 def _give_states(model: Any, loaded: Any) -> None:
     """Lets both begin in the same recurrent state: it belongs to a sequence and is never saved."""
     for own, other in zip(model._flatten_layers(), loaded._flatten_layers(), strict=False):
-        for mine, its in zip(_states(own), _states(other), strict=False):
+        for mine, its in zip(recurrent_states(own), recurrent_states(other), strict=False):
             its.assign(mine)
 
 
-def _states(layer: Any) -> list[Any]:
-    return [v for v in getattr(layer, "states", None) or [] if isinstance(v, keras.Variable)]
-
-
 def _evaluated(model: Any, x: Any, y: Any, weight: Any) -> dict[str, Any]:
-    with _evaluation_untouched(model):
+    with evaluation_untouched(model):
         model.reset_metrics()  # up to Keras 3.14 `test_on_batch` adds to what was there
         result: dict[str, Any] = model.test_on_batch(x, y, sample_weight=weight, return_dict=True)
         return {k: v for k, v in result.items() if np.ndim(v) == 0}
-
-
-@contextmanager
-def _evaluation_untouched(model: Any) -> Iterator[None]:
-    """Within, the model may be evaluated; its metrics and its test function stay as they were."""
-    variables = list(model.metrics_variables)
-    before = [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
-    function, model.test_function = model.test_function, None
-    try:
-        yield
-    finally:
-        model.test_function = function
-        for variable, value in zip(variables, before, strict=True):
-            variable.assign(value)
 
 
 def _pairs(model: Any, loaded: Any) -> list[tuple[Any, Any]]:

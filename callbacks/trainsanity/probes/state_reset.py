@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from trainsanity.forward import untouched
+from trainsanity.forward import recurrent_states, untouched
 from trainsanity.probes.probe import Probe
 
 NAMES = ("reset_state", "reset_states")
@@ -63,7 +63,7 @@ class StateReset(Probe):
             self.run.audit(self.name, {"layers": [self._row(layer, name, before, after)]})
 
     def _row(self, layer: Any, name: str, before: float, after: float) -> dict[str, Any]:
-        states = [state for part in _stateful(layer) for state in _states(part)]
+        states = [state for part in _stateful(layer) for state in recurrent_states(part)]
         return {
             "name": layer.name,
             "class": type(layer).__name__,
@@ -120,20 +120,15 @@ def _stateful(layer: Any) -> list[Any]:
     """The layer itself and those in it that keep a state from batch to batch; wrappers that only
     pass on the states of others left out.
     """
-    holders = [part for part in layer._flatten_layers() if _states(part)]
+    holders = [part for part in layer._flatten_layers() if recurrent_states(part)]
     return [part for part in holders if hasattr(part, "get_initial_state")] or holders
-
-
-def _states(layer: Any) -> list[Any]:
-    held = keras.tree.flatten(getattr(layer, "states", None) or [])
-    return [v for v in held if isinstance(v, keras.Variable)]
 
 
 def _from_initial(layer: Any, read: Callable[[Any], Any]) -> float:
     """The largest distance of a state from zero, to which Keras resets, or from what the cell
     itself calls its initial state, whichever is nearer.
     """
-    states = [np.asarray(read(v), np.float64) for v in _states(layer)]
+    states = [np.asarray(read(v), np.float64) for v in recurrent_states(layer)]
     far = max(float(np.abs(state).max(initial=0.0)) for state in states)
     if far == 0.0 or not hasattr(layer, "get_initial_state"):
         return far

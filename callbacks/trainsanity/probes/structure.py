@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from trainsanity.difference import elements_of
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import Call, Passes
 
@@ -49,19 +48,15 @@ class Structure(Probe):
         trained = layer.trainable_weights
         used = None
         if with_gradient is not None:
-            used = _elements([w for w in trained if w.path in set(with_gradient)])
+            used = elements_of([w for w in trained if w.path in set(with_gradient)])
         return {
             "name": layer.name,
             "class": type(layer).__name__,
             "path": layer.path or layer.name,
             "listed": True,
             "ran": len(calls) or int(id(layer) in self._called),
-            "parameters": _elements(trained),
+            "parameters": elements_of(trained),
             "parameters_with_gradient": used,
             "frozen": not layer.trainable,
             "site": next((c.site for c in calls if c.site), None),
         }
-
-
-def _elements(variables: list[Any]) -> int:
-    return int(sum(np.prod(v.shape) for v in variables))

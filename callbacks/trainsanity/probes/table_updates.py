@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from trainsanity import optimizers
-from trainsanity.difference import array_of
+from trainsanity.difference import array_of, elements_of
 from trainsanity.errors import CannotAudit
 from trainsanity.forward import generators_as_now, names_untouched, refused, untouched
 from trainsanity.probes.probe import Probe
@@ -65,7 +65,7 @@ class TableUpdates(Probe):
             raise CannotAudit("there is no optimizer")
         if optimizers.accumulation(run.optimizer):
             raise CannotAudit("gradients are accumulated, which adds up their rows")
-        size = sum(int(np.prod(v.shape)) for v in run.model.trainable_variables)
+        size = elements_of(run.model.trainable_variables)
         if size > MOST_PARAMETERS:
             raise CannotAudit(f"the model has {size:,} trainable parameters")
 

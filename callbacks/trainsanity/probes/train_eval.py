@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from trainsanity.errors import CannotAudit
-from trainsanity.forward import call_model, untouched
+from trainsanity.forward import call_model, untouched, values_as_now
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import rows_of
@@ -72,13 +72,8 @@ class TrainEval(Probe):
         compiled = self.run.model._compile_loss
         if not compiled.built:
             raise CannotAudit("the loss has not been built")
-        tracked = [v for m in compiled.metrics for v in m.variables]
-        before = [np.array(self.run.backend.read(v)) for v in tracked]
-        try:
+        with values_as_now(v for metric in compiled.metrics for v in metric.variables):
             value = compiled(y, prediction, weight)
-        finally:
-            for variable, old in zip(tracked, before, strict=True):
-                variable.assign(old)
         if len(value.shape):
             raise CannotAudit("the loss has no reduction")
         return float(keras.ops.convert_to_numpy(value))
