@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import numpy as np
 
 from trainsanity import backends, call_sites
 from trainsanity.forward import call_model, fixed_batch, untouched
@@ -236,7 +237,17 @@ def _settle(unsettled: list[Call]) -> None:
 
 
 def tensors_of(structure: Any) -> list[Any]:
-    return [leaf for leaf in keras.tree.flatten(structure) if hasattr(leaf, "shape")]
+    """The tensors of a structure that can be measured."""
+    return [leaf for leaf in keras.tree.flatten(structure) if holds_numbers(leaf)]
+
+
+def holds_numbers(leaf: Any) -> bool:
+    """Whether this is a tensor with a number at each place: not one of strings, nor a sparse or
+    ragged one, for which many operations do not exist.
+    """
+    if isinstance(leaf, np.ndarray):
+        return leaf.dtype.kind not in "OSU"
+    return backends.active().is_dense(leaf) and "string" not in str(leaf.dtype)
 
 
 def first_rows(x: Any, rows: int) -> Any:

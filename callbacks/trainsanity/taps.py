@@ -29,7 +29,7 @@ from trainsanity.observed import Observed
 from trainsanity.outputs import outputs_of
 from trainsanity.pace import Pace
 from trainsanity.probes.probe import Columns, LayerCall, Step, Update
-from trainsanity.recording import called_method, noted_calls, tensors_of
+from trainsanity.recording import called_method, holds_numbers, noted_calls, tensors_of
 from trainsanity.tape import Tape
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ class Taps:
             # In reverse an embedding gets no ids; while Keras infers shapes, nothing has a value.
             if step is not None and not kwargs.get("reverse") and not in_symbolic_scope():
                 inputs = args[0] if args else kwargs.get("inputs")
-                if hasattr(inputs, "shape"):
+                if holds_numbers(inputs):
                     step.calls.append(LayerCall(layer, inputs))
             return original(*args, **kwargs)
 
@@ -366,6 +366,7 @@ class Taps:
             return  # the metrics are given what the loss was given
         step.asked_with = seen
         step.x, step.y, step.y_pred, step.sample_weight = seen
+        step.x = _measurable(step.x)
         step.y_pred = self._observed(step.y_pred)
         step.outputs = outputs_of(
             self.run.model, step.y, step.y_pred, step.sample_weight, step.given[2]
@@ -470,6 +471,11 @@ class Taps:
 
     def _pace(self, step: Step) -> Pace:
         return self.run.pace if step.training else self.run.test_pace
+
+
+def _measurable(structure: Any) -> Any:
+    """The same with None in place of what is no tensor of numbers."""
+    return keras.tree.map_structure(lambda leaf: leaf if holds_numbers(leaf) else None, structure)
 
 
 def batch_parts(data: Any) -> tuple[Any, Any, Any]:

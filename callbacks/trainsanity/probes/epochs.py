@@ -41,10 +41,10 @@ class Epochs(Probe):
 
     def trace_logs(self, step: Step) -> Columns:
         # Also where a step of the user's asks for no loss.
-        inputs = tensors_of(step.given[0])
-        if not inputs or not len(inputs[0].shape):
+        rows = tensors_of(step.given[0]) or tensors_of(step.given[1])
+        if not rows or not len(rows[0].shape):
             return {}
-        return {"batch/size": ops.shape(inputs[0])[0]}
+        return {"batch/size": ops.shape(rows[0])[0]}
 
     def on_epoch_begin(self, epoch: int) -> None:
         self.run.pace.take_next()

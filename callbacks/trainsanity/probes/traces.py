@@ -64,6 +64,6 @@ def _signature(data: Any) -> Any:
             factor = 1 + (7919 * (place + 1) + 104_729 * (axis + 1)) % 1021
             if isinstance(size, int):
                 fixed += (size % 2048) * factor
-            else:
+            elif size is not None:  # as of ragged rows
                 varying = varying + ops.cast(size % 2048, "int32") * factor
     return ops.cast((fixed % MODULUS + varying) % MODULUS, "float32") if leaves else ops.zeros(())
