@@ -24,7 +24,7 @@ from trainsanity_server.pages.formats import (
 )
 from trainsanity_server.pages.headline import headline
 from trainsanity_server.pages.mask_picture import mask_picture
-from trainsanity_server.pages.setup_sheet import setup_sheet
+from trainsanity_server.pages.setup_sheet import flat, setup_sheet
 from trainsanity_server.pages.sparkline import HEIGHT, WIDTH, sparkline
 from trainsanity_server.services.runs import AuditFact, Verdict
 
@@ -102,6 +102,16 @@ def test_long_names_break_at_their_joints_and_short_ones_do_not() -> None:
 @given(st.text())
 def test_breaking_changes_no_letter(text: str) -> None:
     assert str(breakable(text)).replace("<wbr>", "") == str(escape(text.replace("\0", "")))
+
+
+def test_a_float32_is_shown_in_the_digits_it_has() -> None:
+    rate = 0.0010000000474974513
+    assert flat({"learning_rate": rate, "decay": 0.1, "most": 1e300, "steps": 3}) == {
+        "learning_rate": "0.001",
+        "decay": "0.1",
+        "most": "1e+300",
+        "steps": "3",
+    }
 
 
 def test_prose_sets_code() -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from trainsanity_server.pages.formats import figure
 from trainsanity_server.pages.mask_picture import shape_text
 from trainsanity_server.services.runs import AuditFact, Run
@@ -80,11 +82,18 @@ def _leaves(facts: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, (int, float)):
-        return str(value)
+    if isinstance(value, float):
+        return _digits(value)
     if isinstance(value, list):
         return ", ".join(_text(item) for item in value) if _is_flat(value) else json.dumps(value)
     return str(value)
+
+
+def _digits(value: float) -> str:
+    """A float32 in the digits it has: 0.001, not 0.0010000000474974513."""
+    with np.errstate(over="ignore"):
+        short = np.float32(value)
+    return str(short) if float(short) == value else str(value)
 
 
 def _is_flat(items: Sequence[Any]) -> bool:
