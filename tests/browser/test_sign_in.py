@@ -31,7 +31,7 @@ def enter(page: Page, key: str) -> None:
 def test_a_key_opens_the_page_that_was_wanted_until_one_signs_out(
     visitor: Page, locked: LiveServer
 ) -> None:
-    answer = visitor.goto("/settings")
+    answer = visitor.goto("/settings?from=a link")
     assert answer is not None
     assert answer.status == 401
     enter(visitor, "wr0ng")
@@ -40,7 +40,7 @@ def test_a_key_opens_the_page_that_was_wanted_until_one_signs_out(
     soft = visitor.locator(".start p").first.evaluate("p => getComputedStyle(p).color")
     expect(told).not_to_have_css("color", soft)
     enter(visitor, "k3y")
-    expect(visitor).to_have_url(f"{locked.address}/settings")
+    expect(visitor).to_have_url(f"{locked.address}/settings?from=a%20link")
     visitor.get_by_role("button", name="Sign out").click()
     expect(visitor.get_by_role("heading", name="This server asks for a key")).to_be_visible()
 

@@ -105,7 +105,7 @@ def error_page(
     )
 
 
-def sign_in_page(request: Request, status: int, *, message: str = "") -> Response:
+def sign_in_page(request: Request, status: int, *, message: str = "", wanted: str = "") -> Response:
     """Asks for a key, and comes back to the page that was wanted."""
     if wants_part(request):  # a page that is open shows the form in place of itself
         return render(
@@ -118,5 +118,11 @@ def sign_in_page(request: Request, status: int, *, message: str = "") -> Respons
             detail="The key is gone.",
             advice="",
         )
-    wanted = request.url.path if request.method == "GET" else "/"
+    if not wanted:
+        wanted = _address(request) if request.method == "GET" else "/"
     return render(request, "pages/sign_in.html", status=status, wanted=wanted, message=message)
+
+
+def _address(request: Request) -> str:
+    query = request.url.query
+    return f"{request.url.path}?{query}" if query else request.url.path

@@ -25,7 +25,7 @@ def sign_in(
     keys: Keys = request.app.state.keys
     if keys and not keys.accept(key.strip()):
         message = "This is not one of the server's keys."
-        return sign_in_page(request, HTTPStatus.UNAUTHORIZED, message=message)
+        return sign_in_page(request, HTTPStatus.UNAUTHORIZED, message=message, wanted=wanted)
     answer = RedirectResponse(_within(wanted), HTTPStatus.SEE_OTHER)
     answer.set_cookie(
         COOKIE,
