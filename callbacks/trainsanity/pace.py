@@ -12,6 +12,7 @@ import math
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable
 
 FIRST = 64  # steps that all probes look at, whatever it costs: most trouble shows at once
 # Of the time of a step, for the probes that need not see every batch: half of the 2 % that all of
@@ -26,16 +27,18 @@ class Pace:
 
     Args:
         thins: False where all probes look at every step.
+        clock: gives seconds.
 
     Attributes:
         full: whether all have their turn at the step under way.
         stride: steps from one turn to the next.
     """
 
-    def __init__(self, *, thins: bool) -> None:
+    def __init__(self, *, thins: bool, clock: Callable[[], float] = time.perf_counter) -> None:
         self.full = True
         self.stride = 1
         self._thins = thins
+        self._clock = clock
         self._steps = 0  # begun
         self._next = 0  # the step of the next turn
         self._began = self._own = 0.0
@@ -55,7 +58,7 @@ class Pace:
         """A step begins; returns `full`."""
         self.full = self.is_next_full
         self._steps += 1
-        self._began, self._own = time.perf_counter(), 0.0
+        self._began, self._own = self._clock(), 0.0
         return self.full
 
     def spend(self, seconds: float) -> None:
@@ -67,7 +70,7 @@ class Pace:
         if not self._thins:
             return
         self._costs[self.full].append(self._own)
-        self._seconds.append(time.perf_counter() - self._began - self._own)
+        self._seconds.append(self._clock() - self._began - self._own)
         if self.full:
             self.stride = self._affordable()
             self._next = self._steps + self.stride

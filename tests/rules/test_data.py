@@ -150,6 +150,13 @@ class TestDrift:
         (found,) = self.epochs(0.5, 0.5, 0.9)
         assert "epoch 3 is 0.9; in the first epoch it was 0.5" in found.message
 
+    def test_epochs_seen_in_part_are_not_compared(self):
+        thinned = {"signal": "inputs/mean, inputs/std", "reason": "it takes long", "stride": 9}
+        signals = {"inputs/mean": [0.5] * 9, "inputs/std": [0.3] * 9}
+        run = history(signals, audits=[("thinned", 9, thinned)])
+        with pytest.raises(NotTestable, match="not measured at every batch: it takes long"):
+            list(InputDrift().check(run.view()))
+
     def test_augmentation_noise_is_usual(self):
         assert not self.epochs(0.5, 0.52, 0.48, noise=0.05)
 

@@ -348,6 +348,14 @@ def not_measured(run: RunView, *signals: str) -> NotTestable:
     return NotTestable(f"the run carries no {' with '.join(signals)}")
 
 
+def why_thinned(run: RunView, signal: str) -> str | None:
+    """Why a signal was not measured at every batch; None where it was."""
+    for audit in run.audits("thinned") if run.has_audit("thinned") else []:
+        if signal in (text(audit.facts, "signal") or "").split(", "):
+            return f"{signal} was not measured at every batch: {text(audit.facts, 'reason')}"
+    return None
+
+
 def name_of(quantity: str) -> str:
     """The part behind the colon of `mask:out1` or `embedding:words`; empty where there is none."""
     return quantity.partition(":")[2]

@@ -21,9 +21,10 @@ from trainsanity.rules.comparison import (
     text,
     trailing_mean,
     whole,
+    why_thinned,
 )
 from trainsanity.rules.history import KEPT_ROWS, RunHistory, RunView, history
-from trainsanity.rules.rule import Finding, Rule, Severity, Witness
+from trainsanity.rules.rule import Finding, NotTestable, Rule, Severity, Witness
 from trainsanity.wire import Audit
 
 
@@ -67,9 +68,17 @@ class InputDrift(Rule):
         ]
         if not inputs:
             raise not_measured(run, "inputs/mean")
+        reasons = [self._why_not(run, quantity) for quantity in inputs]
+        if all(reasons):
+            raise NotTestable(reasons[0] or "")
         for quantity in inputs:
             yield from self._borders(run, quantity)
             yield from merged(self._epochs(run, quantity))
+
+    def _why_not(self, run: RunView, quantity: str) -> str | None:
+        """Epochs cannot be compared by some of their batches: they may be sorted."""
+        has_border = run.has(f"{quantity}/border_zero") and run.has_audit("raw_data")
+        return None if has_border else why_thinned(run, f"{quantity}/mean")
 
     def _borders(self, run: RunView, quantity: str) -> Iterator[Finding]:
         raw = real(_raw(run, name_of(quantity)), "border_zero")
