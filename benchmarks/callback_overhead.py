@@ -22,16 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
-from overhead.command_line import (
-    MODELS,
-    Row,
-    as_json_option,
-    backend_option,
-    environment,
-    models_option,
-    row,
-    show,
-)
+from overhead.command_line import MODELS, Row, environment, row, show, training_options
 from overhead.servers import SERVERS
 
 HERE = Path(__file__).parent / "overhead"
@@ -110,9 +101,7 @@ class Worker:
 
 @click.command()
 @click.option("--quick", is_flag=True, help="The smallest model and few rounds: under a minute.")
-@as_json_option
-@backend_option
-@models_option
+@training_options
 @click.option("--rounds", default=7, show_default=True, help="Times that the subjects take turns.")
 @click.option("--batches", default=500, show_default=True, help="Batches of the timed epoch.")
 @click.option("--server", type=click.Choice(sorted(SERVERS)), default="up", show_default=True)

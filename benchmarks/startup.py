@@ -22,25 +22,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
-from overhead.command_line import (
-    MODELS,
-    Row,
-    as_json_option,
-    backend_option,
-    environment,
-    models_option,
-    row,
-    show,
-)
+from overhead.command_line import MODELS, Row, environment, row, show, training_options
 
 BATCHES = 4
 
 
 @click.command()
 @click.option("--quick", is_flag=True, help="The smallest model, twice: under a minute.")
-@as_json_option
-@backend_option
-@models_option
+@training_options
 @click.option("--rounds", default=5, show_default=True, help="Fits of each kind.")
 @click.option("--profile", is_flag=True, help="Print where a watched fit spends its time.")
 @click.option("--fit", type=click.Choice(("plain", "watched")), hidden=True)

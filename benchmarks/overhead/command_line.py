@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 MODELS = ("dense", "cnn", "lstm", "transformer")  # of models.py, which needs Keras to be imported
 Row = dict[str, Any]
+Command = Callable[..., None]
 
 as_json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print rows of JSON instead of a table."
 )
-backend_option = click.option("--backend", default="tensorflow", show_default=True)
-models_option = click.option(
-    "--model", "models", multiple=True, type=click.Choice(MODELS), help="All by default."
-)
+
+
+def training_options(command: Command) -> Command:
+    """What is trained, and how the answer looks."""
+    backend = click.option("--backend", default="tensorflow", show_default=True)
+    models = click.option(
+        "--model", "models", multiple=True, type=click.Choice(MODELS), help="All by default."
+    )
+    return as_json_option(backend(models(command)))
 
 
 def environment(backend: str) -> dict[str, str]:
