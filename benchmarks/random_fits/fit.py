@@ -68,7 +68,7 @@ class Drawn:
         return all(map(_is_finite, weights)) and not early.are(weights)
 
 
-class _FirstWeights(keras.callbacks.Callback):  # type: ignore[misc] # Keras is Any to mypy
+class _FirstWeights(keras.callbacks.Callback):
     """Keeps what the weights are after the first step, where there are more."""
 
     def __init__(self) -> None:

@@ -89,7 +89,7 @@ def in_turns() -> Scene:
     return Scene(models, train, evidence)
 
 
-class FittingAnother(keras.callbacks.Callback):  # type: ignore[misc]
+class FittingAnother(keras.callbacks.Callback):
     """Trains another model after each batch of the first epoch."""
 
     def __init__(self, model: Any, callbacks: Callbacks) -> None:
@@ -123,7 +123,7 @@ def another_inside() -> Scene:
     return Scene(models, train, evidence)
 
 
-class Started(keras.callbacks.Callback):  # type: ignore[misc]
+class Started(keras.callbacks.Callback):
     """Says that training has begun: the order of runs is that of their beginnings."""
 
     def __init__(self) -> None:

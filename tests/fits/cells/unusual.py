@@ -61,7 +61,7 @@ def sparse() -> Scene:
     return fed_by_tensorflow(line, model, tf.sparse.from_dense(x), x, y)
 
 
-class OfSums(keras.Model):  # type: ignore[misc]
+class OfSums(keras.Model):
     """Takes lists of points, each of its own length, and looks at their sums."""
 
     def __init__(self) -> None:
