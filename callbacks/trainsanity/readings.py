@@ -23,6 +23,7 @@ class Readings:
         self._boundary = boundary
         self.train: TapeReader | None = None
         self.test: TapeReader | None = None
+        self._unread_tests = 0
         self._last_read = 0.0
         self._last_slow_read = 0.0
         self._stride = 1  # as last said
@@ -69,8 +70,6 @@ class Readings:
         self._unread_tests += batches
         if new and self._unread_tests >= READ_EVERY:
             self.read_test()
-
-    _unread_tests = 0
 
     def read_test(self, *, whole: bool = False) -> None:
         if self.test is None:

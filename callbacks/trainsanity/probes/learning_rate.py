@@ -92,7 +92,7 @@ class LearningRate(Probe):
         source = optimizer._learning_rate
         if isinstance(source, keras.optimizers.schedules.LearningRateSchedule):
             source = source(self.run.read(optimizer._iterations))
-        elif callable(source) and not isinstance(source, keras.Variable):
+        elif optimizers.is_python_rate(source):
             source = source()
         if isinstance(source, keras.Variable):
             return float(self.run.read(source))
