@@ -142,7 +142,10 @@ class Settings(BaseSettings):
             if value.startswith(short):
                 return "postgresql+psycopg://" + value.removeprefix(short)
         if not value.startswith(("sqlite://", "postgresql+psycopg://")):
-            raise ValueError(f"must begin with sqlite:/// or postgresql://. Received: {value!r}")
+            raise ValueError(
+                "must begin with sqlite:/// or postgresql://, e.g. sqlite:///runs.db. "
+                f"Received: {value!r}"
+            )
         return value
 
     @classmethod

@@ -15,7 +15,7 @@ from trainsanity.callback import SanityCallback
 from trainsanity.columns import table
 from trainsanity.errors import CannotAudit
 from trainsanity.fit_arguments import FitArguments
-from trainsanity.forward import evaluation_untouched, untouched, unwarned
+from trainsanity.forward import evaluation_untouched, quiet_forward, untouched, unwarned
 from trainsanity.probes import all_probes
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import rows_of
@@ -35,10 +35,12 @@ class Report:
     Attributes:
         judgement: findings, and one verdict for every rule.
         run: the audits themselves.
+        obstacle: what the model itself raises on these rows; empty where it takes them.
     """
 
     judgement: Judgement
     run: SpooledRun
+    obstacle: str = ""
 
     @property
     def findings(self) -> list[tuple[Rule, Finding]]:
@@ -56,7 +58,9 @@ class Report:
             yield f"{finding.severity or rule.severity}  {rule.id}: {finding.title}"
             yield f"    {finding.message}"
             yield f"    Try: {finding.suggestion}"
-        if not self.findings:
+        if self.obstacle:
+            yield f"The rows do not go through the model, so little was checked: {self.obstacle}"
+        elif not self.findings:
             yield "no findings"
         yield ""
         verdicts = sorted(self.judgement.verdicts.items())
@@ -94,12 +98,21 @@ def _audited(model: Any, sample: tuple[Any, Any, Any], expect: Expect, folder: P
     run.fit = FitArguments()
 
     boundary = Boundary(run.note_failure)
+    obstacle = boundary.call("forward", _obstacle, model, sample[0], default="")
     _look(run, boundary)
     evaluated = boundary.call("evaluate", _evaluated, model, sample, expect, folder, default=[])
     stream.close("finished")
     looked = SpooledRun.read(settings.spool_dir / f"{run_id}.spool")
     spooled = SpooledRun([*looked.packets, *evaluated])
-    return Report(spooled.judge(), spooled)
+    return Report(spooled.judge(), spooled, obstacle)
+
+
+def _obstacle(model: Any, x: Any) -> str:
+    try:
+        quiet_forward(model, x)
+    except CannotAudit as reason:
+        return str(reason)
+    return ""
 
 
 def _evaluated(

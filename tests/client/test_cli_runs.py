@@ -313,7 +313,16 @@ def test_judging_again_wants_a_run(cast: Cast):
     assert (done.status, "'nothing'" in done.err) == (2, True)
 
 
+def test_a_database_that_is_not_there_is_told_and_not_made(tmp_path: Path):
+    file = tmp_path / "typo.db"
+    done = trainsanity("judge", "--again", "--all", "--db", f"sqlite:///{file}")
+    assert done.status == 2
+    assert f"there is no database at sqlite:///{file}" in done.err
+    assert not file.exists()
+
+
 def test_a_database_that_is_behind_is_not_judged(tmp_path: Path):
+    (tmp_path / "new.db").touch()  # without any table
     done = trainsanity("judge", "--again", "x", "--db", f"sqlite:///{tmp_path}/new.db")
     assert done.status == 2
     assert "trainsanity db upgrade" in done.err

@@ -84,6 +84,13 @@ def test_a_wrong_setting_is_named_with_what_was_received(setting, value, expecte
     assert "Traceback" not in done.err
 
 
+def test_a_database_that_is_a_bare_path_is_told_how_to_write_it():
+    done = trainsanity("serve", "--port", "0", "--db", "runs.db")
+    assert done.status == 2
+    assert "--db: must begin with sqlite:/// or postgresql://" in done.err
+    assert "Received: 'runs.db'" in done.err
+
+
 def test_a_variable_that_is_no_setting_is_named_without_its_value():
     done = trainsanity("serve", "--db", "mysql://x", TRAINSANITY_SLACK_WEBHOOK="https://s3cr3t")
     assert "TRAINSANITY_SLACK_WEBHOOK is no setting of this server and is not read." in done.err

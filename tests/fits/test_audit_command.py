@@ -57,6 +57,13 @@ def test_says_what_the_archive_lacks(tmp_path: Path) -> None:
     assert (done.exit_code, "['inputs']" in done.output) == (2, True)
 
 
+def test_rows_that_do_not_fit_the_model_are_no_good_news(tmp_path: Path) -> None:
+    model = tagger(tmp_path, keeps_mask=True)
+    done = audit(model, "--data", rows(tmp_path, x=IDS[:, :2].astype("float32")))
+    assert (done.exit_code, "do not go through the model" in done.output) == (2, True)
+    assert "no findings" not in done.output
+
+
 @pytest.mark.parametrize("content", [b"", b"no archive", b"\x93NUMPY", b"PK\x03\x04"])
 def test_says_that_the_data_is_no_archive(tmp_path: Path, content: bytes) -> None:
     data = tmp_path / "rows.npz"

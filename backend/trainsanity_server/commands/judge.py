@@ -6,11 +6,13 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, astuple
+from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from sqlalchemy import make_url
 
 from trainsanity_server.commands.terminal import (
     Refusal,
@@ -49,6 +51,7 @@ def judge(runs: tuple[str, ...], again: bool, every: bool, as_json: bool, db: st
         raise click.UsageError("say `trainsanity judge --again RUN` or `... --again --all`.")
     log_to_terminal()
     settings = read_settings(db)
+    _must_exist(settings)
     with plain_refusals(), opened(settings) as database:
         _must_be_current(database)
         questions = Runs(database)
@@ -60,6 +63,15 @@ def judge(runs: tuple[str, ...], again: bool, every: bool, as_json: bool, db: st
         return
     for run, difference in differences:
         _show(run, difference)
+
+
+def _must_exist(settings: Settings) -> None:
+    url = make_url(settings.database_url)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+        raise Refusal(
+            f"there is no database at {url}. Name the one that the server uses: "
+            "--db or TRAINSANITY_DATABASE_URL."
+        )
 
 
 def _must_be_current(database: Database) -> None:

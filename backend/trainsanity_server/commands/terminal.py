@@ -59,15 +59,16 @@ def read_settings(db: str | None) -> Settings:
     try:
         return Settings(database_url=db) if db else Settings()
     except ValidationError as error:
-        raise Refusal("\n".join(_explained(e) for e in error.errors())) from error
+        raise Refusal("\n".join(_explained(e, db) for e in error.errors())) from error
 
 
-def _explained(error: Any) -> str:
+def _explained(error: Any, db: str | None) -> str:
     field = "".join(str(part) for part in error["loc"][:1])
     said = error["msg"].removeprefix("Value error, ")
     if "Received" not in said and field not in SECRETS:
         said += f". Received: {error['input']!r}"
-    return f"{PREFIX}{field.upper()}: {said}"
+    source = "--db" if db and field == "database_url" else f"{PREFIX}{field.upper()}"
+    return f"{source}: {said}"
 
 
 def warn_of_unknown_variables() -> None:
