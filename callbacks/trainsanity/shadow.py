@@ -59,14 +59,14 @@ def choose(variables: list[Any]) -> list[Sampled]:
 
 
 def _coordinates(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """As many elements, evenly apart and in as many rows and columns as may be."""
+    """Elements spread over all of it, evenly apart, and in as many rows and columns as may be."""
     if not shape:
         return np.zeros((1, 0), np.int32)
-    size = int(np.prod(shape))
-    apart = max(1, (size - 1) // max(1, min(ELEMENTS, size) - 1))
-    while math.gcd(apart, shape[-1]) > 1:
-        apart -= 1
-    flat = np.arange(size)[::apart][:ELEMENTS]
+    size = math.prod(shape)
+    apart = math.ceil(size / ELEMENTS)
+    while len(shape) > 1 and math.gcd(apart, shape[-1]) > 1:
+        apart += 1
+    flat = np.arange(0, size, apart)
     return np.stack(np.unravel_index(flat, shape), axis=-1).astype(np.int32)
 
 

@@ -5,6 +5,7 @@ of Keras and for every way to change the rate.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,8 @@ from keras import optimizers
 from keras.optimizers import schedules
 from watched import watched_fit
 
-from trainsanity import sample_audits
+from trainsanity import sample_audits, shadow
+from trainsanity.shadow import ELEMENTS
 from trainsanity.spooled import SpooledRun
 
 BACKEND = keras.backend.backend()
@@ -150,6 +152,16 @@ def test_follows_every_element_wise_optimizer_to_two_percent(case: str) -> None:
     np.testing.assert_allclose(rates(run, "declared"), [RATE], rtol=1e-6)
     found = run.judge().of("lr-effective-mismatch")
     assert bool(found) == (after == 0)  # the rule wants ten steps in a row
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (60,), (16, 32), (1000, 2), (2, 17), (3, 3, 8, 16)])
+def test_looks_at_elements_in_every_part_of_a_weight(shape: tuple[int, ...]) -> None:
+    (sampled,) = shadow.choose([keras.Variable(np.zeros(shape, "float32"))])
+    assert min(ELEMENTS // 2, math.prod(shape)) <= len(sampled) <= ELEMENTS
+    for size, places in zip(shape, sampled.coordinates.T, strict=True):
+        assert len(set(places)) >= min(size, ELEMENTS // 2)
+    flat = np.ravel_multi_index(tuple(sampled.coordinates.T), shape) if shape else np.zeros(1)
+    assert len(set(np.diff(flat))) <= 1  # what XLA reads without a gather
 
 
 @pytest.mark.parametrize("kind", NOT_ELEMENT_WISE if BACKEND == "tensorflow" else [optimizers.Lamb])
