@@ -48,6 +48,8 @@ class Paths(Probe):
             if kind == "batch" and not single:
                 continue
             for i, (a, b) in enumerate(zip(eager, others, strict=True)):
+                if kind == "batch" and not _has_rows(a, b, rows_of(x)):
+                    continue
                 compared = self._compare(i, kind, names, part(a), b, noise[i], sensitivity[i])
                 comparisons.append(compared)
         self.run.audit("paths", {"comparisons": comparisons})
@@ -79,6 +81,14 @@ class Paths(Probe):
             "declared_follows_batch": False,
             "site": None,
         }
+
+
+def _has_rows(output: Any, alone: Any, rows: int) -> bool:
+    """Whether an output has a row for each sample: a mean over a batch has none, nor has a table
+    that is the same for every batch.
+    """
+    shape = tuple(output.shape)
+    return shape[:1] == (rows,) and shape != tuple(alone.shape)
 
 
 def _next(leaf: Any) -> Any:

@@ -232,6 +232,56 @@ class LineGan(keras.Model):
         return loss
 
 
+class StatelessGan(LineGan):
+    """The same on JAX, where a step is a function of a state. Keras carries the state of one
+    optimizer; that of the other stays as it is, which plain gradient descent does not mind.
+    """
+
+    metrics = keras.Model.metrics
+
+    def compile(self, judge_optimizer: Any, maker_optimizer: Any) -> None:
+        keras.Model.compile(self, judge_optimizer)
+        self.judge_optimizer, self.maker_optimizer = judge_optimizer, maker_optimizer
+        judge_optimizer.build(self.judge.trainable_variables)
+        maker_optimizer.build(self.maker.trainable_variables)
+
+    def judged_with(self, judge: Any, maker: Any, real: Any, noise: Any) -> Any:
+        fake, _ = self.maker.stateless_call(maker, [], noise)
+        right = ops.mean(ops.square(self.judge.stateless_call(judge, [], real)[0] - 1))
+        return right + ops.mean(ops.square(self.judge.stateless_call(judge, [], fake)[0]))
+
+    def fooled_with(self, maker: Any, judge: Any, noise: Any) -> Any:
+        fake, _ = self.maker.stateless_call(maker, [], noise)
+        return ops.mean(ops.square(self.judge.stateless_call(judge, [], fake)[0] - 1))
+
+    def train_step(self, state: Any, data: Any) -> Any:
+        import jax
+
+        trained, others, slots, counted = state
+        (real, noise), count = data, len(self.judge.trainable_variables)
+        judge, maker = trained[:count], trained[count:]
+        judged, grads = jax.value_and_grad(self.judged_with)(judge, maker, real, noise)
+        judge, slots = self.judge_optimizer.stateless_apply(slots, grads, judge)
+        fooled, grads = jax.value_and_grad(self.fooled_with)(maker, judge, noise)
+        kept = [variable.value for variable in self.maker_optimizer.variables]
+        maker, _ = self.maker_optimizer.stateless_apply(kept, grads, maker)
+        losses = {"judge_loss": judged, "maker_loss": fooled}
+        logs, counted = counted_in(self, counted, losses, real.shape[0])
+        return logs, ([*judge, *maker], others, slots, counted)
+
+
+def counted_in(model: Any, counted: Any, values: dict[str, Any], rows: Any) -> Any:
+    """Logs, and the metrics' variables, after these values of means over so many rows."""
+    logs, new = {}, []
+    for metric in model.metrics:
+        own = counted[len(new) : len(new) + len(metric.variables)]
+        if metric.name in values:
+            own = metric.stateless_update_state(own, values[metric.name], sample_weight=rows)
+            logs[metric.name] = metric.stateless_result(own)
+        new += own
+    return logs, new
+
+
 JUDGE = [np.array([[0.5], [-0.4]], "float32"), np.array([0.1], "float32")]
 MAKER = [np.array([[0.3, 0.8]], "float32"), np.array([0.2, -0.1], "float32")]
 RATES = (0.05, 0.02)
@@ -262,7 +312,7 @@ def gan_by_hand(epochs: list[list[Any]]) -> dict[str, Any]:
 
 def gan() -> Scene:
     real, noise = rows(10, 2), rows(10, 1, seed=6)
-    model = LineGan()
+    model = StatelessGan() if BACKEND == "jax" else LineGan()
     model.compile(*(keras.optimizers.SGD(rate) for rate in RATES))
 
     def evidence() -> Evidence:
@@ -289,7 +339,8 @@ class Coded(keras.Model):
         )
         self.decoder = keras.layers.Dense(2, kernel_initializer="ones")
         self.seeds = keras.random.SeedGenerator(3)
-        self.total = keras.metrics.Mean(name="loss")
+        if BACKEND != "jax":
+            self.total = keras.metrics.Mean(name="loss")
         self.divergence = keras.metrics.Mean(name="divergence")
 
     @property
@@ -328,12 +379,36 @@ class Coded(keras.Model):
         return {m.name: m.result() for m in self.metrics}
 
 
+class StatelessCoded(Coded):
+    """The same on JAX, with the mean that Keras keeps under the name of the loss."""
+
+    metrics = keras.Model.metrics
+
+    def call(self, x: Any) -> Any:
+        return self.losses_of(x)
+
+    def train_step(self, state: Any, data: Any) -> Any:
+        import jax
+
+        trained, others, slots, counted = state
+        x = data[0] if isinstance(data, (tuple, list)) else data
+
+        def loss_of(trained: Any) -> Any:
+            (_, rebuilt, divergence), new = self.stateless_call(trained, others, x)
+            return rebuilt + divergence, (divergence, new)
+
+        (loss, (divergence, new)), grads = jax.value_and_grad(loss_of, has_aux=True)(trained)
+        trained, slots = self.optimizer.stateless_apply(slots, grads, trained)
+        logs, counted = counted_in(self, counted, {"loss": loss, "divergence": divergence}, 1)
+        return logs, (trained, new, slots, counted)
+
+
 SPREAD = -40.0
 
 
 def vae() -> Scene:
     x = rows(10, 2)
-    model = Coded()
+    model = StatelessCoded() if BACKEND == "jax" else Coded()
     model(x[:1])
     model.compile(keras.optimizers.SGD(0.0))
 
@@ -381,12 +456,11 @@ def own_list_of_metrics() -> Scene:
 
 TAPED = ("loss/reported", "loss/recomputed", "loss/differentiated", "mae/recomputed", "batch/size")
 GROUP = "steps"
-IMPERATIVE = ("tensorflow", "torch")
 
 CELLS = [
     Cell(GROUP, "own compute_loss", own_compute_loss),
     Cell(GROUP, "own train_step that shows the batch's loss", own_train_step),
     Cell(GROUP, "own list of metrics", own_list_of_metrics),
-    Cell(GROUP, "two optimizers (GAN)", gan, IMPERATIVE),
-    Cell(GROUP, "losses made in train_step (VAE)", vae, IMPERATIVE),
+    Cell(GROUP, "two optimizers (GAN)", gan),
+    Cell(GROUP, "losses made in train_step (VAE)", vae),
 ]
