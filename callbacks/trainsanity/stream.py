@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import shlex
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -217,6 +218,10 @@ class RunStream:
             seconds = self._settings.close_timeout if timeout is None else timeout
             self._closing = time.monotonic() + seconds
             self._writer.end(state)
+        if threading.current_thread() in (self._writer, self._sender):
+            # The garbage collector has let go of a call here: these threads cannot wait for
+            # themselves. The end of the process will.
+            return self._report()
         self._writer.join(max(0.0, self._closing - time.monotonic()))
         atexit.unregister(self._at_exit)
         return self._report()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loopback import Exchange, Loopback, right
+from loopback import LONG, Exchange, Loopback, right
 from measuring import NAMES, measure, spooled, steps_of
 
 from trainsanity import identity, wire
@@ -132,6 +132,27 @@ def test_goes_on_when_the_users_function_raises(
     assert stream.close("finished").delivered
     assert "ZeroDivisionError: mine" in caplog.text
     assert [a.name for a in server.ledger.audits(stream.run_id)] == ["probe_failed"]
+
+
+def test_closing_in_the_sending_thread_waits_for_nobody(
+    open_stream: OpenStream, server: Loopback
+) -> None:
+    """As when the garbage collector runs there and finds a call that was left."""
+    measured, closed = threading.Event(), threading.Event()
+
+    def close(alert: object) -> None:
+        assert measured.wait(LONG)
+        stream.close("failed", timeout=LONG)
+        closed.set()
+
+    server.ledger.alerts = [{"id": "1"}]
+    stream = open_stream(server.url, on_alert=close)
+    measure(stream, 1, 10)
+    measured.set()
+
+    assert closed.wait(LONG / 2)
+    assert stream.close().delivered
+    assert server.ledger.packets[stream.run_id][-1].state == "failed"
 
 
 def test_says_that_the_run_is_alive_when_nothing_is_measured(
