@@ -12,9 +12,11 @@ from typing import Any
 
 import keras
 
+from trainsanity import optimizers
 from trainsanity.difference import hash_of
 from trainsanity.origin import callbacks_beside_us
 from trainsanity.probes.probe import Probe
+from trainsanity.wrappers import Wrappers
 
 HOOKS = ("on_epoch_begin", "on_epoch_end", "on_train_end")
 RATE = re.compile(r"learning rate to ([-+.0-9eE]*[0-9])")
@@ -30,7 +32,7 @@ class Announced(Probe):
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
-        self._replaced: list[tuple[Any, str]] = []
+        self._wrappers = Wrappers()
         self._actions: list[dict[str, Any]] = []
 
     def on_begin(self) -> None:
@@ -39,11 +41,13 @@ class Announced(Probe):
         for callback in callbacks_beside_us():
             for hook in HOOKS:
                 if hook not in callback.__dict__:
-                    callback.__dict__[hook] = self._around(callback, getattr(callback, hook))
-                    self._replaced.append((callback, hook))
+                    wrapper = self._around(callback, getattr(callback, hook))
+                    self._wrappers.put(callback, hook, wrapper)
 
     def _around(self, callback: Any, original: Callable[..., Any]) -> Callable[..., Any]:
         def hook(*args: Any, **kwargs: Any) -> Any:
+            if not self._wrappers.on:
+                return original(*args, **kwargs)
             guard = self.run.guard
             assert guard is not None
             before = guard(self.name, self._rate, default=None)
@@ -55,7 +59,7 @@ class Announced(Probe):
         return hook
 
     def _rate(self) -> float | None:
-        optimizer = getattr(self.run.optimizer, "inner_optimizer", self.run.optimizer)
+        optimizer = optimizers.working(self.run.optimizer)
         if optimizer is None or not isinstance(optimizer._learning_rate, keras.Variable):
             return None
         return float(self.run.backend.read(optimizer._learning_rate))
@@ -106,9 +110,7 @@ class Announced(Probe):
             self.run.audit(self.name, {"actions": actions})
 
     def on_closed(self) -> None:
-        for callback, hook in self._replaced:
-            callback.__dict__.pop(hook, None)
-        self._replaced.clear()
+        self._wrappers.take_off()
 
 
 class _Tee(io.TextIOBase):

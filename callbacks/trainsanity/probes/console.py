@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from trainsanity import call_sites
 from trainsanity.errors import CannotAudit
 from trainsanity.probes.probe import Probe
+from trainsanity.wrappers import Wrappers
 
 # What Keras prints above an epoch (keras/src/callbacks/progbar_logger.py).
 HEADER = re.compile(r"^\s*Epoch (\d+)/\d+\s*$")
@@ -64,12 +65,11 @@ class Console(Probe):
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
-        self._closed = False
         self._printed = _Printed()
         self._open: dict[int, str] = {}  # stream -> its unfinished line
         self._run = ("", 0)  # sign and length of the run that the last write ended with
         self._bar_is_open = False
-        self._streams: list[tuple[Any, Callable[..., Any]]] = []
+        self._wrappers = Wrappers()
         self._showwarning: tuple[Any, Any] | None = None
 
     def on_begin(self) -> None:
@@ -86,12 +86,11 @@ class Console(Probe):
 
         def write(text: Any, *args: Any) -> Any:
             result = original(text, *args)
-            if not self._closed and isinstance(text, str):
+            if self._wrappers.on and isinstance(text, str):
                 guard(self.name, self._hear, stream, text, sys._getframe(1))
             return result
 
-        stream.__dict__["write"] = write
-        self._streams.append((stream, write))
+        self._wrappers.put(stream, "write", write)
 
     def _listen_to_warnings(self) -> None:
         original, guard = warnings.showwarning, self.run.guard
@@ -105,7 +104,7 @@ class Console(Probe):
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if not self._closed:
+            if self._wrappers.on:
                 place = (sys._getframe(1), filename, lineno)
                 guard(self.name, self._hear_warning, message, category, *place)
             original(message, category, filename, lineno, file, line)
@@ -178,7 +177,7 @@ class Console(Probe):
             self._hand_in(None, int(self.run.shared.get("test_batches") or 0))
 
     def _hand_in(self, epoch: int | None, batches: int) -> None:
-        if not self._streams:
+        if not self._wrappers:
             raise CannotAudit("neither stdout nor stderr can be listened to")
         printed, self._printed = self._printed, _Printed()
         self.run.audit(
@@ -200,12 +199,7 @@ class Console(Probe):
         )
 
     def on_closed(self) -> None:
-        self._closed = True
-        for stream, write in self._streams:
-            # Somebody else may have put a `write` of theirs over ours; then ours only passes on.
-            if stream.__dict__.get("write") is write:
-                del stream.__dict__["write"]
-        self._streams.clear()
+        self._wrappers.take_off()
         if self._showwarning is not None and warnings.showwarning is self._showwarning[0]:
             warnings.showwarning = self._showwarning[1]
 

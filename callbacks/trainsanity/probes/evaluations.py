@@ -16,6 +16,7 @@ from trainsanity.forward import call_model, refused, untouched, values_as_now
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import rows_of
+from trainsanity.wrappers import Wrappers
 
 MOST_ROWS = 4096  # that are predicted once more
 MOST_CALLS = 3  # on different data
@@ -32,7 +33,7 @@ class Evaluations(Probe):
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
-        self._evaluate: Callable[..., Any] | None = None
+        self._wrappers = Wrappers()
         self._seen: list[Any] = []
         self._opened = time.monotonic()
         self._spent = 0.0
@@ -46,14 +47,14 @@ class Evaluations(Probe):
         # What the user computes in another way need not be the loss of the predictions.
         if any(not is_of_keras(getattr(type(model), name)) for name in METHODS):
             return
-        self._evaluate = self._around(model.evaluate)
-        model.__dict__["evaluate"] = self._evaluate
+        self._wrappers.put(model, "evaluate", self._around(model.evaluate))
 
     def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def passed_on(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
             # Validation inside `fit` gets the list of callbacks of `fit`.
-            if not isinstance(kwargs.get("callbacks"), keras.callbacks.CallbackList):
+            is_inner = isinstance(kwargs.get("callbacks"), keras.callbacks.CallbackList)
+            if self._wrappers.on and not is_inner:
                 guard = self.run.guard
                 assert guard is not None
                 guard(self.name, self._look, result, args, kwargs, sys._getframe(1))
@@ -104,9 +105,7 @@ class Evaluations(Probe):
         return total / rows
 
     def on_closed(self) -> None:
-        own = self.run.model.__dict__
-        if self._evaluate is not None and own.get("evaluate") is self._evaluate:
-            del own["evaluate"]
+        self._wrappers.take_off()
         self._seen.clear()
 
 

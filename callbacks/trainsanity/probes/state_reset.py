@@ -10,6 +10,7 @@ import numpy as np
 
 from trainsanity.forward import recurrent_states, untouched
 from trainsanity.probes.probe import Probe
+from trainsanity.wrappers import Wrappers
 
 NAMES = ("reset_state", "reset_states")
 MOST_RESETS = 8  # of one layer, that are looked at
@@ -24,7 +25,7 @@ class StateReset(Probe):
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
-        self._replaced: list[tuple[Any, str, Callable[..., Any]]] = []
+        self._wrappers = Wrappers()
         self._inside = False
         self._looks: dict[int, int] = {}
 
@@ -35,12 +36,12 @@ class StateReset(Probe):
             for name in NAMES:
                 if callable(getattr(layer, name, None)) and name not in layer.__dict__:
                     reset = self._around(layer, name, getattr(layer, name))
-                    layer.__dict__[name] = reset
-                    self._replaced.append((layer, name, reset))
+                    self._wrappers.put(layer, name, reset)
 
     def _around(self, layer: Any, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def reset(*args: Any, **kwargs: Any) -> Any:
-            if self._inside:  # a wrapper resets its inner layers
+            # A layer that wraps others resets them, too.
+            if self._inside or not self._wrappers.on:
                 return original(*args, **kwargs)
             guard = self.run.guard
             assert guard is not None
@@ -110,10 +111,7 @@ class StateReset(Probe):
                 yield self._row(layer, name, before, after)
 
     def on_closed(self) -> None:
-        for layer, name, reset in self._replaced:
-            if layer.__dict__.get(name) is reset:
-                del layer.__dict__[name]
-        self._replaced.clear()
+        self._wrappers.take_off()
 
 
 def _stateful(layer: Any) -> list[Any]:
