@@ -32,7 +32,7 @@ class Wrappers:
     def take_off(self) -> None:
         """Leaves what was there before; safe to call twice."""
         self.on = False
-        for owner, name, wrapper, before in self._put:
+        for owner, name, wrapper, before in reversed(self._put):
             own = owner.__dict__
             if own.get(name) is wrapper:
                 del own[name]

@@ -49,3 +49,11 @@ def test_leaves_a_wrapper_that_was_put_over_ours() -> None:
     assert stream.write("a") == "*+a"
     wrappers.take_off()
     assert stream.write("a") == "*+a"
+
+
+def test_takes_off_two_on_one_method() -> None:
+    stream, wrappers = Stream(), Wrappers()
+    put(wrappers, stream, "+")
+    put(wrappers, stream, "-")
+    wrappers.take_off()
+    assert stream.write("a") == "a"
