@@ -7,8 +7,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
+from feed import setup_audits, tagger
 from playwright.sync_api import Locator, Page, Response, expect
 from scene import LiveServer, wait_until_settled
+from sqlalchemy import update
+
+from trainsanity_server.storage.models import AlertRow
 
 LONG = 20_000  # steps
 SPIKE_AT, SPIKE = 12_345, 99.0
@@ -100,6 +104,8 @@ def test_follows_the_run_by_asking_only_for_what_is_new(page: Page, server: Live
     feed.send({"loss/reported": [1.0, 7.5], "loss/batch": [1.0, 1.0]})
     expect(figure).to_have_attribute("data-live-last", "902")
     assert highest(figure) == 7.5
+    drawn_to = figure.locator(".plot").evaluate("plot => plot._fullLayout.xaxis.range[1]")
+    assert drawn_to >= 902
     for response in asked:
         assert parse_qs(urlsplit(response.url).query)["first_step"] == ["901"]
         assert len(response.body()) < 500
@@ -120,6 +126,29 @@ def test_the_drawing_stays_the_same_element_when_its_surroundings_are_replaced(
     assert plot.evaluate("element => element.mark") == "same"
     chart(page, "gradient")
     expect(figure).to_have_attribute("data-live-last", "5")
+
+
+def test_a_chart_draws_other_witnesses_when_its_alert_has_others(
+    page: Page, server: LiveServer
+) -> None:
+    feed = server.feed("has other witnesses")
+    feed.send(audits=setup_audits(lost=True))
+    feed.send(tagger(100, lost=True), state="finished")
+    wait_until_settled(server, feed.run_id)
+    page.goto(f"/runs/{feed.run_id}")
+    figure = page.locator(".alert figure[data-chart]")
+    expect(figure).to_have_attribute("data-live-last", "100")
+    assert names(figure) == {"accuracy/reported", "accuracy/unmasked"}
+    others = [{"name": f"loss/{w}", "value": 0.5, "unit": "1"} for w in ("reported", "batch")]
+    of_run = update(AlertRow).where(AlertRow.run_id == feed.run_id)
+    server.parts.database.write(lambda s: s.execute(of_run.values(witnesses=others)) and None)
+    server.parts.alerts.tell(feed.run_id)
+    expect(figure.get_by_role("button", name="batch")).to_have_text(re.compile(r"batch\d"))
+    assert names(figure) == {"loss/reported", "loss/batch"}
+
+
+def names(figure: Locator) -> set[str]:
+    return {curve["name"] for curve in drawn(figure)}
 
 
 def test_pointing_at_a_step_reads_it_out_on_every_chart(page: Page, server: LiveServer) -> None:

@@ -13,16 +13,30 @@ export class Chart {
     this.element = element;
     this.shared = shared;
     this.plot = element.querySelector(".plot");
-    this.names = JSON.parse(element.dataset.signals);
-    this.labels = JSON.parse(element.dataset.labels);
-    this.words = JSON.parse(element.dataset.words);
+    this.log = false;
+    this.range = null; // the range that is drawn; null: everything
+    this.revision = 0;
+    this.busy = null;
+    this.readElement();
+  }
+
+  readElement() {
+    const { signals, labels, words } = this.element.dataset;
+    this.signals = signals;
+    this.names = JSON.parse(signals);
+    this.labels = JSON.parse(labels);
+    this.words = JSON.parse(words);
     this.styles = stylesFor(this.names);
     this.series = this.names.map((name) => new Series(name));
     this.off = new Set();
-    this.log = false;
-    this.range = null; // the range that is drawn; null: everything
-    this.busy = null;
     this.makeLegend();
+  }
+
+  // An update of the page may have given the same place to other signals.
+  keepUp() {
+    if (this.element.dataset.signals === this.signals) return;
+    this.readElement();
+    if (this.isDrawn) this.load();
   }
 
   get isDrawn() {
@@ -115,6 +129,7 @@ export class Chart {
     const { Plotly } = window;
     const layout = frame({ range: this.range, log: this.log, canDrag: this.shared.canDrag });
     layout.yaxis = { ...layout.yaxis, ...this.height() };
+    layout.datarevision = ++this.revision; // series grow in place, which Plotly would not notice
     layout.shapes = this.marks();
     if (layout.shapes.length) layout.margin.t = 22;
     this.count();

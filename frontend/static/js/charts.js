@@ -77,7 +77,10 @@ function adopt(element) {
 
 function sweep() {
   for (const [element, chart] of charts) {
-    if (element.isConnected) continue;
+    if (element.isConnected) {
+      chart.keepUp();
+      continue;
+    }
     chart.remove();
     charts.delete(element);
     inView.delete(element);
