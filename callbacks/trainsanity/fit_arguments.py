@@ -76,13 +76,17 @@ def sample_of_batch(batch: Any, rows: int) -> tuple[Any, Any, Any] | None:
     return _sample(keras.utils.unpack_x_y_sample_weight(batch), rows)
 
 
-def _sample(parts: Any, rows: int) -> tuple[Any, Any, Any]:
+def _sample(parts: Any, rows: int) -> tuple[Any, Any, Any] | None:
+    """None where an array cannot be made of them, as of SciPy's sparse rows."""
     import keras
 
     x, y, sample_weight = (
         None if part is None else keras.tree.map_structure(lambda leaf: _rows(leaf, rows), part)
         for part in parts
     )
+    leaves = keras.tree.flatten((x, y, sample_weight))
+    if any(leaf is not None and leaf.ndim == 0 for leaf in leaves):
+        return None
     return x, y, sample_weight
 
 

@@ -245,7 +245,7 @@ def holds_numbers(leaf: Any) -> bool:
     """Whether this is a tensor with a number at each place: not one of strings, nor a sparse or
     ragged one, for which many operations do not exist.
     """
-    if isinstance(leaf, np.ndarray):
+    if isinstance(leaf, (np.ndarray, np.generic)):
         return leaf.dtype.kind not in "OSU"
     return backends.active().is_dense(leaf) and "string" not in str(leaf.dtype)
 

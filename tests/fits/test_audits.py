@@ -423,3 +423,25 @@ def test_does_not_compare_what_a_model_draws_at_random() -> None:
     assert {row["difference"]["noise"] > 0.1 for row in compared if row["kind"] == "execution"} == {
         True
     }
+
+
+class WithMeans(keras.Model):
+    """Shows beside its output a mean over the batch, and a table that is always the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = keras.layers.Dense(1)
+
+    def call(self, x: Any) -> Any:
+        outputs = self.line(x)
+        mean, table = keras.ops.mean(outputs), keras.ops.ones((8, 2))
+        return {"line": outputs, "mean": mean, "table": table}
+
+
+def test_compares_only_rows_of_samples_with_those_of_a_sample_alone() -> None:
+    model = WithMeans()
+    model.compile("sgd", {"line": "mse"})
+    run = fitted(model, X, {"line": Y}, epochs=1)
+    compared = run.audits("paths")[-1].facts["comparisons"]
+    assert [row["kind"] for row in compared] == ["execution"] * 3 + ["batch"]
+    assert "path-disagreement" not in slugs(run)

@@ -11,6 +11,7 @@ from keras import layers
 from tests.fits.cells.by_hand import Line, cut, rows, trained
 from tests.fits.cells.cell import Cell, Evidence, Scene
 from tests.fits.cells.running import compile_as
+from tests.fits.cells.steps import fitted
 
 WORDS = np.array(["red", "green", "mauve", "green", "red", "red", "blue", "green", "blue", "red"])
 KNOWN = ["red", "green", "blue"]
@@ -51,14 +52,34 @@ def as_text() -> Any:
     return layers.TextVectorization(vocabulary=KNOWN, output_mode="multi_hot")
 
 
+HALF = np.where(rows() > 0, rows(), 0)
+
+
+def of_sparse_rows() -> keras.Model:
+    inputs = keras.Input((3,), sparse=True)
+    return keras.Model(inputs, layers.Dense(1, name="line")(inputs))
+
+
 def sparse() -> Scene:
     import tensorflow as tf
 
     line, y = Line.of(), rows(10, 1, seed=6)
-    x = np.where(rows() > 0, rows(), 0)
-    inputs = keras.Input((3,), sparse=True)
-    model = keras.Model(inputs, layers.Dense(1, name="line")(inputs))
-    return fed_by_tensorflow(line, model, tf.sparse.from_dense(x), x, y)
+    return fed_by_tensorflow(line, of_sparse_rows(), tf.sparse.from_dense(HALF), HALF, y)
+
+
+def of_scipy() -> Scene:
+    """As arrays, which Keras cuts into batches."""
+    from scipy.sparse import csr_matrix
+
+    line, y = Line.of(), rows(10, 1, seed=6)
+    model = of_sparse_rows()
+    model.get_layer("line").set_weights(line.weights())
+    compile_as(line, model)
+
+    def evidence() -> Evidence:
+        return Evidence(trained(line, [[(bx, by, None) for bx, by in cut(4, HALF, y)]] * 2))
+
+    return fitted(model, evidence, csr_matrix(HALF), y)
 
 
 class OfSums(keras.Model):
@@ -94,5 +115,6 @@ CELLS = [
     Cell(GROUP, "strings, StringLookup in the model", lambda: strings(looked_up), TENSORFLOW),
     Cell(GROUP, "strings, TextVectorization in the model", lambda: strings(as_text), TENSORFLOW),
     Cell(GROUP, "sparse", sparse, TENSORFLOW),
+    Cell(GROUP, "sparse rows of SciPy", of_scipy, TENSORFLOW),
     Cell(GROUP, "ragged", ragged, TENSORFLOW),
 ]
