@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from simulated_fit import exact_mean, keras_mean
 
 from trainsanity.rules import NotTestable, Severity, history
+from trainsanity.rules.absent import carries_no
 from trainsanity.rules.comparison import (
     accumulated_rounding,
     batches_in_epoch,
@@ -175,3 +176,22 @@ class TestFindings:
 )
 def test_says_by_how_much_as_exactly_as_it_matters(factor, words):
     assert times_in_words(factor) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (carries_no("epoch", kind="audit "), "the run carries no audit epoch"),
+        (
+            carries_no("loss/reported", "val_loss/reported"),
+            "the run carries no loss/reported with val_loss/reported (comes with validation)",
+        ),
+        (
+            carries_no("<metric>/reported", "<metric>/weighted"),
+            "the run carries no <metric>/reported with <metric>/weighted "
+            "(comes where sample weights are given)",
+        ),
+    ],
+)
+def test_says_when_what_is_absent_would_come(text: str, expected: str) -> None:
+    assert text == expected

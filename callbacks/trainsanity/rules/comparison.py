@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from trainsanity.rules.absent import carries_no
 from trainsanity.rules.history import Floats, Rows, RunView, Steps
 from trainsanity.rules.rule import Finding, NotTestable, Severity, Witness
 from trainsanity.wire import Audit
@@ -345,7 +346,7 @@ def not_measured(run: RunView, *signals: str) -> NotTestable:
     for signal in signals:
         if signal in reasons:
             return NotTestable(f"{signal}: {reasons[signal]}")
-    return NotTestable(f"the run carries no {' with '.join(signals)}")
+    return NotTestable(carries_no(*signals))
 
 
 def why_thinned(run: RunView, signal: str) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from trainsanity.rules.absent import carries_no
 from trainsanity.rules.rule import NotTestable
 from trainsanity.wire import Audit, Block
 
@@ -349,7 +350,7 @@ class RunView:
         where = self._history._where
         for name in names:
             if name not in where:
-                raise NotTestable(f"the run carries no signal {name}")
+                raise NotTestable(carries_no(name, kind="signal "))
         first = where[names[0]][0]
         if all(len(where[name]) == 1 and where[name][0] is first for name in names):
             steps, values = first.kept()
@@ -386,7 +387,7 @@ class RunView:
         """Raises NotTestable where the run carries no such signal."""
         groups = self._history._where.get(name)
         if not groups:
-            raise NotTestable(f"the run carries no signal {name}")
+            raise NotTestable(carries_no(name, kind="signal "))
         parts = sorted((g.totals(name) for g in groups), key=lambda t: t.first_step)
         if len(parts) == 1:
             return parts[0]
@@ -410,7 +411,7 @@ class RunView:
         """The whole run, thinned; raises NotTestable where the run carries no such signal."""
         groups = self._history._where.get(name)
         if not groups:
-            raise NotTestable(f"the run carries no signal {name}")
+            raise NotTestable(carries_no(name, kind="signal "))
         parts = [g.overview(name) for g in groups if g.count]
         if len(parts) == 1:
             return parts[0]
@@ -427,7 +428,7 @@ class RunView:
         """The newest audit of this name; raises NotTestable where there is none."""
         kept = self._history._audits.get(name)
         if not kept:
-            raise NotTestable(f"the run carries no audit {name}")
+            raise NotTestable(carries_no(name, kind="audit "))
         return kept[-1]
 
     def audits(self, name: str) -> list[Audit]:

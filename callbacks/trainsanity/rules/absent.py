@@ -1,0 +1,27 @@
+"""Which evidence a run does not carry, and when it would, for people who do not know its names."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+# By the name of a signal or audit: where it comes from, as docs/evidence.md has it.
+COMES = {
+    "announced": "comes where callbacks announce what they do",
+    "state_reset": "comes where layers keep a state between batches",
+    "validation_overlap": "comes with the first validation",
+    "val_*": "comes with validation",
+    "inputs*/*": "comes where inputs are floating-point numbers",
+    "sample_weight*/given_*": "comes where sample weights are given",
+    "*/weighted": "comes where sample weights are given",
+}
+
+
+def carries_no(*names: str, kind: str = "") -> str:
+    """Says so in one sentence.
+
+    >>> carries_no("val_loss/reported")
+    'the run carries no val_loss/reported (comes with validation)'
+    """
+    text = f"the run carries no {kind}{' with '.join(names)}"
+    told = [words for name in names for each, words in COMES.items() if fnmatchcase(name, each)]
+    return f"{text} ({told[0]})" if told else text
