@@ -25,6 +25,7 @@ from trainsanity.settings import Expect, Settings
 from trainsanity.spooled import Judgement, SpooledRun
 from trainsanity.stream import RunStream
 
+VERDICTS = ("alert", "ok", "not_testable")  # as they are listed
 AFTER_TRAINING = ("roundtrip", "replicas")  # probes that audit in `on_released`
 
 
@@ -63,8 +64,9 @@ class Report:
         elif not self.findings:
             yield "no findings"
         yield ""
-        verdicts = sorted(self.judgement.verdicts.items())
-        yield from table(("rule", "verdict", "why"), ((k, *v) for k, v in verdicts))
+        rows = [(slug, *verdict) for slug, verdict in self.judgement.verdicts.items()]
+        rows.sort(key=lambda row: (VERDICTS.index(row[1]), row[0]))
+        yield from table(("rule", "verdict", "why"), rows)
 
 
 def audit(

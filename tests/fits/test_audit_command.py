@@ -91,3 +91,12 @@ def test_an_audit_leaves_metrics_and_functions_as_they_were(tmp_path: Path) -> N
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), value)
     shown = audited.run.signal("loss/reported")[1]
     assert shown == pytest.approx(model.evaluate(x, TAGS, verbose=0), rel=1e-6)
+
+
+def test_lists_what_was_compared_before_what_was_not(tmp_path: Path) -> None:
+    model = tagger(tmp_path, keeps_mask=True)
+    done = audit(model, "--data", rows(tmp_path, **{"x:ids": IDS, "y": TAGS}))
+    listed = done.output.partition("VERDICT")[2]
+    verdicts = [word for word in listed.split() if word in ("alert", "ok", "not_testable")]
+    assert verdicts == sorted(verdicts, key=["alert", "ok", "not_testable"].index)
+    assert {"ok", "not_testable"} <= set(verdicts)
