@@ -42,13 +42,19 @@ def data():
     return x, (x @ [[1.0], [2.0], [3.0]]).astype("float32")
 
 
+FIT = {"batch_size": BATCH, "epochs": 2, "shuffle": False}
+
+
 @pytest.fixture(scope="module")
-def run(data) -> SpooledRun:
+def watched() -> keras.Model:
+    return model()
+
+
+@pytest.fixture(scope="module")
+def run(watched, data) -> SpooledRun:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pace, "SHARE", 1e-9)  # so that turns are as rare as can be
-        return watched_fit(
-            model(), *data, batch_size=BATCH, epochs=2, shuffle=False, callbacks=[Nudge()]
-        )
+        return watched_fit(watched, *data, callbacks=[Nudge()], **FIT)
 
 
 def test_what_adds_up_over_an_epoch_is_of_every_batch(run):
@@ -91,6 +97,13 @@ def test_says_what_was_left_out_how_often_and_why(run):
     assert not {"batch/size", "loss/reported", "mae/recomputed"} & set(names)
     assert thinned["stride"] == pace.MOST
     assert "runs as Python code" in thinned["reason"]
+
+
+def test_the_weights_are_those_of_a_plain_fit(run, watched, data):
+    plain = model()
+    plain.fit(*data, callbacks=[Nudge()], verbose=0, **FIT)
+    for with_us, without in zip(watched.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_array_equal(with_us, without)
 
 
 def test_only_the_write_is_reported(run):

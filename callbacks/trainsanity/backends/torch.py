@@ -34,15 +34,14 @@ class Torch(Backend):
         return torch.cat([*each, filler])
 
     def write_row(self, ring: Any, count: Any, row: Any) -> None:
-        """In place."""
+        """In place; called within `observing`."""
         tensor, counter = ring.value, count.value
-        with torch.no_grad():
-            if isinstance(row, np.ndarray):
-                tensor.detach().numpy()[int(counter) % len(tensor)] = row
-            else:
-                at = torch.remainder(counter, len(tensor)).reshape(1).to(torch.int64)
-                tensor.index_copy_(0, at, row.detach().reshape(1, -1))
-            counter.add_(1)
+        if isinstance(row, np.ndarray):
+            tensor.detach().numpy()[int(counter) % len(tensor)] = row
+        else:
+            at = torch.remainder(counter, len(tensor)).reshape(1).to(torch.int64)
+            tensor.index_copy_(0, at, row.detach().reshape(1, -1))
+        counter.add_(1)
 
     def read(self, variable: Any) -> np.ndarray[Any, Any]:
         value = variable.value.detach().cpu()

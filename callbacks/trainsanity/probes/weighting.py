@@ -9,7 +9,6 @@ compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -50,25 +49,21 @@ def mean_parts(backend: Backend, values: Any, weight: Any | None) -> tuple[Any, 
     sequences do not weigh more. Positions of weight 0 do not count, whatever their value.
     """
     values = ops.cast(values, "float32")
-    inner = elements(values.shape[1:], ops.shape(values)[1:])
+    inner = size_of(values, slice(1, None))
     if weight is None:
-        return backend.total(values) / inner, elements(values.shape[:1], ops.shape(values)[:1])
+        return backend.total(values) / inner, size_of(values, slice(0, 1))
     counted = ops.where(weight != 0, values * weight, ops.zeros_like(values))
     return backend.total(counted) / inner, backend.total(weight) / inner
 
 
-def elements(known: Sequence[int | None], sizes: Sequence[Any]) -> Any:
-    """The product of some axes, float32; a plain number, which costs no operation, where they are
-    `known` without running the step.
+def size_of(tensor: Any, axes: slice = slice(None)) -> Any:
+    """Elements of a tensor along some axes, float32; a plain number, which costs no operation,
+    where they are known without running the step.
     """
+    known = tuple(tensor.shape)[axes]
     if None not in known:
-        return float(math.prod(known))  # type: ignore[arg-type]  # no None is left
-    return ops.cast(ops.prod(ops.convert_to_tensor(sizes, "int32")), "float32")
-
-
-def size_of(tensor: Any) -> Any:
-    """Elements of a tensor."""
-    return elements(tensor.shape, ops.shape(tensor))
+        return float(math.prod(known))
+    return ops.cast(ops.prod(ops.convert_to_tensor(ops.shape(tensor)[axes], "int32")), "float32")
 
 
 def ratio(part: Any, whole: Any) -> Any:
