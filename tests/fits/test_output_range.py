@@ -42,3 +42,10 @@ def test_probabilities_and_logits_that_are_declared_are_left_alone():
     by_name = "sparse_categorical_crossentropy"
     assert not spoken(by_name, end=keras.layers.Softmax())
     assert not spoken(LOSSES.SparseCategoricalCrossentropy(from_logits=True))
+
+
+@on_tensorflow
+def test_a_softmax_loss_behind_a_sigmoid_trains_what_does_not_come_out():
+    """The other way round is in the zoo."""
+    sigmoid = keras.layers.Activation("sigmoid")
+    assert spoken("sparse_categorical_crossentropy", end=sigmoid) == ["output-range-mismatch"]

@@ -187,6 +187,7 @@ SINCE = (
     Bug("L8", 0, "3", "Clipping misses repeated rows of an embedding", FOUND, "yes"),
     Bug("L9", 0, "4", "Adam never moves weights in bfloat16", FOUND, "yes"),
     Bug("L10", 0, "1", "CategoryEncoding ignores half precision", FOUND, "yes"),
+    Bug("L11", 0, "4", "Binary crossentropy trains past a softmax", FOUND, "yes"),
 )
 
 BUGS = {bug.id: bug for bug in (*STUDY, *FOUNDERS, *SINCE)}

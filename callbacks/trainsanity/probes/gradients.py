@@ -160,7 +160,7 @@ class Clipping(Probe):
             if update.updated is not None:
                 size = ops.where(update.updated, size, ops.full((), NOTHING))
             columns[f"clip:{kind}/declared"] = ops.full((), float(bound))
-            if any(map(self.run.backend.is_sparse, gradients)):
+            if any(g is not None and self.run.backend.is_sparse(g) for g in update.gradients):
                 columns[f"clip:{kind}/by_rows"] = ops.ones(())
             columns[f"clip:{kind}/applied"] = size
         return columns

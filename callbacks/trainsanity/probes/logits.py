@@ -40,9 +40,10 @@ class Logits(Probe):
             passed = run_pass(run.model, x, training=False)
             outputs = outputs_of(run.model, y, passed.result, weight)
             rows = [row for output in outputs for row in _rows(output, passed.calls)]
-        if not rows:
+            crossed = [row for output in outputs for row in _crossed(output, passed.calls)]
+        if not rows and not crossed:
             raise CannotAudit("no crossentropy of probabilities whose logits can be found")
-        run.audit(self.name, {"outputs": rows})
+        run.audit(self.name, {"outputs": rows, "crossed": crossed})
 
 
 def _wants_probabilities(model: Any) -> Iterator[bool]:
@@ -74,6 +75,28 @@ def _rows(output: OutputEvidence, calls: list[Call]) -> Iterator[dict[str, Any]]
         "shown_furthest": float(shown.reshape(-1)[furthest]),
         "from_logits_furthest": float(true.reshape(-1)[furthest]),
     }
+
+
+def _crossed(output: OutputEvidence, calls: list[Call]) -> Iterator[dict[str, Any]]:
+    """A crossentropy behind the activation of the other kind: Keras may take the numbers before it
+    for logits of its own kind.
+    """
+    kind = _kind(output.loss)
+    outputs = array_of(output.y_pred)
+    for activation in {"softmax", "sigmoid"} - {LOSSES.get(kind or "")}:
+        found = None if kind is None else _logits_of(outputs, activation, calls)
+        if found is not None:
+            shown = array_of(output.loss.call(output.y_true, output.y_pred))
+            plain = keras.ops.convert_to_tensor(outputs)  # without what Keras notes on a tensor
+            yield {
+                "name": output.name,
+                "loss": kind,
+                "activation": activation,
+                "layer": found[0],
+                "losses": int(shown.size),
+                "shown": float(shown.mean()),
+                "of_outputs": float(array_of(output.loss.call(output.y_true, plain)).mean()),
+            }
 
 
 def _kind(loss: Any) -> str | None:

@@ -14,11 +14,17 @@ from trainsanity.rules.comparison import (
     not_measured,
     number,
     parting,
+    real,
+    relative_gap,
+    share,
     text,
+    two_numbers,
     unit_roundoff,
+    whole,
 )
 from trainsanity.rules.history import RunHistory, RunView, history
 from trainsanity.rules.rule import Finding, NotTestable, Rule, Severity, Witness
+from trainsanity.wire import Audit
 
 
 @dataclass(frozen=True)
@@ -26,10 +32,13 @@ class OutputRangeMismatch(Rule):
     """What the outputs are and what the loss takes them for differ.
 
     Compares: the range and the sums of the outputs with what the compiled loss was told they are:
-    probabilities, or logits (`from_logits=True`).
+    probabilities, or logits (`from_logits=True`); and the crossentropy that is compiled with the
+    same of the bare outputs, where the model ends in the activation of the other kind.
 
     Why: logits taken for probabilities are clipped to 0..1, and most of the gradient is gone.
     Probabilities taken for logits go through softmax twice, which flattens them. Both train, badly.
+    Keras on TensorFlow takes what is before a softmax for logits of a sigmoid, where the loss is
+    binary: what is trained is then not what the model puts out.
 
     Try: either a softmax or sigmoid at the end, or `from_logits=True` in the loss, not both.
 
@@ -44,6 +53,7 @@ class OutputRangeMismatch(Rule):
 
     outside: int = 3  # batches in a row with outputs that are no probabilities
     inside: int = 50  # batches in a row with outputs that are all probabilities
+    material: float = 0.05  # of the loss: gap between the loss compiled and that of the outputs
     roundings: float = 16.0  # of a sum or a softmax, in roundoffs of the outputs times √classes
 
     @staticmethod
@@ -55,6 +65,18 @@ class OutputRangeMismatch(Rule):
         return _example(least=0.0, most=1.0)
 
     def check(self, run: RunView) -> Iterable[Finding]:
+        yield from self._crossed(run)
+        yield from self._ranges(run)
+
+    def _crossed(self, run: RunView) -> Iterator[Finding]:
+        for audit in run.new_audits("logits") if run.has_audit("logits") else []:
+            for row in maps(audit.facts, "crossed"):
+                shown, own = real(row, "shown"), real(row, "of_outputs")
+                if shown is None or own is None or not relative_gap(shown, own) > self.material:
+                    continue
+                yield _crossed_finding(audit, row, shown, own, self.material)
+
+    def _ranges(self, run: RunView) -> Iterable[Finding]:
         if not run.has_audit("columns"):
             raise not_measured(run, "outputs/min")
         every = maps(run.audit("columns").facts, "outputs")
@@ -154,6 +176,38 @@ class OutputRangeMismatch(Rule):
         last = shape[-1] if isinstance(shape, (list, tuple)) and shape else None
         classes = last if isinstance(last, int) and last > 0 else 1024
         return float(self.roundings * unit_roundoff(text(facts, "dtype") or "") * np.sqrt(classes))
+
+
+def _crossed_finding(
+    audit: Audit, row: Mapping[str, Any], shown: float, own: float, material: float
+) -> Finding:
+    loss, activation = text(row, "loss") or "The loss", text(row, "activation") or "?"
+    fitting = "sigmoid" if activation == "softmax" else "softmax"
+    a, b = two_numbers(shown, own)
+    return Finding(
+        subject=text(row, "name") or "loss",
+        title=f"{loss} is {a}, of the outputs it is {b}",
+        message=(
+            f"{text(row, 'layer') or 'The model'} ends in {activation}, and {loss} belongs to "
+            f"{fitting}. On {whole(row, 'losses') or 0:,} samples the compiled loss is {a}; of the "
+            f"numbers that the model puts out it is {b}. Keras takes what is before the "
+            f"{activation} for logits of a {fitting}, so that another model is trained than the "
+            "one whose outputs you get."
+        ),
+        witnesses=(
+            Witness("loss as compiled", shown),
+            Witness("loss of the outputs themselves", own),
+        ),
+        suggestion=(
+            f"End the model in {fitting}, or use the crossentropy that belongs to {activation}."
+        ),
+        first_step=audit.step,
+        last_step=audit.step,
+        certainty=(
+            f"The two differ by {share(float(relative_gap(shown, own)))}; {share(material)} are "
+            "allowed."
+        ),
+    )
 
 
 def _finding(
