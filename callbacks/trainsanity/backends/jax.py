@@ -50,8 +50,9 @@ class Jax(Backend):
 
     def write_row(self, ring: Any, count: Any, row: Any) -> None:
         """In the scope that carries the metrics' variables."""
-        at = jnp.mod(count.value, ring.shape[0])
-        ring.assign(ring.value.at[at].set(row))
+        # No index of `at[...]`, whose bounds are checked by programs of their own.
+        at = jax.lax.rem(count.value, np.int32(ring.shape[0]))
+        ring.assign(jax.lax.dynamic_update_slice(ring.value, row[None], (at, np.int32(0))))
         count.assign(count.value + 1)
 
     def read(self, variable: Any) -> np.ndarray[Any, Any]:

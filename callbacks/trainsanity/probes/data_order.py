@@ -35,13 +35,13 @@ class DataOrder(Probe):
         columns: dict[str, Any] = {}
         inputs = tensors_of(step.x)
         backend = self.run.backend
-        row_sums = [_row_sums(backend, x) for x in inputs[:2] if len(x.shape) >= 1]
-        if not row_sums:
+        found = [_sums(backend, x) for x in inputs[:2] if len(x.shape) >= 1]
+        if not found:
             return columns
-        rows = row_sums[0] if len(row_sums) == 1 else row_sums[0] + 1.37 * row_sums[1]
-        # The place of a row counts in one sum and not in the other.
-        sums, _ = backend.sums_and_largest([rows, rows * _factors(backend, rows)], [])
-        columns["_fingerprint:rows"], columns["_fingerprint:places"] = sums
+        rows, places = found[0]
+        if len(found) > 1:
+            rows, places = rows + 1.37 * found[1][0], places + 1.37 * found[1][1]
+        columns["_fingerprint:rows"], columns["_fingerprint:places"] = rows, places
         return columns
 
     def on_epoch_begin(self, epoch: int) -> None:
@@ -89,21 +89,26 @@ class DataOrder(Probe):
         return int(leaves[0].shape[0]) if leaves and hasattr(leaves[0], "shape") else None
 
 
-def _row_sums(backend: Backend, tensor: Any) -> Any:
-    """One number for each row: a sum over some of its elements with irregular weights; shape
-    (batch,).
-    """
+def _sums(backend: Backend, tensor: Any) -> list[Any]:
+    """Two sums over the rows of a batch: the place of a row counts in one and not in the other."""
+    rows = _weighed(backend, tensor)
+    factors = ops.reshape(_factors(backend, rows), (-1,) + (1,) * (len(rows.shape) - 1))
+    return backend.sums_and_largest([rows, rows * factors], [])[0]
+
+
+def _weighed(backend: Backend, tensor: Any) -> Any:
+    """Some elements of each row with irregular weights; shape (batch,) or (batch, elements)."""
     tensor = backend.finite(ops.cast(tensor, "float32"))
     if len(tensor.shape) == 1:
         return tensor
     inner = tensor.shape[1:]
     if None in inner:
-        return ops.sum(ops.reshape(tensor, (ops.shape(tensor)[0], -1)), axis=1)
+        return ops.reshape(tensor, (ops.shape(tensor)[0], -1))
     size = math.prod(inner)
     chosen = _chosen(size)
     flat = ops.reshape(tensor, (-1, size)) if len(inner) > 1 else tensor
     flat = ops.take(flat, backend.constant(chosen), axis=1) if len(chosen) < size else flat
-    return ops.sum(flat * backend.constant(_weights(len(chosen))), axis=1)
+    return flat * backend.constant(_weights(len(chosen)))
 
 
 def _factors(backend: Backend, rows: Any) -> Any:
