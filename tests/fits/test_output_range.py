@@ -19,22 +19,23 @@ def own_crossentropy(y_true, y_pred, from_logits=False):
 
 def spoken(loss, *, end=None, kinds=3):
     """What is said of a fit whose outputs are logits, or what `end` makes of them."""
+    keras.utils.set_random_seed(1)
     scores = keras.layers.Dense(kinds, kernel_initializer=keras.initializers.Orthogonal(4.0))
     model = keras.Sequential([keras.Input((4,)), scores, *([] if end is None else [end])])
     model.compile("sgd", loss)
     x, y = classes() if kinds > 1 else points()
     run = watched_fit(model, x, y if kinds > 1 else (y > 0).astype("float32"), batch_size=8)
-    return [rule.id for rule, _ in run.judge().at_least("warning")]
+    return {rule.id for rule, _ in run.judge().at_least("warning")}
 
 
 def test_a_loss_given_by_its_name_expects_probabilities():
-    assert spoken("sparse_categorical_crossentropy") == ["output-range-mismatch"]
+    assert spoken("sparse_categorical_crossentropy") == {"output-range-mismatch"}
 
 
 @on_tensorflow
 @pytest.mark.parametrize("loss", ["binary_crossentropy", own_crossentropy])
 def test_so_does_one_given_as_a_function(loss):
-    assert spoken(loss, kinds=1) == ["output-range-mismatch"]
+    assert spoken(loss, kinds=1) == {"output-range-mismatch"}
 
 
 @on_tensorflow
@@ -48,4 +49,4 @@ def test_probabilities_and_logits_that_are_declared_are_left_alone():
 def test_a_softmax_loss_behind_a_sigmoid_trains_what_does_not_come_out():
     """The other way round is in the zoo."""
     sigmoid = keras.layers.Activation("sigmoid")
-    assert spoken("sparse_categorical_crossentropy", end=sigmoid) == ["output-range-mismatch"]
+    assert spoken("sparse_categorical_crossentropy", end=sigmoid) == {"output-range-mismatch"}
