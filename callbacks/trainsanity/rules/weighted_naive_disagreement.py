@@ -89,10 +89,10 @@ class WeightedNaiveDisagreement(Rule):
         yield Finding(
             subject=metric.key,
             title=f"{metric.key} ignores the sample weights",
+            # No step here: the mean begins anew with every epoch, and with it the disagreement.
             message=in_words(metric.key, part.shown, part.true, "Weighted by the weights you gave")
-            + f" It has been so since step {part.first_step:,}. "
-            "Metrics under metrics= ignore weights by "
-            f"design; yours lie between {number(least)} and {number(most)}.",
+            + " Metrics under metrics= ignore weights by design; "
+            f"yours lie between {number(least)} and {number(most)}.",
             witnesses=(
                 Witness(names[0], part.shown),
                 Witness(names[1], part.true),
