@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,6 +19,10 @@ settings.load_profile("same-examples" if os.environ.get("CI") == "true" else "ne
 
 # Before any Keras is imported: warnings of C++ code would drown what the tests print.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# Shells start jobs in the background with Ctrl-C ignored, which what tests start would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def lacking(what: str, package: str) -> NoReturn:

@@ -93,12 +93,7 @@ def fail() -> None:
 
 
 def interrupt() -> None:
-    # Shells let jobs in the background ignore it.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        signal.raise_signal(signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.raise_signal(signal.SIGINT)
 
 
 Fit = Callable[[keras.Model, list[Any]], Any]
