@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
-from watched import watched_fit
+from watched import offline_callback, run_of, watched_fit
 
 from trainsanity.probes.batches import Batches
 from trainsanity.probes.masks import Masks
-from trainsanity.probes.probe import Probe
+from trainsanity.probes.probe import Probe, Step
 from trainsanity.probes.roundtrip import Roundtrip
 from trainsanity.probes.weights import Weights
 
@@ -74,6 +75,50 @@ def test_is_switched_off_wherever_it_raises(
     assert finding.subject == probe.name
     assert [f.title for _, f in judgement.at_least("warning")] == []
     assert run.signal("learning_rate/applied")[0].tolist() == list(range(1, 9))
+
+
+def table(rows: int) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    embedding = layers.Embedding(rows, 2)
+    model = keras.Sequential([keras.Input((3,), dtype="int32"), embedding, layers.Flatten()])
+    model.compile("sgd", "mse", jit_compile=False)
+    return model
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="others check no ids in a step")
+def test_leaves_an_error_of_the_users_own_operation_to_the_user(tmp_path: Path) -> None:
+    ids = np.zeros((16, 3), "int32")
+    ids[9] = 99
+    plain, watched = table(5), table(5)
+    callback = offline_callback(tmp_path)
+    kinds = set()
+    for model, own in ((plain, []), (watched, [callback])):
+        with pytest.raises(Exception, match="= 99 is not in") as caught:
+            model.fit(ids, X[:, :1].repeat(6, 1), batch_size=4, shuffle=False, callbacks=own)
+        kinds.add(caught.type)
+    assert len(kinds) == 1
+    for a, b in zip(weights_after(plain), weights_after(watched), strict=True):
+        np.testing.assert_array_equal(a, b)
+    run = run_of(callback)
+    assert run.packets[-1].state == "failed"
+    assert run.audits("probe_failed") == []
+    assert run.signal("batch/size")[0].tolist() == [1, 2]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="others run no graph")
+def test_training_goes_on_where_an_operation_of_ours_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(_: Any, step: Step) -> Any:
+        # Found out only when the graph runs.
+        return {"wrong": keras.ops.take(keras.ops.ones((2,)), keras.ops.size(step.y) + 7)}
+
+    monkeypatch.setattr(Batches, "trace_loss", failing)
+    run = watched_fit(line(), X, Y, batch_size=4, epochs=2)
+    (failed,) = run.audits("probe_failed")
+    assert failed.facts["probe"] == "taps"
+    assert [audit.facts["batches"] for audit in run.audits("epoch")] == [4, 4]
+    assert run.packets[-1].state == "finished"
 
 
 @keras.saving.register_keras_serializable("failing_probes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -15,6 +16,8 @@ from tensorflow.python.eager import context
 from trainsanity.backends.backend import Backend, side_by_side
 
 OUR_SCOPE = "trainsanity"
+OUR_NODE = re.compile(rf"(^|/){OUR_SCOPE}(_\d+)?/")
+FAILED_NODE = re.compile(r"\{\{node ([^}]*)\}\}")  # as TensorFlow ends the text of an error
 
 
 class TensorFlow(Backend):
@@ -241,7 +244,11 @@ class TensorFlow(Backend):
         return list(getattr(variable._value, "values", (variable._value,)))
 
     def is_our_failure(self, error: BaseException) -> bool:
-        return f"{OUR_SCOPE}/" in str(error)
+        """Whether every operation that failed is ours: only then would the user's have gone on. The
+        text names files of ours for any operation of a step that is watched.
+        """
+        failed = FAILED_NODE.findall(str(error))
+        return bool(failed) and all(map(OUR_NODE.search, failed))
 
     def count_nonfinite(self, tensors: list[Any], finite: Any, *, xla: bool) -> Any:
         """XLA counts always: a branch would split its fusions, and training round otherwise."""
