@@ -190,8 +190,13 @@ class Spool:
     def close(self) -> None:
         """Lets go of the file and its lock; whoever uses the spool later gets SpoolClosed."""
         with self._lock:
-            self._out.close()
-            self._in.close()
+            if not self._out.closed:
+                _unlock(self._out)
+            self._close_files()
+
+    def _close_files(self) -> None:
+        self._out.close()
+        self._in.close()
 
     def delete(self) -> None:
         """Removes the run's files, except packets set aside."""
@@ -205,7 +210,7 @@ class Spool:
     def abandon(self) -> None:
         """In a forked child: closes the copies of the parent's files and leaves its lock alone."""
         self._lock = threading.RLock()  # the parent may have held the old one while it forked
-        self.close()
+        self._close_files()
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
@@ -283,3 +288,13 @@ def _lock(file: IO[bytes], path: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise SpoolBusy(f"{path} is being written or sent by another process") from error
+
+
+def _unlock(file: IO[bytes]) -> None:
+    """Here and for the copies that a process has which was forked and has not come to close them;
+    elsewhere closing does.
+    """
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_UN)

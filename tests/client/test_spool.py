@@ -167,6 +167,24 @@ def test_is_opened_by_one_at_a_time(path: Path) -> None:
         pass
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_lets_go_although_a_forked_process_still_has_its_files_open(path: Path) -> None:
+    spool = Spool(path)
+    ready, go_on = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(ready, 1)
+        os._exit(0)
+    try:
+        spool.close()
+        Spool(path).close()
+    finally:
+        os.write(go_on, b".")
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(go_on)
+
+
 def test_says_that_it_was_closed(path: Path) -> None:
     spool = Spool(path)
     spool.close()
