@@ -23,7 +23,8 @@ class Outcome:
     """What was trained, and what the rules say about it.
 
     Attributes:
-        is_sick: without the callback, too, weights end as NaN or never move: no healthy training.
+        is_sick: without the callback, too, training fails or weights end as NaN or never move: no
+            healthy training.
     """
 
     seed: int
@@ -99,20 +100,34 @@ def random_fit(seed: int) -> Outcome:
     """Builds, trains and judges the model that this seed stands for.
 
     Whether the training is healthy is asked of the weights, not of the rules: where they end as
-    NaN, or never move, the same model is trained once more without the callback.
+    NaN, or never move, or training raises, the same model is trained once more without the
+    callback.
     """
     with drawn(seed) as training_run, tempfile.TemporaryDirectory() as folder:
         callback = SanityCallback("offline", spool_dir=folder, keep_spool=True, verbose=False)
-        is_healthy = training_run.fit(callback)
+        is_healthy, error = _trained(training_run, callback)
         run = SpooledRun.read(callback.settings.spool_dir / f"{callback.run_id}.spool")
         words = training_run.words
-    return Outcome(seed, words, run.judge(), run, is_sick=not is_healthy and not _is_well(seed))
+    is_sick = not is_healthy and not _is_well(seed)
+    if error is not None and not is_sick:
+        raise error
+    return Outcome(seed, words, run.judge(), run, is_sick)
 
 
 def _is_well(seed: int) -> bool:
     """Without the callback."""
     with drawn(seed) as training_run:
-        return training_run.fit()
+        return _trained(training_run)[0]
+
+
+def _trained(training_run: Drawn, *callbacks: Any) -> tuple[bool, Exception | None]:
+    """Whether training ends well, and what it raises: Keras has optimizers that fail by
+    themselves.
+    """
+    try:
+        return training_run.fit(*callbacks), None
+    except Exception as error:
+        return False, error
 
 
 @contextlib.contextmanager
