@@ -313,3 +313,32 @@ def test_a_process_that_ends_while_it_trains_leaves_a_whole_spool(
         assert (len(steps), run.packets[-1].state) == (32, "finished")
         assert len(run.audits("epoch")) == 4
     check_completed(run, tmp_path, server, "finished" if how == "fork" else "failed")
+
+
+RAISES = """
+import sys
+import keras, numpy as np
+from trainsanity import SanityCallback
+
+class Fails(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        raise RuntimeError("the user's own error")
+
+model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+ours = SanityCallback("offline", spool_dir=sys.argv[1], verbose=False)
+own = [Fails()] if sys.argv[2] == "without" else [ours, Fails()]
+model.fit(np.zeros((8, 3)), np.zeros((8, 1)), verbose=0, callbacks=own)
+"""
+
+
+def test_an_error_that_ends_the_process_is_told_as_without_the_callback(tmp_path: Path) -> None:
+    told = {}
+    for how in ("without", "with"):
+        command = [sys.executable, "-c", RAISES, str(tmp_path), how]
+        environment = clean_environment(KERAS_BACKEND=BACKEND)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 1
+        told[how] = done.stderr[done.stderr.index("Traceback") :].partition("trainsanity:")[0]
+    assert told["with"] == told["without"]
+    assert "the user's own error" in told["with"]

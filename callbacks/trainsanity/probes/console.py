@@ -87,7 +87,8 @@ class Console(Probe):
         def write(text: Any, *args: Any) -> Any:
             result = original(text, *args)
             if self._wrappers.on and isinstance(text, str):
-                guard(self.name, self._hear, stream, text, sys._getframe(1))
+                # None where the interpreter itself writes, as the traceback that ends a program.
+                guard(self.name, self._hear, stream, text, sys._getframe().f_back)
             return result
 
         self._wrappers.put(stream, "write", write)
@@ -105,7 +106,7 @@ class Console(Probe):
             line: str | None = None,
         ) -> None:
             if self._wrappers.on:
-                place = (sys._getframe(1), filename, lineno)
+                place = (sys._getframe().f_back, filename, lineno)
                 guard(self.name, self._hear_warning, message, category, *place)
             original(message, category, filename, lineno, file, line)
 
@@ -114,7 +115,7 @@ class Console(Probe):
 
     # listening
 
-    def _hear(self, stream: Any, text: str, frame: FrameType) -> None:
+    def _hear(self, stream: Any, text: str, frame: FrameType | None) -> None:
         if "trainsanity" in text[:64] or not text:
             return
         printed, is_bar = self._printed, _is_bar(frame)
@@ -143,7 +144,7 @@ class Console(Probe):
             if found.end() == len(text):
                 self._run = (found[1], length)
 
-    def _read(self, line: str, frame: FrameType) -> None:
+    def _read(self, line: str, frame: FrameType | None) -> None:
         printed = self._printed
         printed.lines += 1
         if header := HEADER.match(line):
@@ -154,7 +155,7 @@ class Console(Probe):
             self._count_warning("deprecation", told["file"], line)
 
     def _hear_warning(
-        self, message: Any, category: Any, frame: FrameType, filename: str, lineno: int
+        self, message: Any, category: Any, frame: FrameType | None, filename: str, lineno: int
     ) -> None:
         blamed = _caller_of(frame, filename, lineno)
         if issubclass(category, KINDS) and not _is_ours(frame):
