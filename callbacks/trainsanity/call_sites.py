@@ -14,28 +14,39 @@ import functools
 import linecache
 import os
 import sys
+import sysconfig
 import weakref
 from types import FrameType
 from typing import Any
 
 # Packages whose frames are not the user's.
-_FRAMES_OF_OTHERS = tuple(
-    os.sep + name + os.sep
-    for name in ("keras", "tensorflow", "jax", "torch", "trainsanity", "tree")
-)
+_OTHERS = ("keras", "tensorflow", "jax", "torch", "trainsanity", "tree", "optree")
+_STDLIB = sysconfig.get_path("stdlib") + os.sep
 
 _sites: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
 def user_frame(start: FrameType | None) -> FrameType | None:
-    """The innermost frame that is neither Keras', nor a backend's, nor ours."""
+    """The innermost frame that is neither Keras', nor a backend's, nor Python's, nor ours."""
     frame = start
     while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith("<frozen") and not any(part in name for part in _FRAMES_OF_OTHERS):
+        if not _is_of_others(frame.f_code.co_filename):
             return frame
         frame = frame.f_back
     return None
+
+
+@functools.cache
+def _is_of_others(filename: str) -> bool:
+    # By where packages are: a project of the user's may lie in a folder that is called like one.
+    if filename.startswith(("<frozen", *_folders_of_others())):
+        return True
+    return filename.startswith(_STDLIB) and "-packages" not in filename
+
+
+def _folders_of_others() -> list[str]:
+    packages = [sys.modules[name] for name in _OTHERS if name in sys.modules]
+    return [folder + os.sep for package in packages for folder in getattr(package, "__path__", ())]
 
 
 def site_of_frame(frame: FrameType | None) -> str | None:
