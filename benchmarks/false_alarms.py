@@ -2,8 +2,8 @@
 
 Architecture, optimizer, schedule, data, batch size, dtype, compilation and callbacks are drawn from
 the seed; labels follow from the inputs, so that every model has something to learn. An alarm is an
-alert at `warning` or above. A training whose weights end as NaN, or never move, without the
-callback, too, is sick, and counted apart.
+alert at `warning` or above. A training that fails, or whose weights end as NaN or never move,
+without the callback, too, is sick, and counted apart.
 
     python benchmarks/false_alarms.py --runs 200
     python benchmarks/false_alarms.py --seed 17 --advice
