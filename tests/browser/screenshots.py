@@ -2,8 +2,8 @@
 
     python -m tests.browser.screenshots --url http://127.0.0.1:8321 --out docs/images
 
-They show what the server has; nothing is made up for them. The run with the most contradictions is
-the one that is shown.
+They show what the server has; nothing is made up for them. The run that is shown is the one named,
+or else that with the most contradictions.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--url", default="http://127.0.0.1:8321", help="address of the server")
     parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder to write to")
+    parser.add_argument("--run", default="", help="name of the run to show")
     options = parser.parse_args()
     url = options.url.rstrip("/")
-    run = telling_run(url)
+    run = telling_run(url, options.run)
     options.out.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=_chromium(), args=ARGUMENTS)
@@ -68,16 +69,16 @@ def main() -> None:
         browser.close()
 
 
-def telling_run(url: str) -> dict[str, Any]:
-    """The run with the most contradictions; of several, the newest."""
+def telling_run(url: str, name: str) -> dict[str, Any]:
+    """The run of this name, or that with the most contradictions; of several, the newest."""
     try:
         answer = urllib3.request("GET", f"{url}/api/v1/runs?limit=100", retries=False, timeout=10)
     except urllib3.exceptions.HTTPError as error:
         sys.exit(f"no server answers at {url} ({error}). Start one with `make demo`.")
-    runs: list[dict[str, Any]] = answer.json()["runs"]
+    runs = [run for run in answer.json()["runs"] if name in ("", run["name"])]
     if not runs:
-        sys.exit(f"the server at {url} has no runs to show. `make demo` brings some.")
-    return max(runs, key=lambda run: run["alert_counts"]["critical"])
+        sys.exit(f"the server at {url} has no run {name!r} to show. `make demo` brings some.")
+    return dict(max(runs, key=lambda run: run["alert_counts"]["critical"]))
 
 
 def take(browser: Browser, address: str, shot: Shot, target: Path) -> None:
