@@ -17,8 +17,7 @@ import keras
 
 from trainsanity.boundary import Boundary
 from trainsanity.probes.probe import Step
-
-Function = Callable[..., Any]
+from trainsanity.wrappers import Function, Wrappers
 
 
 class Observed:
@@ -45,7 +44,7 @@ class Observed:
         self._boundary = boundary
         self._copies = copies
         self._begun = 0
-        self._replaced: list[tuple[dict[str, Any], str, bool, Any]] = []
+        self._wrappers = Wrappers()
         # Replacements of the step before, with whose they are and what they stand for: where the
         # step runs as Python code, making them anew would cost time in every one.
         self._kept: list[tuple[Any, str, Any, Function]] = []
@@ -76,7 +75,7 @@ class Observed:
         if any(vars(owner).get(name) is not own for owner, name, own, _ in self._kept):
             return False
         for owner, name, _, replacement in list(self._kept):
-            self._replace(owner, name, replacement)
+            self._wrappers.put(owner, name, replacement)
         return True
 
     def end(self) -> None:
@@ -84,12 +83,7 @@ class Observed:
         self._begun -= 1
         if self._begun:
             return
-        for own, name, had_own, original in reversed(self._replaced):
-            if had_own:
-                own[name] = original
-            else:
-                own.pop(name, None)
-        self._replaced.clear()
+        self._wrappers.take_off(with_others=True)
 
     def _once_built(self, compiled: Any, watch: Callable[[Any], None]) -> None:
         if compiled.built:
@@ -103,7 +97,7 @@ class Observed:
             self._boundary.call("observed", watch, compiled)
             return result
 
-        self._replace(compiled, "build", build)
+        self._wrappers.put(compiled, "build", build)
 
     def _watch_losses(self, compiled: Any) -> None:
         for loss in {id(entry[1]): entry[1] for entry in compiled._flat_losses}.values():
@@ -142,12 +136,7 @@ class Observed:
 
     def _keep(self, owner: Any, name: str, replacement: Function) -> None:
         self._kept.append((owner, name, vars(owner).get(name), replacement))
-        self._replace(owner, name, replacement)
-
-    def _replace(self, owner: Any, name: str, replacement: Function) -> None:
-        own = owner.__dict__
-        self._replaced.append((own, name, name in own, own.get(name)))
-        own[name] = replacement
+        self._wrappers.put(owner, name, replacement)
 
 
 def _keep_loss(step: Step, values: Any) -> None:

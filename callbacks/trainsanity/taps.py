@@ -31,6 +31,7 @@ from trainsanity.pace import Pace
 from trainsanity.probes.probe import Columns, LayerCall, Step, Update
 from trainsanity.recording import called_method, holds_numbers, noted_calls, tensors_of
 from trainsanity.tape import Tape
+from trainsanity.wrappers import Wrappers
 
 if TYPE_CHECKING:
     from trainsanity.boundary import Boundary
@@ -71,7 +72,7 @@ class Taps:
         self._boundary = boundary
         self._functions = functions
         self._tapes = {True: train_tape, False: test_tape}
-        self._replaced: list[tuple[Any, str, bool, Any]] = []
+        self._wrappers = Wrappers()
         self._tapped: list[Any] = []  # optimizers
         self._local = threading.local()
         copies = self._observed if run.compiled_by_xla else None
@@ -101,16 +102,16 @@ class Taps:
             if not any(metric is self._tapes[True] for metric in model.metrics):
                 self.remove()
                 return "the model overrides `metrics`, so Keras on JAX carries no state of ours"
-        self._replace(model, "train_step", self._around_step(model.train_step, training=True))
-        self._replace(model, "test_step", self._around_step(model.test_step, training=False))
-        self._replace(model, "compute_loss", self._after_loss(model.compute_loss))
-        self._replace(model, "compute_metrics", self._after_metrics(model.compute_metrics))
+        self._wrappers.put(model, "train_step", self._around_step(model.train_step, training=True))
+        self._wrappers.put(model, "test_step", self._around_step(model.test_step, training=False))
+        self._wrappers.put(model, "compute_loss", self._after_loss(model.compute_loss))
+        self._wrappers.put(model, "compute_metrics", self._after_metrics(model.compute_metrics))
         first = {id(layer) for _, layer in first_weighted_layers(model)}
         for layer in model._flatten_layers():
             is_source = isinstance(layer, (keras.layers.Embedding, keras.layers.Masking))
             if is_source or id(layer) in first:
                 name = called_method(layer)
-                self._replace(layer, name, self._before_call(layer, getattr(layer, name)))
+                self._wrappers.put(layer, name, self._before_call(layer, getattr(layer, name)))
         self.tap_optimizers()
         return None
 
@@ -126,32 +127,21 @@ class Taps:
             self._tapped.append(optimizer)
             if self._is_stateless and optimizers.working(optimizer) is not optimizer:
                 tap = self._around_stateless_update(name, optimizer, optimizer.stateless_apply)
-                self._replace(optimizer, "stateless_apply", tap)
+                self._wrappers.put(optimizer, "stateless_apply", tap)
             else:
                 tap = self._around_update(name, optimizer, optimizer.apply)
-                self._replace(optimizer, "apply", tap)
+                self._wrappers.put(optimizer, "apply", tap)
 
     def remove(self) -> None:
         """Puts everything back; safe to call twice."""
         if not self.installed:
             return
         self.installed = False
-        for owner, name, had_own, original in reversed(self._replaced):
-            if had_own:
-                owner.__dict__[name] = original
-            else:
-                owner.__dict__.pop(name, None)
-        self._replaced.clear()
+        self._wrappers.take_off(with_others=True)
         self._tapped.clear()
         model = self.run.model
         tapes = list(self._tapes.values())
         model._metrics[:] = [m for m in model._metrics if not any(m is t for t in tapes)]
-
-    def _replace(self, owner: Any, name: str, replacement: Function) -> None:
-        own = owner.__dict__
-        self._replaced.append((owner, name, name in own, own.get(name)))
-        # Past Keras' __setattr__, which would track or refuse what it is given.
-        own[name] = replacement
 
     # while Keras traces a step
 

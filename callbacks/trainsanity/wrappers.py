@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 Function = Callable[..., Any]
+_NOTHING = object()  # where a method was its class's, not the object's own
 
 
 class Wrappers:
@@ -18,24 +19,30 @@ class Wrappers:
 
     def __init__(self) -> None:
         self.on = True
-        self._put: list[tuple[Any, str, Function, Function | None]] = []
+        self._put: list[tuple[Any, str, Function, Any]] = []
 
     def put(self, owner: Any, name: str, wrapper: Function) -> None:
         own = owner.__dict__
-        self._put.append((owner, name, wrapper, own.get(name)))
+        self._put.append((owner, name, wrapper, own.get(name, _NOTHING)))
         # Past any `__setattr__`: Keras' would track or refuse what it is given.
         own[name] = wrapper
 
     def __bool__(self) -> bool:
         return bool(self._put)
 
-    def take_off(self) -> None:
-        """Leaves what was there before; safe to call twice."""
+    def take_off(self, *, with_others: bool = False) -> None:
+        """Leaves what was there before; safe to call twice.
+
+        Args:
+            with_others: also where somebody has put a wrapper of theirs over ours.
+        """
         self.on = False
         for owner, name, wrapper, before in reversed(self._put):
             own = owner.__dict__
-            if own.get(name) is wrapper:
-                del own[name]
-                if before is not None:
-                    own[name] = before
+            if not with_others and own.get(name) is not wrapper:
+                continue
+            if before is _NOTHING:
+                own.pop(name, None)
+            else:
+                own[name] = before
         self._put.clear()
