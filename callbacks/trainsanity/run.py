@@ -117,10 +117,14 @@ class Run:
         """Says that a probe cannot make its audit, and why."""
         self.audit(probe.audit or probe.name, {"not_testable": reason})
 
-    def note_failure(self, part: str, error: BaseException, text: str) -> None:
-        """Says that a part of the client has failed, with its traceback as text."""
+    def note_failure(
+        self, part: str, error: BaseException, text: str, *, lost: str | None = None
+    ) -> None:
+        """Says that a part of the client has failed, with its traceback as text, and what it has
+        cost the training besides.
+        """
         facts = {"probe": part, "error": f"{type(error).__name__}: {error}", "traceback": text}
-        self.audit("probe_failed", facts)
+        self.audit("probe_failed", facts | {"lost": lost})
 
     def _declare(self, name: str) -> None:
         if name in self._declared:

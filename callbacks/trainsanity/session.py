@@ -100,6 +100,7 @@ class Session:
         self._ending = threading.RLock()  # held while what a left call has measured is handed in
         self._looks_in_vain = 0  # for the call among all that are running
         self._has_said_end = False
+        self._stand_in: Any = None  # for the result of the batch that a failure of ours has lost
 
     # what users may ask
 
@@ -455,7 +456,11 @@ class Session:
             with self._as_traced(run):
                 result = original(*args)
         except run.backend.end_of_data_errors():
-            raise
+            if self._stand_in is None:
+                raise
+            # Keras expects a batch more, and would warn of data that ran out.
+            result, self._stand_in = self._stand_in, None
+            return result
         except BaseException as error:
             if not self._is_ours(error):
                 self._fail(args)
@@ -522,16 +527,23 @@ class Session:
             "goes on without them from the next batch.",
             exc_info=error,
         )
-        self._report_failure("taps", error, "".join(traceback.format_exception(error)))
+        run = self._run
+        assert run is not None
         assert self._taps is not None
         assert self._readings is not None
         assert self._functions is not None
+        run.shared["lost_at"] = run.step
+        text = "".join(traceback.format_exception(error))
+        run.note_failure("taps", error, text, lost="one batch of data")
         self._readings.train = self._readings.test = None
         self._taps.remove()
         self._functions.clear()
         self.model.make_train_function()
         _, plain = self._wrapped["train_function"]
-        return plain(*args)
+        result = plain(*args)
+        if run.shared.get("declared_steps"):
+            self._stand_in = result
+        return result
 
     # people
 

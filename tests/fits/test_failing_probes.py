@@ -106,19 +106,32 @@ def test_leaves_an_error_of_the_users_own_operation_to_the_user(tmp_path: Path) 
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="others run no graph")
+@pytest.mark.parametrize("endless", [False, True], ids=["arrays", "steps_per_epoch"])
 def test_training_goes_on_where_an_operation_of_ours_fails(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, *, endless: bool
 ) -> None:
     def failing(_: Any, step: Step) -> Any:
-        # Found out only when the graph runs.
-        return {"wrong": keras.ops.take(keras.ops.ones((2,)), keras.ops.size(step.y) + 7)}
+        # Found out only when the graph runs, and has taken the batch.
+        largest = keras.ops.cast(keras.ops.max(step.y), "int32")
+        return {"wrong": keras.ops.take(keras.ops.ones((2,)), keras.ops.abs(largest) + 7)}
 
     monkeypatch.setattr(Batches, "trace_loss", failing)
-    run = watched_fit(line(), X, Y, batch_size=4, epochs=2)
+    if endless:
+        import tensorflow as tf
+
+        data = (tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).repeat(),)
+        run = watched_fit(line(), *data, steps_per_epoch=4, epochs=2, shuffle=False)
+    else:
+        run = watched_fit(line(), X, Y, batch_size=4, epochs=2)
     (failed,) = run.audits("probe_failed")
     assert failed.facts["probe"] == "taps"
-    assert [audit.facts["batches"] for audit in run.audits("epoch")] == [4, 4]
+    batches = [audit.facts["batches"] for audit in run.audits("epoch")]
+    assert batches == ([4, 4] if endless else [3, 4])
     assert run.packets[-1].state == "finished"
+    ((rule, finding),) = run.judge().at_least("advice")
+    assert rule.id == "probe-failed"
+    assert "Training lost one batch of data and goes on" in finding.message
+    assert len(finding.message) < 500
 
 
 @keras.saving.register_keras_serializable("failing_probes")

@@ -16,6 +16,8 @@ from trainsanity.probes.probe import Columns, Probe, Step
 from trainsanity.recording import tensors_of
 from trainsanity.tape import TapeRows
 
+LOST = "a failure of trainsanity has cost this epoch a batch"
+
 
 class Epochs(Probe):
     """Makes the audits `epoch` and `evaluate`, and signals of validation at the step after which it
@@ -88,10 +90,12 @@ class Epochs(Probe):
         if run.replicas > 1 and is_taped:
             # What is shown within the epoch is a mean of the replicas' own values.
             run.points(run.step, {f"{k}/reported": value for k, value in own.items()})
+        has_lost = run.shared.get("lost_at", -1) >= run.epoch_first_step - 1
         run.audit(
             "epoch",
             {
                 "epoch": epoch,
+                "not_testable": LOST if has_lost else None,
                 "first_step": run.epoch_first_step,
                 "last_step": run.step,
                 "batches": self._rows if is_taped else run.step - run.epoch_first_step + 1,

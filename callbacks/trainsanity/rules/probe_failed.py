@@ -42,15 +42,21 @@ class ProbeFailed(Rule):
         return merged(_finding(audit, audit.facts) for audit in audits)
 
 
+ERROR_LENGTH = 240  # characters of an error's text; the audit has all of it
+
+
 def _finding(audit: Audit, facts: Mapping[str, Any]) -> Finding:
     probe, error = text(facts, "probe") or "?", text(facts, "error") or "an unknown error"
+    lost = text(facts, "lost")
+    cost = f"Training lost {lost} and goes on" if lost else "Training goes on untouched"
+    if len(error) > ERROR_LENGTH:  # TensorFlow tells where an operation was made, then what it did
+        error = f"{error[: ERROR_LENGTH // 2]} ... {error[-ERROR_LENGTH // 2 :]}"
     return Finding(
         subject=probe,
         title=f"Probe {probe} is off since step {audit.step:,}",
         message=(
             f"trainsanity switched its probe {probe} off at step {audit.step:,}, after it failed "
-            f"with {error}. Training goes on untouched; what this probe measures is not checked "
-            "from here on."
+            f"with {error}. {cost}; what this probe measures is not checked from here on."
         ),
         witnesses=(
             Witness(f"{probe} at the begin", "on"),
