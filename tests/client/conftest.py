@@ -49,8 +49,9 @@ def open_stream(spool_dir: Path) -> Iterator[Callable[..., RunStream]]:
         on_alert = options.pop("on_alert", None)
         header = options.pop("header", {"project": "tests"})
         run_id = options.pop("run_id", None) or identity.new_run_id()
+        patience = options.pop("patience", IMPATIENT)
         settings = Settings.resolve(url, spool_dir=options.pop("spool_dir", spool_dir), **options)
-        stream = RunStream(settings, run_id, header, on_alert, pace=pace, patience=IMPATIENT)
+        stream = RunStream(settings, run_id, header, on_alert, pace=pace, patience=patience)
         opened.append(stream)
         return stream
 

@@ -102,7 +102,7 @@ def right(exchange: Exchange) -> None:
 class Loopback:
     """Serves each connection in a thread of its own until `close`.
 
-    `behaviour` may be exchanged at any time and holds for requests from then on.
+    `behaviour` may be exchanged at any time and holds for requests that are counted from then on.
     """
 
     def __init__(self, behaviour: Behaviour = right, tls: ssl.SSLContext | None = None) -> None:
@@ -139,9 +139,12 @@ class Loopback:
                 self.connections.append(connection)
             while (exchange := self._receive(connection)) is not None:
                 with self.arrived:
+                    behaviour = self.behaviour
                     self.requests.append((exchange.method, exchange.path, exchange.headers))
                     self.arrived.notify_all()
-                self.behaviour(exchange)
+                behaviour(exchange)
+                with self.arrived:
+                    self.arrived.notify_all()
 
     def _receive(self, connection: socket.socket) -> Exchange | None:
         data = b""
@@ -161,6 +164,11 @@ class Loopback:
     def wait_for_requests(self, count: int) -> None:
         with self.arrived:
             assert self.arrived.wait_for(lambda: len(self.requests) >= count, LONG)
+
+    def wait_for_step(self, run_id: str, step: int) -> None:
+        """Until the ledger holds it."""
+        with self.arrived:
+            assert self.arrived.wait_for(lambda: step in self.ledger.steps(run_id), LONG)
 
     def close(self) -> None:
         self.closing.set()
@@ -254,7 +262,12 @@ class BlackHole:
             each.close()
 
 
+_KEPT: list[socket.socket] = []
+
+
 def closed_port() -> str:
-    """An address at which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"http://127.0.0.1:{server.getsockname()[1]}"
+    """An address at which nobody listens, nor will while these tests run."""
+    # Bound, or the system may give the port to a server of another test, or to a client's own end.
+    _KEPT.append(socket.socket())
+    _KEPT[-1].bind(("127.0.0.1", 0))
+    return f"http://127.0.0.1:{_KEPT[-1].getsockname()[1]}"

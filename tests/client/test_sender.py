@@ -255,11 +255,14 @@ def test_tries_again_later_when_the_server_is_in_trouble(
 
 
 def test_understands_a_date_to_retry_after(serve: Serve, spool: Spool) -> None:
-    date = formatdate(time.time() + 100, usegmt=True)
-    server = serve(lambda exchange: exchange.answer(503, {}, Retry_After=date))
+    before = time.time()
+    date = int(before) + 100
+    server = serve(
+        lambda exchange: exchange.answer(503, {}, Retry_After=formatdate(date, usegmt=True))
+    )
     with pytest.raises(DeliveryError) as caught:
         delivery(spool, server).send_next()
-    assert caught.value.retry_after == pytest.approx(100, abs=2)
+    assert date - time.time() <= caught.value.retry_after <= date - before
 
 
 @pytest.mark.parametrize("value", ["soon", "", "-5"])
@@ -399,11 +402,11 @@ def test_asks_seldom_where_the_answer_is_no(serve: Serve, open_stream: OpenStrea
     server = serve(lambda exchange: exchange.answer(401, {"detail": "which key?"}))
     stream = open_stream(server.url, api_key="wrong")
     server.wait_for_requests(1)
-    before, start = len(server.requests), time.monotonic()
+    start, before = time.monotonic(), len(server.requests)
     measure(stream, 1, 2000)  # many packets, each of which wakes the sender
+    asked, elapsed = len(server.requests) - before, time.monotonic() - start
 
-    elapsed = time.monotonic() - start
-    assert len(server.requests) - before <= elapsed / IMPATIENT.refused + 2
+    assert asked <= elapsed / IMPATIENT.refused + 2
 
 
 def test_takes_the_right_key_when_it_is_made_right_on_the_server(
@@ -445,7 +448,7 @@ def test_tells_that_rules_have_not_spoken_in_time(serve: Serve, open_stream: Ope
         status, body = exchange.proper()
         exchange.answer(status, {**body, "settled": False})
 
-    stream = open_stream(serve(never_judges).url, close_timeout=0.5)
+    stream = open_stream(serve(never_judges).url, close_timeout=2.0)
     report = stream.close("finished")
 
     assert report.delivered
