@@ -25,6 +25,7 @@ from overhead.command_line import Row, as_json_option, environment, row, show
 CLIENT_TESTS = Path(__file__).parents[1] / "tests" / "client"  # where the faulty servers are
 sys.path.insert(0, str(CLIENT_TESTS))
 PLAIN = "plain"
+CLOSE_SECONDS = 1.0
 QUICK = ("right", "black hole", "refused", "500")
 
 
@@ -55,8 +56,9 @@ def main(quick: bool, as_json: bool, rounds: int, backend: str) -> None:
 def train(folder: Path, urls: dict[str, str], backend: str) -> None:
     """One fit for each address, one after the other."""
     program = CLIENT_TESTS / "trainings.py"
+    servers = {name: (url, CLOSE_SECONDS) for name, url in urls.items()}
     done = subprocess.run(
-        [sys.executable, str(program), str(folder), json.dumps(urls), "1"],
+        [sys.executable, str(program), str(folder), json.dumps(servers), "1"],
         env=environment(backend),
         capture_output=True,
         text=True,

@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 from command_line import clean_environment
 from faults import FAULTS, OVERCOME
+from loopback import LONG
 
 PROGRAM = Path(__file__).with_name("trainings.py")
 SERVERS = {**FAULTS, **OVERCOME}
+FAILING_SECONDS = 1.0  # that the end may take: all of it, where the server never has the run
 Facts = dict[str, Any]
 
 
@@ -27,17 +29,20 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Facts]:
     """What each training says of itself, with its exit status."""
     folder = tmp_path_factory.mktemp("trainings")
     with contextlib.ExitStack() as stack:
-        urls = {name: stack.enter_context(serve()) for name, serve in SERVERS.items()}
-        statuses = run(folder, {"plain": "", **urls})
+        servers = {
+            name: (stack.enter_context(serve()), FAILING_SECONDS if name in FAULTS else LONG)
+            for name, serve in SERVERS.items()
+        }
+        statuses = run(folder, {"plain": ("", 0.0), **servers})
     return {
         name: {**json.loads((folder / f"{name}.json").read_text()), "status": status}
         for name, status in statuses.items()
     }
 
 
-def run(folder: Path, urls: dict[str, str]) -> dict[str, int]:
+def run(folder: Path, servers: dict[str, tuple[str, float]]) -> dict[str, int]:
     with subprocess.Popen(
-        [sys.executable, str(PROGRAM), str(folder), json.dumps(urls), "2"],
+        [sys.executable, str(PROGRAM), str(folder), json.dumps(servers), "2"],
         env=clean_environment(KERAS_BACKEND="tensorflow"),
         stdout=subprocess.PIPE,
         text=True,

@@ -1,10 +1,11 @@
 """Trains once for each server it is told of, each time in a process of its own: a fork, made before
 the backend has done anything.
 
-    python tests/client/trainings.py FOLDER '{"refused": "http://127.0.0.1:9"}' 2
+    python tests/client/trainings.py FOLDER '{"refused": ["http://127.0.0.1:9", 1.0]}' 2
 
-The training named "plain" has no callback. Each writes FOLDER/<name>.json; so many run at once; the
-exit statuses of all are printed.
+Each server comes with the seconds that the end of its training may take. The training named "plain"
+has no callback. Each writes FOLDER/<name>.json; so many run at once; the exit statuses of all are
+printed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from trainsanity import SanityCallback
 from trainsanity.spool_writer import SpoolWriter
 
 EPOCHS, BATCHES, ROWS = 2, 2, 8
-CLOSE_SECONDS = 1.0
 
 
 class Progress(keras.callbacks.Callback):
@@ -80,7 +80,7 @@ def note_waiting(progress: Progress, waits: list[Any]) -> None:
     SpoolWriter.join = noted
 
 
-def train(name: str, url: str, folder: Path) -> None:
+def train(name: str, url: str, close_seconds: float, folder: Path) -> None:
     rng = np.random.default_rng(3)
     x = rng.normal(size=(BATCHES * ROWS, 4)).astype("float32")
     y = rng.integers(0, 3, size=len(x))
@@ -90,7 +90,7 @@ def train(name: str, url: str, folder: Path) -> None:
     callbacks: list[Any] = [progress]
     spools = folder / f"{name} spools"
     if name != "plain":
-        options = {"spool_dir": spools, "close_timeout": CLOSE_SECONDS, "verbose": False}
+        options = {"spool_dir": spools, "close_timeout": close_seconds, "verbose": False}
         callbacks.append(SanityCallback(url, **options))
     model = model_of_all_trainings()
     began = time.perf_counter()
@@ -100,7 +100,7 @@ def train(name: str, url: str, folder: Path) -> None:
     facts = {
         "digest": digest(model, history),
         "batches": EPOCHS * BATCHES,
-        "close_timeout": CLOSE_SECONDS,
+        "close_timeout": close_seconds,
         "calling": sorted(calling),
         "waits": waits,
         "spools": len([*spools.glob("*.spool")]),
@@ -118,7 +118,7 @@ def main() -> None:
             name = waiting.pop(0)
             pid = os.fork()
             if pid == 0:
-                train(name, servers[name], folder)
+                train(name, *servers[name], folder)
                 return  # through the end of the interpreter, as every script
             running[pid] = name
         pid, status = os.wait()
