@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import reprlib
 from http import HTTPStatus
 from typing import Any
 
@@ -16,6 +17,8 @@ from trainsanity_server.errors import ServerError, UnauthorizedError
 
 MEDIA_TYPE = "application/problem+json"
 log = logging.getLogger(__name__)
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 100
 
 
 def problem(
@@ -44,16 +47,26 @@ def http_error(request: Request, error: HTTPException) -> Response:
     detail = error.detail
     if error.status_code == HTTPStatus.NOT_FOUND:
         detail = f"there is nothing at {request.url.path}"
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        detail = f"{request.url.path} takes {allowed}. Received: {request.method}"
     return problem(error.status_code, detail, headers=dict(error.headers or {}) or None)
 
 
 def invalid_request(_: Request, error: RequestValidationError) -> Response:
     errors = [
-        {"where": ".".join(str(part) for part in e["loc"]), "what": e["msg"]}
+        {"where": ".".join(str(part) for part in e["loc"]), "what": e["msg"] + _received(e)}
         for e in jsonable_encoder(error.errors())
     ]
     detail = "; ".join(f"{e['where']}: {e['what']}" for e in errors)
     return problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=errors)
+
+
+def _received(error: dict[str, Any]) -> str:
+    value = error.get("input")
+    if error["type"] == "missing" or not isinstance(value, (str, int, float)):
+        return ""
+    return f". Received: {_SHORT.repr(value)}"
 
 
 def unexpected_error(request: Request, error: Exception) -> Response:

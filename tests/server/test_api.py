@@ -239,7 +239,21 @@ def test_runs_can_be_looked_for(client):
     ["state=sleeping", "limit=0", "limit=501", "limit=x", "cursor=rubbish", "cursor=bnVsbA"],
 )
 def test_a_question_that_makes_no_sense_is_said_to_be_so(client, query):
-    assert problem(client.get(f"/api/v1/runs?{query}"), 422)["detail"]
+    detail = problem(client.get(f"/api/v1/runs?{query}"), 422)["detail"]
+    assert f"Received: '{query.partition('=')[2]}'" in detail
+
+
+def test_a_long_value_is_cut_in_the_error(client):
+    detail = problem(client.get(f"/api/v1/runs?q={'x' * 5000}"), 422)["detail"]
+    assert "Received: 'xxx" in detail
+    assert len(detail) < 300
+
+
+def test_a_parameter_without_a_value_asks_for_nothing(client):
+    run, packets = healthy()
+    play(client, packets)
+    page = client.get("/api/v1/runs?project=&state=&q=&limit=&cursor=")
+    assert [found["id"] for found in page.json()["runs"]] == [run.id]
 
 
 @pytest.mark.parametrize("path", ["", "/alerts", "/verdicts", "/signals", "/audits"])
@@ -253,7 +267,8 @@ def test_an_unknown_address_is_not_found(client):
 
 
 def test_another_method_is_refused(client):
-    problem(client.put("/api/v1/runs"), 405)
+    detail = problem(client.put("/api/v1/runs"), 405)["detail"]
+    assert detail == "/api/v1/runs takes GET. Received: PUT"
 
 
 def test_a_deleted_run_is_gone(client):

@@ -6,9 +6,22 @@ from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Response
+from pydantic import BeforeValidator
 
 from trainsanity_server.api import shapes
 from trainsanity_server.parts import PartsOf
+
+RUNS_IN_AN_ANSWER = 50
+
+
+def _given(value: str) -> str | None:
+    """A parameter without a value, as forms send it, asks for nothing."""
+    return value or None
+
+
+def _limit(value: str) -> str | int:
+    return value or RUNS_IN_AN_ANSWER
+
 
 router = APIRouter(prefix="/runs", tags=["runs"], responses=shapes.PROBLEMS)
 
@@ -16,10 +29,12 @@ router = APIRouter(prefix="/runs", tags=["runs"], responses=shapes.PROBLEMS)
 @router.get("", response_model=shapes.RunList)
 def list_runs(
     parts: PartsOf,
-    project: str | None = None,
-    state: Literal["running", "finished", "failed", "silent"] | None = None,
+    project: Annotated[str | None, BeforeValidator(_given)] = None,
+    state: Annotated[
+        Literal["running", "finished", "failed", "silent"] | None, BeforeValidator(_given)
+    ] = None,
     q: Annotated[str | None, Query(max_length=200)] = None,
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    limit: Annotated[int, Query(ge=1, le=500), BeforeValidator(_limit)] = RUNS_IN_AN_ANSWER,
     cursor: Annotated[str | None, Query(max_length=500)] = None,
 ) -> Any:
     return parts.runs.page(project=project, state=state, q=q, limit=limit, cursor=cursor)
