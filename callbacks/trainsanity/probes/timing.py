@@ -74,7 +74,9 @@ class Timing(Probe):
         arrived = rows.columns[SECONDS] + rows.columns[FRACTION]
         waited = np.mod(arrived - began, TURN)
         # A clock that was set back in between has gone nearly once around.
-        return {WAIT: np.where(waited < TURN / 2, waited, np.nan)}
+        known = waited < TURN / 2
+        self.run.emit(rows.steps[known], {WAIT: waited[known]})
+        return {}
 
     def on_sample(self) -> None:
         # Audits between two steps are no time of the user's callbacks.
