@@ -35,6 +35,14 @@ def test_a_head_without_a_loss_is_told_after_one_epoch():
     assert "No path" in alert.message
 
 
+def test_short_epochs_add_up():
+    """Eight updates an epoch are too few; those of two in a row are not."""
+    with pytest.raises(NotTestable):
+        found(ALIVE, CUT_OFF, updates=9)
+    (alert,) = found(ALIVE, CUT_OFF, updates=9, epochs=2)
+    assert "moved by 0 in 18 updates" in alert.message
+
+
 def test_weights_unfrozen_after_compile_are_told_apart():
     (alert,) = found(ALIVE, CUT_OFF | {"in_optimizer": False})
     assert "compile()" in alert.message
@@ -111,3 +119,37 @@ def test_an_epoch_that_trains_nothing_says_nothing(rows, more):
 )
 def test_weights_that_are_not_trained_may_rest(change):
     assert not found(ALIVE, CUT_OFF | change)
+
+
+def flat(loss, *, epochs=2, updates=12, moved=0.0, audits=(), **signals):
+    """A loss, and weights that get a gradient of exactly 0."""
+    row = ALIVE | {"moved": moved, "gradient_largest": 0.0}
+    facts = {"variables": [row], "updates": updates}
+    for n in range(epochs):
+        step = updates * (n + 1)
+        shown = {"epoch": n, "reported": {"loss": loss}}
+        audits = [*audits, ("weights", step, facts), ("epoch", step, shown)]
+    return list(DeadWeights().check(history(audits=audits, **signals).view()))
+
+
+def test_no_gradient_at_all_is_told_where_the_loss_is_not_zero():
+    (alert,) = flat(2.5, outputs__min=[0.0] * 24, outputs__max=[0.0] * 24)
+    assert alert.subject == "model"
+    assert alert.severity is None
+    assert "Every output has been 0" in alert.message
+    assert flat(2.5, moved=0.1), "weight decay moves them"
+
+
+def test_no_gradient_at_all_names_the_layer_that_is_dead():
+    units = ("units", 1, {"layers": [{"name": "output", "units": 1, "dead": 1, "output": True}]})
+    (alert,) = flat(2.5, audits=[units])
+    assert alert.subject == "output"
+
+
+def test_a_hinge_that_is_satisfied_gives_no_gradient_either():
+    with pytest.raises(NotTestable):
+        flat(0.0)
+
+
+def test_no_gradient_for_one_epoch_is_a_rest():
+    assert not flat(2.5, epochs=1)

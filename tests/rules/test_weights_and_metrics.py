@@ -1,5 +1,7 @@
 """Sample weights, recomputed metrics, epochs, keys of the logs, metric states, modes."""
 
+from typing import ClassVar
+
 import pytest
 
 from trainsanity.rules import NotTestable, RunFacts, Severity, history
@@ -138,6 +140,8 @@ class TestRecomputedMetrics:
 
 
 class TestSampleWeightEffect:
+    ARRIVED: ClassVar = {"sample_weight/given_mean": 0.3, "sample_weight/mean": 0.3}
+
     def found(self, signals, n=5):
         signals = {name: [value] * n for name, value in signals.items()}
         return list(SampleWeightEffect().check(history(signals).view()))
@@ -161,6 +165,16 @@ class TestSampleWeightEffect:
     def test_a_loss_that_is_neither_is_another_rules_business(self):
         loss = {"loss/differentiated": 3.0, "loss/batch": 0.7, "loss/batch_unweighted": 2.0}
         assert not self.found(loss)
+
+    def test_weights_on_one_number_for_the_whole_batch_are_a_warning(self):
+        weights = {"sample_weight/min": 0.2, "sample_weight/max": 5.0}
+        (found,) = self.found(self.ARRIVED | weights | {"sample_weight/loss_values": 1.0})
+        assert found.severity is Severity.WARNING
+        assert "weigh between 0.2 and 5" in found.message
+
+    def test_equal_weights_on_one_number_are_well(self):
+        weights = {"sample_weight/min": 0.2, "sample_weight/max": 0.2}
+        assert not self.found(self.ARRIVED | weights | {"sample_weight/loss_values": 1.0})
 
     def test_weights_that_arrive_are_well(self):
         assert not self.found({"sample_weight/given_mean": 0.3, "sample_weight/mean": 0.3000001})

@@ -188,6 +188,7 @@ SINCE = (
     Bug("L9", 0, "4", "Adam never moves weights in bfloat16", FOUND, "yes"),
     Bug("L10", 0, "1", "CategoryEncoding ignores half precision", FOUND, "yes"),
     Bug("L11", 0, "4", "Binary crossentropy trains past a softmax", FOUND, "yes"),
+    Bug("L12", 0, "4", "Weights under a Dice loss part no samples", FOUND, "yes"),
 )
 
 BUGS = {bug.id: bug for bug in (*STUDY, *FOUNDERS, *SINCE)}

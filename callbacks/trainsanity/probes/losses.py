@@ -13,11 +13,13 @@ from trainsanity.masking import mask_of
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Columns, OutputEvidence, Step
 from trainsanity.probes.weighting import (
+    is_reduced,
     product,
     ratio,
     real_positions,
     size_of,
     spread_if_any,
+    spread_positions,
 )
 from trainsanity.tape import TapeRows
 
@@ -41,8 +43,12 @@ class Term:
     sample_weight: Any
     mask: Any
 
+    @property
+    def is_reduced(self) -> bool:
+        return is_reduced(self.values, self.output.y_pred)
+
     def spread(self, positions: Any | None) -> Any | None:
-        return spread_if_any(positions, self.values)
+        return None if positions is None else spread_positions(positions, self.values)
 
 
 class Losses(EpochMeans):
@@ -62,6 +68,12 @@ class Losses(EpochMeans):
             "loss/nonfinite": self.run.backend.nonfinite([step.loss]),
         }
         terms = _terms(step) if self._are_known(step) else []
+        # The weights of an output whose loss is one number: all that they multiply.
+        columns |= {
+            f"{term.output.quantity('sample_weight')}/loss_values": 1.0
+            for term in terms
+            if term.is_reduced and term.output.sample_weight is not None
+        }
         reason = self._why_not(terms)
         if reason is not None:
             self.run.not_testable["loss/recomputed"] = reason
@@ -93,12 +105,14 @@ class Losses(EpochMeans):
             return "the compiled losses do not belong to outputs with labels, or cannot be watched"
         for term in terms:
             name, reduction = term.loss.name, term.loss.reduction
-            is_number = len(term.values.shape) == 0
-            if is_number and (term.output.sample_weight is not None or _carries(term.output)):
+            weighed = term.output.sample_weight is not None
+            if term.is_reduced and (weighed or _carries(term.output)):
                 return (
                     f"the loss {name!r} is reduced by itself, so its positions cannot be weighed "
                     "again"
                 )
+            if weighed and term.sample_weight is None:
+                return f"the sample weights have other axes than the loss {name!r}"
             if self.run.replicas > 1 and reduction == "sum":
                 return "Keras does not divide a sum of losses by the number of replicas"
             if reduction in (None, "none"):

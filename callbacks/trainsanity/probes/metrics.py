@@ -18,6 +18,7 @@ from trainsanity.probes.weighting import (
     product,
     real_positions,
     spread_if_any,
+    spread_positions,
 )
 from trainsanity.tape import TapeRows
 
@@ -74,7 +75,7 @@ class Metrics(EpochMeans):
         weight = spread_if_any(output.sample_weight, values)
         mask = spread_if_any(output.mask, values)
         real = real_positions(step, output, self.run)
-        real = None if real is None else spread_if_any(real, values)
+        real = None if real is None else spread_positions(real, values)
         own = spread_if_any(mask_of(values), values)  # of classes that the function ignores
         recomputed = product(weight if entry.weighted else None, mask)
         # Keras looks at it only where there are weights (keras/src/metrics/reduction_metrics.py).

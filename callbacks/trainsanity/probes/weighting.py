@@ -30,15 +30,36 @@ def spread(weight: Any, values: Any) -> Any | None:
         return None
     for _ in range(rank - len(weight.shape)):
         weight = ops.expand_dims(weight, -1)
-    pairs = zip(weight.shape, values.shape, strict=True)
-    if any(w not in (1, v) and w is not None and v is not None for w, v in pairs):
+    if not all(_may_fit(w, v) for w, v in zip(weight.shape, values.shape, strict=True)):
         return None
     return ops.broadcast_to(ops.cast(weight, "float32"), ops.shape(values))
+
+
+def _may_fit(weight: int | None, values: int | None) -> bool:
+    """Whether one size can be spread over another. Sizes that only the run knows are those that
+    Keras multiplies a moment later, which a single number for the whole batch would survive.
+    """
+    return weight in (1, values) or (None in (weight, values) and values != 1)
 
 
 def spread_if_any(weight: Any | None, values: Any) -> Any | None:
     """`spread`, where there is a weight."""
     return None if weight is None else spread(ops.convert_to_tensor(weight), values)
+
+
+def spread_positions(real: Any, values: Any) -> Any | None:
+    """`spread` of positions that Keras does not multiply with: None too where it could fail, as a
+    loss that has averaged over time leaves other axes in its place.
+    """
+    later = zip(real.shape[1:], values.shape[1:], strict=False)
+    return spread(real, values) if all(size in (1, v) for size, v in later) else None
+
+
+def is_reduced(values: Any, y_pred: Any) -> bool:
+    """Whether a loss has made one number of the whole batch, which no sample's weight can part."""
+    if len(values.shape) == 0:
+        return True
+    return bool(values.shape[0] == 1 and y_pred.shape[0] != 1)
 
 
 def mean_parts(backend: Backend, values: Any, weight: Any | None) -> tuple[Any, Any]:
@@ -141,9 +162,11 @@ def _fit_time(real: Any, y_pred: Any) -> Any:
     if real.shape[1] is not None and real.shape[1] == y_pred.shape[1]:
         return real
     # Lengths known only at run time: cut or fill, so that a difference can never fail the step.
-    length = ops.shape(y_pred)[1]
+    known = y_pred.shape[1]
+    length = ops.shape(y_pred)[1] if known is None else known
     filler = ops.zeros((ops.shape(real)[0], length), dtype="bool")
-    return ops.concatenate([real, filler], axis=1)[:, :length]
+    real = ops.concatenate([real, filler], axis=1)[:, :length]
+    return real if known is None else ops.reshape(real, (-1, known))
 
 
 def leading_source(model: Any, output_name: str, layers: list[Any]) -> Any | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,11 +31,12 @@ class SampleWeightEffect(Rule):
     was differentiated with the loss recomputed with and without the weights.
 
     Why: weights that get lost leave no trace: a train step that forgets `sample_weight`, class
-    weights with keys that match no label, a loss class that ignores its third argument. Rare
-    classes then stay unlearnt.
+    weights with keys that match no label, a loss class that ignores its third argument, a loss
+    that returns one number for the whole batch, whose samples no weight can tell apart (`Dice` and
+    `Tversky` in Keras 3.15). Rare classes then stay unlearnt.
 
     Try: pass `sample_weight` on in `train_step`; use whole numbers, not texts, as keys of
-    class_weight; call `super().__call__` in a loss of your own.
+    class_weight; call `super().__call__` in a loss of your own, and return one loss per sample.
 
     Source: TensorFlow issues 36694 and 29965; keras/src/trainers/data_adapters (a class that
     class_weight does not name weighs 1). The tolerance is the float32 rounding of a batch's mean.
@@ -67,6 +68,8 @@ class SampleWeightEffect(Rule):
             yield from self._class_weight(run, quantity)
         for quantity in given:
             yield from self._given(run, quantity)
+        for quantity in run.quantities("loss_values", "min", "max"):
+            yield from self._averaged(run, quantity)
         if can_recount:
             yield from self._ignored(run)
 
@@ -127,6 +130,34 @@ class SampleWeightEffect(Rule):
             f"{part.first_step:,}.",
             suggestion="Let your loss class take sample_weight: override `call`, not `__call__`, "
             "or hand sample_weight on to `super().__call__`.",
+        )
+
+    def _averaged(self, run: RunView, quantity: str) -> Iterator[Finding]:
+        """Weights that differ within a batch, and one loss for all its samples."""
+        names = f"{quantity}/min", f"{quantity}/max"
+        rows = run.rows(*names)
+        part = parting(rows, rows[names[0]], rows[names[1]], 0.0)
+        if part is None:
+            return
+        least, most = two_numbers(part.shown, part.true)
+        of = _of(quantity)
+        yield replace(
+            _finding(
+                part,
+                names,
+                subject=f"loss{of}",
+                title=f"The loss{of} is one number, which weights cannot part",
+                message=f"The samples of this batch weigh between {least} and {most}. The loss{of} "
+                "is one number for the whole batch before they are applied, so that only their "
+                "mean has an effect: no sample counts more than another. "
+                f"It has been so since step {part.first_step:,}.",
+                suggestion="Return one loss per sample, of shape (batch,), and leave the mean to "
+                "Keras; give Dice and Tversky an axis of all "
+                "dimensions but the first.",
+            ),
+            severity=Severity.WARNING,
+            certainty="Weights are compared exactly; the shape of the loss is known before it is "
+            "averaged.",
         )
 
     def _means(self, run: RunView, names: tuple[str, str]) -> Parting | None:

@@ -1,0 +1,63 @@
+"""Failures of the zoo in other code than the zoo's, each beside a near miss that is healthy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from tests.watched import watched_fit
+from tests.zoo.data import points
+
+from trainsanity.spooled import SpooledRun
+
+pytestmark = [
+    pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow", reason="the zoo is made for TensorFlow"
+    ),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+def alarms(run: SpooledRun) -> set[tuple[str, str]]:
+    """Rules that spoke at `warning` or above, with their subjects."""
+    assert not run.audits("probe_failed")
+    return {(rule.id, finding.subject) for rule, finding in run.judge().at_least("warning")}
+
+
+def network(*more: Any) -> keras.Sequential:
+    return keras.Sequential([keras.Input((4,)), layers.Dense(8, activation="tanh"), *more])
+
+
+class WholeBatch(keras.losses.Loss):
+    """One number for the batch, with an axis left of it."""
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return ops.reshape(ops.mean(ops.square(y_true - y_pred)), (1,))
+
+
+@pytest.mark.parametrize(
+    ("least", "found"), [(0.1, {("sample-weight-effect", "loss")}), (1, set())]
+)
+def test_a_loss_of_one_number_under_sample_weights(least: float, found: set[Any]) -> None:
+    """Of `tf.data` not even the shapes tell before the run that weights and loss part."""
+    import tensorflow as tf
+
+    x, y = points()
+    weights = np.linspace(least, 1, len(x)).astype("float32")
+    model = network(layers.Dense(1))
+    model.compile("sgd", WholeBatch())
+    data = tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(16)
+    assert alarms(watched_fit(model, data, epochs=1)) == found
+
+
+@pytest.mark.parametrize(("bias", "found"), [(-50.0, {("dead-weights", "end")}), (1.0, set())])
+def test_a_relu_at_the_end_that_is_dead_from_the_start(bias: float, found: set[Any]) -> None:
+    """Weight decay still moves the weights."""
+    x, y = points()
+    start = keras.initializers.Constant(bias)
+    model = network(layers.Dense(1, bias_initializer=start), layers.ReLU(name="end"))
+    model.compile(keras.optimizers.AdamW(0.01), "mae")
+    assert alarms(watched_fit(model, x, np.abs(y), epochs=2, batch_size=8)) == found
