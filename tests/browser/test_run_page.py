@@ -7,7 +7,7 @@ import re
 import pytest
 from feed import setup_audits, tagger
 from playwright.sync_api import Page, expect
-from scene import LiveServer
+from scene import LiveServer, wait_until_settled
 from sqlalchemy import update
 
 from trainsanity.rules import all_rules
@@ -208,6 +208,18 @@ def test_lists_every_rule_and_says_why_it_was_not_tested(page: Page, wrong_run: 
     expect(lines).to_have_count(len(all_rules()))
     for text in lines.all_inner_texts():
         assert len(text.split("\n", 1)[-1].strip()) > 10, f"a rule without a reason: {text!r}"
+
+
+def test_a_rule_that_only_advises_is_not_shown_as_a_contradiction(
+    page: Page, server: LiveServer
+) -> None:
+    feed = server.feed("inputs not scaled")
+    feed.send({"inputs/mean": [128.0] * 25, "inputs/std": [70.0] * 25}, state="finished")
+    wait_until_settled(server, feed.run_id)
+    go_to(page, feed.run_id)
+    line = page.locator("#verdicts li", has_text="input-not-normalized")
+    expect(line.locator(".sign")).to_have_class("sign is-advice")
+    expect(line).to_contain_text("Advice:")
 
 
 def test_shows_epochs_as_they_end(page: Page, server: LiveServer) -> None:

@@ -105,8 +105,11 @@ def epoch_values(parts: Parts, run: Run, audits: list[AuditFact]) -> Values:
 
 
 def verdict_values(parts: Parts, run: Run, audits: list[AuditFact]) -> Values:
+    # They come the worst first.
+    severities = {alert.rule: alert.severity for alert in reversed(parts.runs.alerts(run.id))}
     return {
         "verdicts": parts.runs.verdicts(run.id),
+        "severities": severities,
         "summaries": {rule.id: rule.explanation()["summary"] for rule in all_rules()},
     }
 
