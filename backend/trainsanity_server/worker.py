@@ -63,7 +63,7 @@ class Worker(ABC):
         while not self._stopping.is_set():
             self._woken.clear()
             wait = self._guarded_step()
-            if wait > 0:
+            if wait > 0 and not self.is_stopping:  # its wake may just have been cleared
                 self._woken.wait(wait)
             if self.pace_seconds:
                 self._stopping.wait(self.pace_seconds)

@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
+import httpx2
+
 WEBHOOK_PATH = "/services/T00000000/B00000000/s3cr3ts3cr3ts3cr3tABCD"
+PATIENT = httpx2.Timeout(20.0)  # an answer that comes late would be asked for twice
+SOON = httpx2.Timeout(20.0, read=2.0)  # for what never answers
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,11 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     hang: bool = False  # accepts the request and never answers
     garbage: bytes = b""  # sent instead of an answer that is HTTP
+
+    @property
+    def timeout(self) -> httpx2.Timeout:
+        """How long a test waits for it."""
+        return SOON if self.hang else PATIENT
 
 
 class SlackReceiver:

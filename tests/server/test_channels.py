@@ -12,6 +12,7 @@ from cast import lying
 from fastapi.testclient import TestClient
 from rules_for_tests import rulebook
 from slack_receiver import Reply, SlackReceiver
+from stage import eventually
 
 from trainsanity import wire
 from trainsanity.wire import Packet
@@ -125,6 +126,8 @@ def test_what_a_rule_finds_arrives_in_slack_and_so_does_its_end(client, slack):
     slack.wait_until(lambda: len(slack.posts) == 1)
     assert slack.posts[0]["text"].startswith("[CRITICAL] ")
     assert slack.posts[0]["text"].endswith("– lying (project nlp)")
+    # Else what is judged afterwards would open it again.
+    eventually(lambda: client.get(f"/api/v1/runs/{run.id}").json()["settled"])
     (alert,) = client.get(f"/api/v1/runs/{run.id}/alerts").json()["alerts"]
     assert alert["id"] in str(slack.posts[0])
     client.post(f"/api/v1/alerts/{alert['id']}/resolve")

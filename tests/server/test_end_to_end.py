@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import threading
 import time
 
@@ -36,7 +37,7 @@ def test_a_run_is_judged_by_the_real_rules_within_a_second(database_url):
         assert server.post(client, contradiction(run)).status_code == 200
         begin = time.monotonic()
         eventually(lambda: server.get(f"/runs/{run.id}/alerts")["alerts"] != [])
-        assert time.monotonic() - begin < 5.0  # generous: the machine may be busy
+        assert time.monotonic() - begin < PATIENCE_SECONDS / 2  # the machine may be busy
         (alert,) = server.get(f"/runs/{run.id}/alerts")["alerts"]
         assert (alert["rule"], alert["severity"]) == ("lr-effective-mismatch", "critical")
         server.post(client, run.packet(state="finished"))
@@ -121,7 +122,10 @@ def test_two_hundred_open_pages_hold_no_connection(database_url):
     """Complaint of many live dashboards: open pages eat the database's pool."""
     run = Training()
 
-    async def play(address: str) -> str:
+    async def play(address: str) -> None:
+        def now(metrics: str, name: str) -> float:
+            return next(float(m.split()[-1]) for m in metrics.splitlines() if m.startswith(name))
+
         limits = httpx2.Limits(max_connections=None)
         async with (
             httpx2.AsyncClient(timeout=60.0, limits=limits) as client,
@@ -134,13 +138,14 @@ def test_two_hundred_open_pages_hold_no_connection(database_url):
             path = f"{address}/api/v1/runs/{run.id}/packets"
             body = wire.encode(contradiction(run))
             assert (await client.post(path, content=body, headers=PACKETS)).status_code == 200
-            return (await client.get(f"{address}/metrics")).text
+            in_use = math.inf
+            while in_use >= 4:  # until the server's own threads have judged the packet
+                metrics = (await client.get(f"{address}/metrics")).text
+                assert now(metrics, 'trainsanity_streams{kind="sse"}') == 200.0
+                in_use = now(metrics, "trainsanity_database_connections{")
 
     with serving(database_url) as server:
-        metrics = asyncio.run(play(server.address)).splitlines()
-    assert 'trainsanity_streams{kind="sse"} 200.0' in metrics
-    in_use = next(m for m in metrics if m.startswith("trainsanity_database_connections{"))
-    assert float(in_use.split()[-1]) < 4
+        asyncio.run(asyncio.wait_for(play(server.address), 100))
 
 
 @pytest.mark.parametrize("runs", [12])

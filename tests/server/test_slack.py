@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from slack_receiver import WEBHOOK_PATH, Reply, SlackReceiver
+from slack_receiver import PATIENT, WEBHOOK_PATH, Reply, SlackReceiver
 
 from trainsanity.rules import Witness
 from trainsanity_server.channels import Answer, DeliveryError, Message, MessageRejectedError, News
@@ -230,12 +230,11 @@ def slack():
 
 @pytest.fixture
 def channel(slack: SlackReceiver):
-    with closing(SlackChannel(slack.url, allowed_hosts=HERE, timeout=SOON)) as channel:
+    with closing(SlackChannel(slack.url, allowed_hosts=HERE, timeout=PATIENT)) as channel:
         yield channel
 
 
 HERE = ("127.0.0.1",)
-SOON = httpx2.Timeout(5.0, read=0.2)
 
 
 def failure(channel: SlackChannel) -> DeliveryError:
@@ -307,12 +306,13 @@ def test_a_senseless_retry_after_is_ignored(slack, channel, value):
     ],
     ids=["500", "503", "hang", "garbage", "captive portal"],
 )
-def test_a_passing_fault_may_be_tried_again(slack, channel, reply):
+def test_a_passing_fault_may_be_tried_again(slack, reply):
     slack.script.append(reply)
-    error = failure(channel)
-    assert not error.permanent
-    assert not isinstance(error, MessageRejectedError)
-    assert channel.send(opened(MASK_LOST)) == Answer(200, "ok")
+    with closing(SlackChannel(slack.url, allowed_hosts=HERE, timeout=reply.timeout)) as channel:
+        error = failure(channel)
+        assert not error.permanent
+        assert not isinstance(error, MessageRejectedError)
+        assert channel.send(opened(MASK_LOST)) == Answer(200, "ok")
 
 
 def test_a_server_that_is_away_may_be_tried_again():

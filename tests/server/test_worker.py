@@ -77,3 +77,17 @@ def test_a_fault_of_ours_ends_it_visibly():
 
 def test_it_can_be_stopped_before_it_was_started():
     Counting().stop()
+
+
+def test_a_stop_that_comes_between_two_steps_is_heard():
+    """As it was forgotten where the next step began at that very moment."""
+
+    class Stopped(Counting):
+        def step(self) -> float:
+            self._stopping.set()  # and the wake that comes with it is cleared already
+            return super().step()
+
+    stopped = Stopped()
+    stopped.start()
+    eventually(lambda: not stopped.is_alive)
+    assert stopped.steps == 1
