@@ -16,8 +16,7 @@ class Boundary:
     """Calls our code on behalf of the user's training and lets no exception through.
 
     What raised is switched off by name for the rest of the run; the traceback goes to the log, and
-    to
-    `on_failure`, which makes an audit of it, so that the loss of a probe is visible on the run's
+    to `on_failure`, which makes an audit of it, so that the loss of a probe is visible on the run's
     page.
     """
 
@@ -35,8 +34,7 @@ class Boundary:
             self.off.add(part)
             text = traceback.format_exc()
             log.warning(
-                "trainsanity: %s failed and is off for the rest of this run; "
-                "training is not affected.\n%s",
+                "%s failed and is off for the rest of this run; training is not affected.\n%s",
                 part,
                 text,
             )
@@ -47,4 +45,4 @@ class Boundary:
         try:
             self._on_failure(part, error, text)
         except Exception:  # the boundary again: even the report must not reach training
-            log.exception("trainsanity: could not record that %s failed", part)
+            log.exception("could not record that %s failed", part)

@@ -13,6 +13,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,8 +21,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import platformdirs
 
-from trainsanity.errors import SettingsError
+from trainsanity.errors import SettingsError, log
 from trainsanity.redaction import HIDDEN, is_secret
+from trainsanity.rules import all_rules
 
 DEFAULT_URL = "http://127.0.0.1:8321"
 OFFLINE = "offline"
@@ -63,6 +65,8 @@ class Expect:
         for name in ("shuffle", "causal", "deterministic"):
             _check(name, getattr(self, name), (bool, type(None)), "True, False or None")
         _check("phases", self.phases, (bool,), "True or False")
+        kinds = (str, os.PathLike, type(None))
+        _check("initial_weights", self.initial_weights, kinds, "the path of a weights file")
         for name, least in (("pad_id", None), ("data_rows", 1)):
             _check_whole(name, getattr(self, name), least)
         for name in ("ignore", "carried_metrics", "symmetric"):
@@ -73,6 +77,7 @@ class Expect:
                     "ignore must hold rule slugs as `trainsanity rules` lists them, e.g. "
                     f"'memory-growth'. Received: {slug!r}"
                 )
+        _warn_of_unknown_rules(self.ignore)
 
     def as_facts(self) -> dict[str, Any]:
         """What was said, as plain data for the run's header; nothing of what was left out."""
@@ -176,6 +181,16 @@ class Settings:
         )
 
 
+def _warn_of_unknown_rules(slugs: Sequence[str]) -> None:
+    """No error: a server may be newer and know more rules than this client."""
+    known = [rule.id for rule in all_rules()] if slugs else []
+    for slug in slugs:
+        if slug not in known:
+            near = get_close_matches(slug, known, n=1)
+            hint = f"Is {near[0]!r} meant?" if near else "`trainsanity rules` lists all."
+            log.warning("Expect(ignore=...) names the rule %r, which is unknown. %s", slug, hint)
+
+
 def _user() -> str:
     # Folders for temporary files are shared; names of users may be unknown in a container.
     return str(os.getuid()) if hasattr(os, "getuid") else "own"
@@ -192,7 +207,7 @@ def _url(value: str | None, environ: Mapping[str, str]) -> str:
     source = "url" if value is not None else "TRAINSANITY_URL"
     chosen = value if value is not None else environ.get("TRAINSANITY_URL") or DEFAULT_URL
     _check(source, chosen, (str,), f"the server's address, e.g. {DEFAULT_URL!r}, or 'offline'")
-    chosen = chosen.strip().rstrip("/")
+    received, chosen = chosen, chosen.strip().rstrip("/")
     if chosen == OFFLINE:
         return chosen
     try:
@@ -203,7 +218,7 @@ def _url(value: str | None, environ: Mapping[str, str]) -> str:
     if not known:
         raise SettingsError(
             f"{source} must be 'offline' or an address that begins with http:// or https://, "
-            f"e.g. {DEFAULT_URL!r}. Received: {source}={chosen!r}"
+            f"e.g. {DEFAULT_URL!r}. Received: {source}={received!r}"
         )
     if parts.username is not None or parts.password is not None:
         raise SettingsError(

@@ -101,7 +101,7 @@ def test_shows_what_only_sounds_like_a_secret(key: str, value: Any) -> None:
         ({"url": "ftp://host"}, ["url", "http://", "'ftp://host'"]),
         ({"url": "localhost:8321"}, ["url", "'localhost:8321'"]),
         ({"url": "http://host:99999"}, ["url", "99999"]),
-        ({"url": "http://"}, ["url", "http://"]),
+        ({"url": "http://"}, ["url", "url='http://'"]),
         ({"url": "http://host/?a=1"}, ["url", "leave out"]),
         ({"url": 8321}, ["url", "8321"]),
         ({"project": ""}, ["project", "1 to 256", "''"]),
@@ -168,6 +168,7 @@ def test_expect_tells_only_what_was_said() -> None:
         ({"ignore": ("Memory Growth",)}, ["ignore", "trainsanity rules", "'Memory Growth'"]),
         ({"data_rows": 0}, ["data_rows", "1 or more", "0"]),
         ({"pad_id": 0.5}, ["pad_id", "0.5"]),
+        ({"initial_weights": 5}, ["initial_weights", "path of a weights file", "5"]),
     ],
 )
 def test_expect_says_what_is_wrong(options: dict[str, Any], words: list[str]) -> None:
@@ -176,6 +177,15 @@ def test_expect_says_what_is_wrong(options: dict[str, Any], words: list[str]) ->
 
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_slip_in_a_rule_to_ignore_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    assert Expect(ignore=("memory-growth", "memory-grwth", "qqq")).ignore[1] == "memory-grwth"
+    assert caplog.messages == [
+        "Expect(ignore=...) names the rule 'memory-grwth', which is unknown. "
+        "Is 'memory-growth' meant?",
+        "Expect(ignore=...) names the rule 'qqq', which is unknown. `trainsanity rules` lists all.",
+    ]
 
 
 def test_a_command_names_the_address_only_where_it_would_not_go_there_by_itself():
