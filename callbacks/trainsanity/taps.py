@@ -13,8 +13,8 @@ import inspect
 import operator
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -29,6 +29,7 @@ from trainsanity.observed import Observed
 from trainsanity.outputs import outputs_of
 from trainsanity.pace import Pace
 from trainsanity.probes.probe import Columns, LayerCall, Step, Update
+from trainsanity.reads import layer_that_runs, noted_reads
 from trainsanity.recording import called_method, holds_numbers, noted_calls, tensors_of
 from trainsanity.tape import Tape
 from trainsanity.wrappers import Wrappers
@@ -212,6 +213,17 @@ class Taps:
         self.run.shared["called_in_step"] = called
         return noted_calls(self.run.model, called)
 
+    @contextmanager
+    def _first_loss(self, *, training: bool) -> Iterator[None]:
+        """Notes which variables the loss reads when it is first computed."""
+        if not training or "loss_reads" in self.run.shared:
+            yield
+            return
+        read: dict[int, Any] = {}
+        with noted_reads(read, layer_that_runs), self.run.backend.watched_reads(read):
+            yield
+        self.run.shared["loss_reads"] = read
+
     def _begin_trace(self, step: Step) -> None:
         run = self.run
         if not run.is_traced or not step.training:
@@ -297,7 +309,8 @@ class Taps:
             step.asked_with.clear()
             step.asked.add("loss")
             weights = self._boundary.call("taps", self._weights, signature, args, kwargs)
-            loss = original(*args, **kwargs)
+            with self._first_loss(training=step.training):
+                loss = original(*args, **kwargs)
             with self.run.backend.observing():
                 self._boundary.call("taps", self._note, step, signature, args, kwargs, weights)
                 step.loss = self._boundary.call("taps", self._whole_loss, loss)

@@ -1,5 +1,7 @@
 """Shapes, layers, weights, dtypes, modes and states: declared against real."""
 
+from typing import ClassVar
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -153,6 +155,22 @@ class TestUntracked:
     def test_a_weight_that_the_loss_does_not_depend_on_is_advice(self):
         assert self.found(gradient_norm=0.0)[0].severity is Severity.ADVICE
         assert self.found(gradient_norm=None)[0].severity is None
+
+    OF_LOSS: ClassVar = {"of_loss": True, "moved": 0.0, "steps": 40, "layer": None}
+
+    def test_a_weight_of_the_loss_that_nobody_moves_is_told(self):
+        (alert,) = self.found(**self.OF_LOSS)
+        assert alert.subject == "the loss: w"
+        assert "moved by 0 in 40 steps" in alert.message
+
+    def test_a_weight_of_the_loss_that_somebody_moves_is_well(self):
+        assert not self.found(**self.OF_LOSS | {"moved": 0.1})
+        assert not self.found(**self.OF_LOSS | {"steps": 9})
+
+    def test_a_network_that_judges_the_outputs_is_advice(self):
+        network = self.OF_LOSS | {"layer": "vgg"}
+        assert self.found(**network)[0].severity is Severity.ADVICE
+        assert self.found(**network, made_in_loss=True)[0].severity is None
 
 
 class TestDtypes:

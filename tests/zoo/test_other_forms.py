@@ -61,3 +61,22 @@ def test_a_relu_at_the_end_that_is_dead_from_the_start(bias: float, found: set[A
     model = network(layers.Dense(1, bias_initializer=start), layers.ReLU(name="end"))
     model.compile(keras.optimizers.AdamW(0.01), "mae")
     assert alarms(watched_fit(model, x, np.abs(y), epochs=2, batch_size=8)) == found
+
+
+@pytest.mark.parametrize("kind", ["learnt", "constant", "steered"])
+def test_a_variable_that_only_the_loss_reads(kind: str) -> None:
+    """Keras looks for no weights there; a callback may steer one that says it is trainable."""
+    x, y = points()
+    spread = keras.Variable(0.5, trainable=kind != "constant", name="spread")
+
+    def likelihood(y_true: Any, y_pred: Any) -> Any:
+        return ops.exp(-spread) * ops.mean(ops.square(y_true - y_pred), axis=-1) + spread
+
+    model = network(layers.Dense(1))
+    model.compile("sgd", likelihood)
+    grow = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: spread.assign(epoch))
+    run = watched_fit(
+        model, x, y, batch_size=8, epochs=2, callbacks=[grow] if kind == "steered" else []
+    )
+    expected = {("untracked-weights", "the loss: spread")} if kind == "learnt" else set()
+    assert alarms(run) == expected

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
+from trainsanity import optimizers
 from trainsanity.difference import is_float
 from trainsanity.forward import call_model, untouched
 from trainsanity.probes.probe import Probe
+from trainsanity.reads import noted_reads
 from trainsanity.recording import Call, recorded
+
+WHOLE = 1_000_000  # elements of a variable of the loss up to which it is looked at
 
 
 class VariablesRead(Probe):
-    """Makes the audit `variables_read`."""
+    """Makes the audit `variables_read`; and, when training has ended, another one of what the loss
+    reads: only then is it known that nobody has moved it.
+    """
 
     name = "variables_read"
     cost = 0.2
+
+    def __init__(self, run: Any) -> None:
+        super().__init__(run)
+        self._of_loss: list[_OfLoss] = []
 
     def on_sample(self) -> None:
         model = self.run.model
@@ -30,64 +39,88 @@ class VariablesRead(Probe):
         with (
             untouched(model),
             recorded(model, calls, stack),
-            noted_reads(read, stack),
+            noted_reads(read, lambda: stack[-1] if stack else None),
             self.run.backend.watched_reads(read),
         ):
             call_model(model, self.run.sample[0], training=False)
-        # All that the model carries: also seeds, metric and optimizer state.
-        known = {id(v) for v in model.variables}
+        found, known = _floating(read), self._known()
+        untracked = [_row(v, call) for key, (v, call) in found.items() if key not in known]
+        self._hand_in(found, known, untracked)
+
+    def after_step(self, step: int) -> None:
+        """The loss has been traced: the first values of what it reads."""
+        if self._of_loss or "loss_reads" not in self.run.shared:
+            return
+        found, known = _floating(self.run.shared["loss_reads"]), self._known()
+        self._of_loss = [
+            _OfLoss(v, layer, _value(v), step)
+            for key, (v, layer) in found.items()
+            if key not in known and _is_trainable(v) and np.prod(tuple(v.shape)) <= WHOLE
+        ]
+        self.run.shared["loss_reads"] = {}
+
+    def on_end(self) -> None:
+        if not self._of_loss:
+            return
+        known = self._known()
+        rows = [
+            found.row(self.run.step) for found in self._of_loss if id(found.variable) not in known
+        ]
+        self._hand_in({}, known, rows)
+
+    def _known(self) -> set[int]:
+        """All that the model carries, also seeds, metric and optimizer state, and what its
+        optimizers train besides.
+        """
+        held = optimizers.of_model(self.run.model).values()
+        trained = [v for o in held for v in optimizers.working(o)._trainable_variables]
+        variables = [*self.run.model.variables, *trained]
         # On TensorFlow a Keras variable holds one of TensorFlow's own: the same read.
-        inside = {id(getattr(v, "_value", None)) for v in model.variables}
-        inside |= {id(getattr(v, "_value", None)) for v, _ in read.values()}
-        read = {k: found for k, found in read.items() if k not in inside}
-        floating = {k: v for k, v in read.items() if is_float(v[0])}
-        untracked = [_row(v, call) for k, (v, call) in floating.items() if k not in known]
+        return {id(v) for v in variables} | {id(getattr(v, "_value", None)) for v in variables}
+
+    def _hand_in(
+        self, read: Mapping[int, Any], known: set[int], untracked: list[dict[str, Any]]
+    ) -> None:
         self.run.audit(
             "variables_read",
             {
-                "read": len(floating),
-                "tracked": sum(k in known for k in floating),
+                "read": len(read),
+                "tracked": sum(key in known for key in read),
                 "untracked": untracked,
             },
         )
 
 
-_OWNER = next(c for c in keras.Variable.__mro__ if "value" in c.__dict__)
-_PLAIN = _OWNER.__dict__["value"]
-_noting: dict[int, Callable[[Any], None]] = {}  # thread -> what it does with each variable it reads
-_changing = threading.Lock()
+@dataclass
+class _OfLoss:
+    """A variable that the loss reads and the model does not know."""
+
+    variable: Any
+    layer: str | None  # in whose call it was read
+    first: np.ndarray[Any, Any]
+    step: int
+
+    def row(self, step: int) -> dict[str, Any]:
+        moved = float(np.max(np.abs(_value(self.variable) - self.first), initial=0.0))
+        row = _row(self.variable, None) | {"layer": self.layer}
+        # Keras puts the name of what made a variable in front of its own.
+        is_new = row["name"].startswith("compile_loss/")
+        seen = {"of_loss": True, "moved": moved, "steps": step - self.step}
+        return row | seen | {"made_in_loss": is_new}
 
 
-def _noted(self: Any) -> Any:
-    note = _noting.get(threading.get_ident())
-    if note is not None:
-        note(self)
-    return _PLAIN.fget(self)
+def _value(variable: Any) -> np.ndarray[Any, Any]:
+    return np.array(keras.ops.convert_to_numpy(variable), np.float64)
 
 
-_NOTED = property(_noted, _PLAIN.fset)
+def _floating(read: Mapping[int, tuple[Any, Any]]) -> dict[int, tuple[Any, Any]]:
+    """Without those of TensorFlow that are inside of a Keras variable: the same read."""
+    inside = {id(getattr(v, "_value", None)) for v, _ in read.values()}
+    return {k: found for k, found in read.items() if k not in inside and is_float(found[0])}
 
 
-@contextmanager
-def noted_reads(read: dict[int, tuple[Any, Call | None]], stack: list[Call]) -> Iterator[None]:
-    """Within, every Keras variable whose value is asked for in this thread is noted, with the call
-    that asked. Others may train at the same time.
-    """
-
-    def note(variable: Any) -> None:
-        read.setdefault(id(variable), (variable, stack[-1] if stack else None))
-
-    thread = threading.get_ident()
-    with _changing:
-        _noting[thread] = note
-        _OWNER.value = _NOTED
-    try:
-        yield
-    finally:
-        with _changing:
-            del _noting[thread]
-            if not _noting:
-                _OWNER.value = _PLAIN
+def _is_trainable(variable: Any) -> bool:
+    return bool(getattr(variable, "trainable", getattr(variable, "requires_grad", True)))
 
 
 def _row(variable: Any, call: Call | None) -> dict[str, Any]:
@@ -97,7 +130,7 @@ def _row(variable: Any, call: Call | None) -> dict[str, Any]:
     return {
         "name": getattr(variable, "path", None) or getattr(variable, "name", None) or "variable",
         "elements": int(np.prod(tuple(variable.shape))),
-        "trainable": bool(getattr(variable, "trainable", getattr(variable, "requires_grad", True))),
+        "trainable": _is_trainable(variable),
         "kind": "keras.Variable" if is_keras else kind,
         "layer": call.name if call else None,
         "gradient_norm": None,

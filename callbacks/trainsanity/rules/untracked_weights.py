@@ -14,13 +14,16 @@ from trainsanity.wire import Audit
 class UntrackedWeights(Rule):
     """The model computes with trainable weights that it does not know.
 
-    Compares: the variables read in one forward call with `model.weights`.
+    Compares: the variables read in one forward call, and in the loss, with `model.weights`. Those
+    of the loss count where they have not moved when training ends: some are steered by a callback.
+    Layers that were there before the loss called them are advice: a trained network may judge.
 
     Why: such a weight is not trained, not saved and not counted. After a reload it has another
     value, and the model another accuracy.
 
     Try: create layers and weights in __init__ or build of a layer and keep them as attributes;
-    never inside a Lambda or a function.
+    never inside a Lambda or a function. A weight of the loss belongs to a layer that
+    calls add_loss, or to a model with a compute_loss of its own.
 
     Source: TensorFlow issues 40638, 34732 (layers inside a Lambda), 43230 (a raw tf.Variable);
     live in Keras 3.15, without a warning.
@@ -29,6 +32,9 @@ class UntrackedWeights(Rule):
     id = "untracked-weights"
     severity = Severity.WARNING
     needs = ("audit:variables_read",)
+
+    # For which a variable of the loss has stood still, at least.
+    steps: int = 10
 
     @staticmethod
     def fires_on() -> RunHistory:
@@ -46,11 +52,45 @@ class UntrackedWeights(Rule):
             _finding(audit, row)
             for audit in measured(run, "variables_read")
             for row in maps(audit.facts, "untracked")
-            if row.get("trainable") is True
+            if row.get("trainable") is True and (not row.get("of_loss") or self._stays(row))
         )
+
+    def _stays(self, row: Mapping[str, Any]) -> bool:
+        """Whether a variable of the loss stood still until training ended."""
+        return (whole(row, "steps") or 0) >= self.steps and real(row, "moved") == 0.0
 
 
 def _finding(audit: Audit, row: Mapping[str, Any]) -> Finding:
+    return _of_loss(audit, row) if row.get("of_loss") else _of_model(audit, row)
+
+
+def _of_loss(audit: Audit, row: Mapping[str, Any]) -> Finding:
+    name, layer, steps = text(row, "name") or "?", text(row, "layer"), whole(row, "steps") or 0
+    inside = f", in the layer {layer}," if layer else ""
+    return Finding(
+        subject=f"the loss: {name}",
+        title=f"The loss uses {name}, which no optimizer trains",
+        message=(
+            f"The loss reads{inside} the trainable {text(row, 'kind') or 'variable'} {name}, which "
+            f"is not among model.weights: it is neither trained nor saved. It has moved by 0 in "
+            f"{steps:,} steps."
+        ),
+        witnesses=(
+            Witness("trainable flag", "True"),
+            Witness(f"movement of {name}", 0.0),
+        ),
+        suggestion=(
+            "Make it a weight of a layer that calls add_loss, or of a model with its own "
+            "compute_loss; if it is a constant, create it with trainable=False."
+        ),
+        first_step=audit.step,
+        last_step=audit.step,
+        severity=Severity.ADVICE if layer and not row.get("made_in_loss") else None,
+        certainty="Variables are compared by identity, their values exactly.",
+    )
+
+
+def _of_model(audit: Audit, row: Mapping[str, Any]) -> Finding:
     name, layer = text(row, "name") or "?", text(row, "layer") or "the model"
     site = f" at {text(row, 'site')}" if text(row, "site") else ""
     elements = whole(row, "elements") or 0
