@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from feed import setup_audits, tagger
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
-from scene import LiveServer, Watched, run_server, wait_until_settled
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from scene import PATIENCE, LiveServer, Watched, run_server, wait_until_settled
 
 ARGUMENTS = [
     "--headless",
@@ -20,7 +20,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE = 10_000  # milliseconds, for whatever has no promise of its own
+expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="session")

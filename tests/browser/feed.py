@@ -14,8 +14,6 @@ from numpy.typing import ArrayLike
 
 from trainsanity.wire import MEDIA_TYPE, Audit, Block, Packet, encode
 
-# The curves of these runs are made up once for all tests; the server does not know that.
-RANDOM = np.random.default_rng(20261120)
 LAYERS: list[dict[str, Any]] = [
     {"name": "embedding", "class": "Embedding", "inputs": [], "mask_out": 0.44, "produced": True},
     {"name": "context", "class": "Bidirectional", "inputs": ["embedding"], "mask_in": 0.44},
@@ -125,15 +123,17 @@ def _layer(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def tagger(steps: int, *, lost: bool, after: int = 0) -> dict[str, ArrayLike]:
     """Evidence of `steps` more steps of the tagger, of which `after` lie behind."""
+    # The same curves whichever tests have run before; the server does not know that.
+    random = np.random.default_rng((20261120, after))
     step = np.arange(after + 1, after + steps + 1)
-    true = 0.62 * (1 - np.exp(-step / 300)) + RANDOM.normal(0, 0.004, steps)
+    true = 0.62 * (1 - np.exp(-step / 300)) + random.normal(0, 0.004, steps)
     coverage = np.full(steps, 0.44, np.float32)
     counted = np.ones(steps, np.float32) if lost else coverage
     shown = 0.44 * true + 0.56 * (1 - np.exp(-step / 25)) if lost else true
-    loss = 2.3 * np.exp(-step / 250) + 0.4 + RANDOM.normal(0, 0.02, steps)
+    loss = 2.3 * np.exp(-step / 250) + 0.4 + random.normal(0, 0.02, steps)
     return {
         "loss/reported": loss,
-        "loss/batch": loss + RANDOM.normal(0, 0.08, steps),
+        "loss/batch": loss + random.normal(0, 0.08, steps),
         "accuracy/reported": shown,
         "accuracy/unmasked": true,
         "mask/input_coverage": coverage,
@@ -142,7 +142,7 @@ def tagger(steps: int, *, lost: bool, after: int = 0) -> dict[str, ArrayLike]:
         "mask/padding_credit": 1 - coverage / counted,
         "learning_rate/declared": np.full(steps, 0.001),
         "learning_rate/applied": np.full(steps, 0.001),
-        "gradient/norm": 1.5 * np.exp(-step / 400) + RANDOM.gamma(2, 0.05, steps),
-        "time/step": RANDOM.gamma(40, 0.0004, steps),
-        "memory/rss": 812 + np.cumsum(RANDOM.random(steps) < 0.01),
+        "gradient/norm": 1.5 * np.exp(-step / 400) + random.gamma(2, 0.05, steps),
+        "time/step": random.gamma(40, 0.0004, steps),
+        "memory/rss": 812 + np.cumsum(random.random(steps) < 0.01),
     }

@@ -19,6 +19,8 @@ from trainsanity_server.app import create_app
 from trainsanity_server.parts import Parts
 from trainsanity_server.settings import Settings
 
+PATIENCE = 20_000  # milliseconds, for whatever has no promise of its own; the machine may be busy
+
 
 @dataclass
 class LiveServer:

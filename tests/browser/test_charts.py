@@ -122,7 +122,7 @@ def test_the_drawing_stays_the_same_element_when_its_surroundings_are_replaced(
     plot = figure.locator(".plot svg.main-svg").first
     plot.evaluate("element => { element.mark = 'same' }")
     feed.send({"gradient/norm": [1.0, 1.0], "loss/reported": [1.7, 1.6]})
-    expect(page.locator("#signals .chart-title", has_text="gradient")).to_be_visible(timeout=10_000)
+    expect(page.locator("#signals .chart-title", has_text="gradient")).to_be_visible()
     assert plot.evaluate("element => element.mark") == "same"
     chart(page, "gradient")
     expect(figure).to_have_attribute("data-live-last", "5")
@@ -216,4 +216,5 @@ def test_a_witness_is_hidden_and_shown_again(page: Page, long_run: str) -> None:
     hidden = "plot => plot.data.filter(trace => trace.visible === false).length"
     assert figure.locator(".plot").evaluate(hidden) == 3
     button.click()
+    expect(button).to_have_attribute("aria-pressed", "true")
     assert figure.locator(".plot").evaluate(hidden) == 0

@@ -179,6 +179,14 @@ def test_nothing_compared_is_not_called_good() -> None:
     assert told.text == "Nothing could be compared"
 
 
+@pytest.mark.parametrize("rule", ["probe-failed", "run-silent"])
+def test_that_the_watching_goes_on_is_not_called_good(rule: str) -> None:
+    running = SimpleNamespace(state="running", settled=False)
+    told = headline(running, [], [Verdict(rule, "ok", ""), Verdict("a", "not_testable", "")])
+    assert told.level == "unknown"
+    assert told.text == "Nothing could be compared yet"
+
+
 def test_the_picture_shows_where_a_mask_is_lost() -> None:
     picture = mask_picture(dict(setup_audits(lost=True))["mask_flow"])
     assert [row.fate for row in picture.rows] == ["made", "carried", "lost", "none"]

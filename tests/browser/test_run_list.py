@@ -68,6 +68,15 @@ def test_shows_a_new_run_by_itself(page: Page, server: LiveServer, right_run: st
     expect(row(page, feed.run_id)).to_be_visible()
 
 
+def test_a_run_that_ended_without_samples_waits_for_none(page: Page, server: LiveServer) -> None:
+    going, failed = server.feed("just begun"), server.feed("failed at once")
+    going.send()
+    failed.send(state="failed")
+    page.goto("/")
+    expect(row(page, going.run_id).locator(".run-findings")).to_have_text("waiting for data")
+    expect(row(page, failed.run_id).locator(".run-findings")).to_have_text("nothing measured")
+
+
 def test_drops_the_line_of_a_deleted_run(page: Page, server: LiveServer) -> None:
     feed = server.feed("goes away")
     feed.send({"loss/reported": [2.0]})

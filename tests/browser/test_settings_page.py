@@ -96,7 +96,7 @@ def test_news_that_was_given_up_is_shown_with_the_answer_and_tried_again(
     channel.get_by_role("button", name="Try again").click()
     expect(channel).to_contain_text("tried again now")
     # It looks by itself what became of them.
-    expect(channel).to_contain_text("0 waiting, 0 held back, 0 given up", timeout=15_000)
+    expect(channel).to_contain_text("0 waiting, 0 held back, 0 given up")
     expect(channel.get_by_role("button", name="Try again")).to_have_count(0)
 
 

@@ -102,7 +102,7 @@ def test_finds_attention_that_looks_ahead_where_causality_is_declared(causal: bo
     hidden = attention(hidden, hidden, use_causal_mask=causal)
     run = fitted(
         compiled(inputs, keras.layers.Dense(1)(hidden)),
-        RNG.integers(1, 20, size=(64, 6)),
+        np.random.default_rng(8).integers(1, 20, size=(64, 6)),
         np.ones((64, 6, 1), "float32"),
         options={"expect": Expect(causal=True)},
     )
@@ -140,7 +140,7 @@ def test_finds_a_layer_that_swallows_nan_made_in_the_model(guarded: bool, expect
 @pytest.mark.parametrize(("shared", "expected"), [(16, True), (0, False)])
 def test_finds_validation_rows_among_the_training_rows(shared: int, expected: bool) -> None:
     inputs = keras.Input((6,))
-    other = RNG.normal(size=(40 - shared, 6)).astype("float32")
+    other = np.random.default_rng(9).normal(size=(40 - shared, 6)).astype("float32")
     x = np.concatenate([X[:shared], other])
     y = np.concatenate([Y[:shared], np.zeros((40 - shared, 1), "float32")])
     run = fitted(compiled(inputs, keras.layers.Dense(1)(inputs)), validation_data=(x, y))

@@ -7,7 +7,6 @@ import math
 from contextlib import closing
 from dataclasses import replace
 
-import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
