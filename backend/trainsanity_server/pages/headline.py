@@ -13,6 +13,8 @@ from trainsanity_server.services.runs import Alert, Run, Verdict
 STANDING = ("open", "acknowledged")
 NOUNS = {"critical": "contradiction", "warning": "warning", "advice": "piece of advice"}
 PLURALS = {"advice": "pieces of advice"}
+# Rules about the watching itself: that it goes on says nothing of the training.
+OF_THE_WATCHING = ("probe-failed", "run-silent")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def headline(run: Run, alerts: Sequence[Alert], verdicts: Sequence[Verdict]) -> 
         also_text = f"Also {' and '.join(also)}." if also else ""
         text = f"{number}: {sentence(worst.witnesses) or worst.title}"
         return Headline(worst.severity, text, " ".join(filter(None, (also_text, detail))))
-    agreed = sum(verdict.verdict == "ok" for verdict in verdicts)
+    agreed = [v for v in verdicts if v.verdict == "ok" and v.rule not in OF_THE_WATCHING]
     if not agreed:
         waiting = run.state == "running"
         text = "Nothing could be compared" + (" yet" if waiting else "")
