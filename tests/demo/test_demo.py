@@ -26,20 +26,23 @@ LONG = 300  # seconds that nothing here lasts, also on a busy machine
 PLUS, ADD, EMBEDDING, RATE = (story.run_name for story in STORIES)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _held_port() -> socket.socket:
+    """A port that the system gives to nobody else, and on which a server may listen."""
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return holder
 
 
 class Demo:
     """A running `trainsanity demo`, as a terminal would start it."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
-        self.port = _free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self._holder = _held_port()
+        port = self._holder.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
         self.output: list[str] = []
-        command = [sys.executable, "-m", "trainsanity", "demo", "--port", str(self.port)]
+        command = [sys.executable, "-m", "trainsanity", "demo", "--port", str(port)]
         self.process = subprocess.Popen(
             [*command, "--db", f"sqlite:///{folder / 'demo.db'}", *arguments],
             stdout=subprocess.PIPE,
@@ -74,6 +77,7 @@ class Demo:
             for process in (*self.started(), self.process):
                 process.kill()
         self.process.communicate()
+        self._holder.close()
 
 
 @dataclass
