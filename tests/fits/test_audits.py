@@ -445,3 +445,20 @@ def test_compares_only_rows_of_samples_with_those_of_a_sample_alone() -> None:
     compared = run.audits("paths")[-1].facts["comparisons"]
     assert [row["kind"] for row in compared] == ["execution"] * 3 + ["batch"]
     assert "path-disagreement" not in slugs(run)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.data")
+def test_takes_its_rows_out_of_the_graph() -> None:
+    """TensorFlow traces such a step twice, and runs what it has traced last."""
+    import tensorflow as tf
+
+    x = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    data = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).batch(8)
+    run = watched_fit(model, data, epochs=1, shuffle=False)
+    assert [row["elements"] for row in _differences(run)] == [8]
+
+
+def _differences(run: SpooledRun) -> list[dict[str, Any]]:
+    return [row["difference"] for row in run.audits("roundtrip")[-1].facts["outputs"]]

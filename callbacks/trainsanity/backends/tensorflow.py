@@ -63,17 +63,14 @@ class TensorFlow(Backend):
         return super().peek(batches)
 
     def catch_sample(self, run: Any, args: tuple[Any, ...]) -> None:
-        """For data that only the graph sees."""
-        if run.sample is not None or "caught" in run.shared:
-            return
+        """For data that only the graph sees. TensorFlow may trace a step again before it has run
+        once, so each trace does it.
+        """
         leaves = tf.nest.flatten(args[0])
-        if not all(_can_be_caught(leaf, run.compiled_by_xla) for leaf in leaves):
-            why = "the data has parts that are no dense tensors of known shape"
-            run.not_testable["sample"] = why
+        is_kept = run.sample is not None or (tf.executing_eagerly() and "caught" in run.shared)
+        if is_kept or not self._has_room(run, leaves):
             return
-        with tf.init_scope():
-            kept = [_room_for(leaf) for leaf in leaves]
-            done = tf.Variable(False, trainable=False)
+        done, kept, _ = run.shared["caught"]
 
         def keep() -> tf.Tensor:
             for variable, leaf in zip(kept, leaves, strict=True):
@@ -83,6 +80,20 @@ class TensorFlow(Backend):
 
         tf.cond(done, lambda: tf.constant(False), keep)
         run.shared["caught"] = (done, kept, args[0])
+
+    def _has_room(self, run: Any, leaves: list[Any]) -> bool:
+        """Whether there are variables for these parts of a batch; they are made for the first."""
+        if "caught" in run.shared:
+            kept = run.shared["caught"][1]
+            return len(kept) == len(leaves) and all(map(_fits, kept, leaves))
+        if not all(_can_be_caught(leaf, run.compiled_by_xla) for leaf in leaves):
+            why = "the data has parts that are no dense tensors of known shape"
+            run.not_testable["sample"] = why
+            return False
+        with tf.init_scope():
+            done = tf.Variable(False, trainable=False)
+            run.shared["caught"] = (done, [_room_for(leaf) for leaf in leaves], None)
+        return True
 
     def caught_sample(self, run: Any) -> Any | None:
         caught = run.shared.get("caught")
@@ -295,6 +306,11 @@ def _room_for(leaf: Any) -> tf.Variable:
     shape = tf.TensorShape([None] * leaf.shape.rank)
     empty = tf.zeros([0] * leaf.shape.rank, leaf.dtype)
     return tf.Variable(empty, shape=shape, trainable=False)
+
+
+def _fits(variable: tf.Variable, leaf: Any) -> bool:
+    is_same = isinstance(leaf, tf.Tensor) and leaf.dtype == variable.dtype
+    return is_same and leaf.shape.rank == variable.shape.rank
 
 
 def own_copy(variable: Any) -> Any:
