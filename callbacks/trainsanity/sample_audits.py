@@ -11,7 +11,7 @@ from trainsanity.listeners import Listeners
 from trainsanity.probes.probe import Probe
 from trainsanity.run import Run
 
-START_UP_SECONDS = 0.2  # that audits of the sample may take before or after the first batch
+START_UP_SECONDS = 0.2  # that audits of the sample may take after the first batch
 EPOCH_END_SECONDS = 0.5  # that those left may take at the end of an epoch
 LAST_SECONDS = 3.0  # that those left at the end of training may take at least
 SHARED = "audits of a sample run on one copy of the model; this one is trained on several"
@@ -43,11 +43,14 @@ class SampleAudits:
         )
 
     def begin(self) -> None:
-        if self._run.is_shared:
+        run = self._run
+        if run.is_shared:
+            self._is_shown = True
             for probe in self._listeners.hearing("on_sample"):
-                self._run.refuse(probe, SHARED)
-        else:
+                run.refuse(probe, SHARED)
+        elif run.fit is None or run.fit.call != "fit":
             self._show()
+        # Else after the first batch, which would come later for it.
 
     def peek(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Takes the first rows of the first batch where the data comes from a Python iterator.
@@ -67,9 +70,21 @@ class SampleAudits:
         run.sample = self._of_batch(batch)
         return (*args[:-1], data)
 
-    def after_step(self) -> None:
-        if not self._is_shown and self._run.backend.READABLE_IN_EPOCH:
+    def before_execution(self, args: tuple[Any, ...]) -> None:
+        """Between the first execution of the train function and the second, which gets `args`."""
+        run = self._run
+        if self._is_shown or run.step == 0:
+            return
+        if run.backend.READABLE_IN_EPOCH:
             self._show()
+        elif run.sample is not None:
+            self._boundary.call("sample", self._show_whole, args)
+
+    def _show_whole(self, args: tuple[Any, ...]) -> None:
+        """Where variables are empty within an epoch."""
+        with self._run.backend.made_whole(self._run.model, args) as is_whole:
+            if is_whole:
+                self._show(is_borrowed=True)
 
     def at_epoch_end(self) -> None:
         self._audit(EPOCH_END_SECONDS)
@@ -77,13 +92,14 @@ class SampleAudits:
 
     def end(self) -> None:
         """What is left, as far as the share of the training time allows it."""
+        self._show()
         spent = time.monotonic() - self._opened
         self._audit(max(LAST_SECONDS, self._run.settings.audit_budget * spent))
         while self._left:
             reason = "audits had used up their share of the training time"
             self._run.refuse(self._left.pop(0), reason)
 
-    def _show(self) -> None:
+    def _show(self, *, is_borrowed: bool = False) -> None:
         run = self._run
         if self._is_shown or not run.model.built:
             return
@@ -94,18 +110,27 @@ class SampleAudits:
             return
         self._is_shown = True
         self._left = sorted(self._listeners.hearing("on_sample"), key=lambda p: p.cost)
-        self._audit(START_UP_SECONDS)
+        self._audit(START_UP_SECONDS, is_borrowed=is_borrowed)
 
     def _of_batch(self, batch: Any) -> Any:
         rows = self._run.sample_rows
         return self._boundary.call("sample", fit_arguments.sample_of_batch, batch, rows)
 
-    def _audit(self, seconds: float) -> None:
-        """Until the time is up; the other probes wait for an epoch end."""
+    def _audit(self, seconds: float, *, is_borrowed: bool = False) -> None:
+        """Until the time is up; the other probes wait for an epoch end. Those that run functions
+        which Keras compiles do so too where the variables are borrowed from the step.
+        """
         if not self._left:
             return
         started = time.monotonic()
         with forward.names_untouched(), forward.unwarned():
-            while self._left and time.monotonic() - started < seconds:
-                self._listeners.tell_one(self._left.pop(0), "on_sample")
+            for probe in [p for p in self._left if not (is_borrowed and p.runs_compiled)]:
+                if time.monotonic() - started >= seconds and not self._is_nearly_done(probe):
+                    break
+                self._left.remove(probe)
+                self._listeners.tell_one(probe, "on_sample")
         self._run.shared.pop("passes", None)  # the tensors take memory
+
+    def _is_nearly_done(self, probe: Probe) -> bool:
+        """Whether it needs nothing but the pass that another one has just asked for."""
+        return not probe.cost and "passes" in self._run.shared

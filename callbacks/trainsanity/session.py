@@ -449,6 +449,7 @@ class Session:
             return self._run_foreign(original, args, training=True)
         try:
             args = audits.peek(args)
+            audits.before_execution(args)
             run.state = args[0] if len(args) > 1 else None
             self._listeners.tell("before_step", run.step + 1)
             run.state = None
@@ -470,7 +471,6 @@ class Session:
         run.step += batches
         self._listeners.tell("after_step", run.step)
         readings.after_training(result, batches)
-        audits.after_step()
         if self._stop:
             self.model.stop_training = True
         return result

@@ -128,6 +128,12 @@ class Backend(ABC):
         """The value of a Keras variable right before a step."""
         return self.read(variable)
 
+    def made_whole(self, model: Any, args: tuple[Any, ...]) -> AbstractContextManager[bool]:
+        """Between two executions of the train function: within, variables that are empty in an
+        epoch hold what the next execution gets. Gives whether they do.
+        """
+        return nullcontext(True)
+
     @abstractmethod
     def pick(self, variable: Any, coordinates: np.ndarray[Any, Any], *, xla: bool) -> Any:
         """Elements of a Keras variable; coordinates have shape (k, rank)."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -63,21 +64,28 @@ class Jax(Backend):
         """Out of the state right before a step, else from the variable itself."""
         if state is None:
             return self.read(variable)
-        parts = zip(
-            (
-                model.trainable_variables,
-                model.non_trainable_variables,
-                model.optimizer.variables,
-                model.metrics_variables,
-            ),
-            state,
-            strict=True,
-        )
-        for variables, values in parts:
-            for own, value in zip(variables, values, strict=True):
-                if own is variable:
-                    return np.asarray(value)
+        for own, value in _travelling(model, state):
+            if own is variable:
+                return np.asarray(value)
         return self.read(variable)  # it is no part of the state that travels
+
+    @contextmanager
+    def made_whole(self, model: Any, args: tuple[Any, ...]) -> Iterator[bool]:
+        state = args[0] if len(args) > 1 else None
+        pairs = [] if state is None else list(_travelling(model, state))
+        if not pairs or any(value.is_deleted() for _, value in pairs):
+            yield False
+            return
+        before = [variable._value for variable, _ in pairs]
+        is_synced, model._jax_state_synced = model._jax_state_synced, True
+        try:
+            for variable, value in pairs:
+                variable._value = value
+            yield True
+        finally:
+            model._jax_state_synced = is_synced
+            for (variable, _), value in zip(pairs, before, strict=True):
+                variable._value = value
 
     # One program for both: each is compiled when it first runs.
     _copy: Callable[[Any, Any], tuple[Any, Any]] = staticmethod(
@@ -219,6 +227,18 @@ class Jax(Backend):
 
     def sums_and_largest(self, sums: list[Any], largest: list[Any]) -> tuple[list[Any], list[Any]]:
         return _in_one_pass(sums, largest)
+
+
+def _travelling(model: Any, state: Any) -> Iterator[tuple[Any, Any]]:
+    """Variables and their values in the state that the train function gets and gives back."""
+    parts = (
+        model.trainable_variables,
+        model.non_trainable_variables,
+        model.optimizer.variables,
+        model.metrics_variables,
+    )
+    for variables, values in zip(parts, state, strict=True):
+        yield from zip(variables, values, strict=True)
 
 
 def _in_one_pass(sums: list[Any], largest: list[Any]) -> tuple[list[Any], list[Any]]:

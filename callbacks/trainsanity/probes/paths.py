@@ -26,6 +26,7 @@ class Paths(Probe):
 
     name = "paths"
     cost = 0.6
+    runs_compiled = True
 
     def on_sample(self) -> None:
         model, x = self.run.model, self.run.sample[0]

@@ -214,8 +214,12 @@ class Probe:
     # Whether its columns must come from every batch, as what adds up over an epoch does; the others
     # may get fewer turns where the step runs as Python code (`trainsanity.pace`).
     every_batch: ClassVar[bool] = False
-    # Seconds, roughly, that `on_sample` takes: cheap audits come first.
+    # Seconds, roughly, that `on_sample` takes: cheap audits come first. 0 for those that look at
+    # the one inference pass and do nothing else.
     cost: ClassVar[float] = 0.0
+    # Whether `on_sample` runs functions that Keras compiles; on JAX they give the variables' values
+    # away.
+    runs_compiled: ClassVar[bool] = False
 
     def __init__(self, run: Run) -> None:
         self.run = run

@@ -14,6 +14,7 @@ class Shapes(Probe):
     """Makes the audit `shapes` from two passes of different batch size."""
 
     name = "shapes"
+    cost = 0.1
 
     def on_sample(self) -> None:
         passes = Passes.of(self.run)

@@ -16,6 +16,7 @@ class Structure(Probe):
     """
 
     name = "structure"
+    cost = 0.3
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)

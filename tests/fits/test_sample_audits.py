@@ -1,0 +1,42 @@
+"""When the sample is audited: after the first batch, which must not wait, and before the second."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from watched import watched_fit
+
+IDS = np.random.default_rng(5).integers(1, 9, size=(24, 6)).astype("int32")
+IDS[:, 4:] = 0
+Y = np.ones((24, 6, 1), "float32")
+
+
+def tagger() -> keras.Model:
+    """With a mask, and random numbers in training."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((6,), dtype="int32")
+    hidden = keras.layers.Embedding(9, 4, mask_zero=True)(inputs)
+    hidden = keras.layers.Dropout(0.5)(hidden)
+    model = keras.Model(inputs, keras.layers.Dense(1)(hidden))
+    model.compile("adam", "mse")
+    return model
+
+
+def every_value(model: keras.Model) -> list[Any]:
+    variables = [*model.variables, *model.optimizer.variables]
+    return [keras.ops.convert_to_numpy(v) for v in variables]
+
+
+def test_audits_the_sample_between_two_batches_and_trains_the_same() -> None:
+    plain, watched = tagger(), tagger()
+    plain.fit(IDS, Y, batch_size=4, shuffle=False, verbose=0)
+    run = watched_fit(watched, IDS, Y, batch_size=4, shuffle=False)
+    assert not run.audits("probe_failed")
+    (flow,) = run.audits("mask_flow")
+    assert flow.step == 1, "a call that dies in its first epoch has it"
+    assert flow.facts["outputs"]["output"]["mask"] == pytest.approx(4 / 6)
+    for a, b in zip(every_value(plain), every_value(watched), strict=True):
+        np.testing.assert_array_equal(a, b)
