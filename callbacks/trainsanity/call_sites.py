@@ -1,10 +1,9 @@
 """Where in the user's source an operation was written.
 
 Keras keeps no source lines. While a functional model is built it makes a `Node` for every call;
-from the moment this module
-is imported the user's line of each is remembered beside it (never in it), at about a microsecond a
-node. A model
-that was built before has no lines; then the place is told by layers alone.
+from `remember_nodes` on the user's line of each is remembered beside it (never in it), at about a
+microsecond a node. A model that was built before has no lines; then the place is told by layers
+alone.
 """
 
 from __future__ import annotations
@@ -14,34 +13,28 @@ import functools
 import linecache
 import os
 import sys
-import sysconfig
 import weakref
 from types import FrameType
 from typing import Any
 
+from trainsanity.frames import is_of_python, outward
+
 # Packages whose frames are not the user's.
 _OTHERS = ("keras", "tensorflow", "jax", "torch", "trainsanity", "tree", "optree")
-_STDLIB = sysconfig.get_path("stdlib") + os.sep
 
 _sites: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
 def user_frame(start: FrameType | None) -> FrameType | None:
     """The innermost frame that is neither Keras', nor a backend's, nor Python's, nor ours."""
-    frame = start
-    while frame is not None:
-        if not _is_of_others(frame.f_code.co_filename):
-            return frame
-        frame = frame.f_back
-    return None
+    users = (f for f in outward(start) if not _is_of_others(f.f_code.co_filename))
+    return next(users, None)
 
 
 @functools.cache
 def _is_of_others(filename: str) -> bool:
     # By where packages are: a project of the user's may lie in a folder that is called like one.
-    if filename.startswith(("<frozen", *_folders_of_others())):
-        return True
-    return filename.startswith(_STDLIB) and "-packages" not in filename
+    return filename.startswith(tuple(_folders_of_others())) or is_of_python(filename)
 
 
 def _folders_of_others() -> list[str]:

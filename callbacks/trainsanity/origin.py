@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from types import FrameType
 from typing import Any
 
 import keras
+
+from trainsanity.frames import outward
 
 # Keras adds them; they announce nothing and write to no weights.
 PASSIVE = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
@@ -33,12 +34,10 @@ def callbacks_beside_us() -> list[Any]:
 
 
 def _callbacks_of_call() -> list[Any]:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    for frame in outward(sys._getframe(1)):
         owner = frame.f_locals.get("self")
         if isinstance(owner, keras.callbacks.CallbackList):
             return list(owner.callbacks)
-        frame = frame.f_back
     return []
 
 

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from trainsanity.fit_arguments import FitArguments
+from trainsanity.frames import outward
 
 PASSES = ("fit", "evaluate")
 _CALLS = (*PASSES, "train_on_batch", "test_on_batch")
@@ -25,14 +26,6 @@ def calls_of(model: Any, start: FrameType | None) -> Iterator[FrameType]:
     for frame in outward(start):
         if frame.f_code.co_name in _CALLS and frame.f_locals.get("self") is model:
             yield frame
-
-
-def outward(start: FrameType | None) -> Iterator[FrameType]:
-    """The frame and all that have called it, the innermost first."""
-    frame = start
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
 
 
 class WatchedCall:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import re
 import sys
-import sysconfig
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
 from trainsanity import call_sites
 from trainsanity.errors import CannotAudit
+from trainsanity.frames import PYTHON, outward, package_of
 from trainsanity.probes.probe import Probe
 from trainsanity.wrappers import Wrappers
 
@@ -35,7 +36,6 @@ RUN = re.compile(r"([^\w\s\b])\1*")
 MOST_LINE = 10_000  # characters of an unfinished line that are kept
 MOST_TEXTS = 20  # different origins told of in one epoch
 
-_STDLIB = sysconfig.get_path("stdlib")
 # Files of ours that only call on what the user's training calls anyway.
 WRAPPERS = ("console.py", "announced.py", "session.py", "taps.py", "observed.py", "boundary.py")
 _OURS = str(Path(__file__).resolve().parents[1])
@@ -83,10 +83,12 @@ class Console(Probe):
     def _listen_at(self, stream: Any) -> None:
         original, guard = stream.write, self.run.guard
         assert guard is not None
+        # Kept here: when the interpreter ends, modules lose their names, and `sys` is None.
+        is_finalizing = sys.is_finalizing
 
         def write(text: Any, *args: Any) -> Any:
             result = original(text, *args)
-            if self._wrappers.on and isinstance(text, str):
+            if self._wrappers.on and isinstance(text, str) and not is_finalizing():
                 # None where the interpreter itself writes, as the traceback that ends a program.
                 guard(self.name, self._hear, stream, text, sys._getframe().f_back)
             return result
@@ -151,7 +153,7 @@ class Console(Probe):
             printed.headers.append(int(header[1]))
         elif (error := ERROR.search(line)) and len(printed.errors) < MOST_TEXTS:
             printed.errors[error[0].strip(" :"), _origin(frame)] += 1
-        elif (told := DEPRECATED.search(line)) and _package(told["file"]) is not None:
+        elif (told := DEPRECATED.search(line)) and package_of(told["file"]) is not None:
             self._count_warning("deprecation", told["file"], line)
 
     def _hear_warning(
@@ -162,7 +164,7 @@ class Console(Probe):
             self._count_warning(category.__name__, blamed, str(message))
 
     def _count_warning(self, category: str, filename: str, text: str) -> None:
-        package, found = _package(filename), self._printed.warnings
+        package, found = package_of(filename), self._printed.warnings
         shown = "" if package is None else text.strip()[:200]
         key = (category, package or Path(filename).stem, shown, package is None)
         if key in found or len(found) < MOST_TEXTS:
@@ -223,38 +225,30 @@ def _visible(line: str) -> str:
 
 def _is_bar(frame: FrameType | None) -> bool:
     """Whether Keras' progress bar writes."""
-    for _ in range(4):
-        if frame is None:
-            return False
-        if frame.f_code.co_filename.endswith(("utils/progbar.py", "utils\\progbar.py")):
-            return True
-        frame = frame.f_back
-    return False
+    bar = ("utils/progbar.py", "utils\\progbar.py")
+    return any(f.f_code.co_filename.endswith(bar) for f in islice(outward(frame), 4))
 
 
 def _caller_of(frame: FrameType | None, file: str, line: int) -> str:
     """The file whose call is to blame: the one named, or, where the warning names the very line
     that raised it, the next one outward.
     """
-    while frame is not None and frame.f_code.co_filename == warnings.__file__:
-        frame = frame.f_back
-    if frame is None or (frame.f_code.co_filename, frame.f_lineno) != (file, line):
+    callers = (f for f in outward(frame) if f.f_code.co_filename != warnings.__file__)
+    raised = next(callers, None)
+    if raised is None or (raised.f_code.co_filename, raised.f_lineno) != (file, line):
         return file
-    while frame is not None and frame.f_code.co_filename == file:
-        frame = frame.f_back
-    return file if frame is None else frame.f_code.co_filename
+    files = (f.f_code.co_filename for f in callers)
+    return next((other for other in files if other != file), file)
 
 
 def _is_ours(frame: FrameType | None) -> bool:
     """Whether a probe of ours made the call: its frame comes before any of the user's."""
-    while frame is not None:
-        filename = frame.f_code.co_filename
+    for filename in (f.f_code.co_filename for f in outward(frame)):
         if filename.startswith(_OURS):
             if not filename.endswith(WRAPPERS):
                 return True
-        elif _package(filename) is None:
+        elif package_of(filename) is None:
             return False
-        frame = frame.f_back
     return False
 
 
@@ -262,23 +256,11 @@ def _origin(frame: FrameType | None) -> str:
     """What wrote: a place in the user's code where a user's frame is innermost, else the
     installed package.
     """
-    while frame is not None:
-        filename = frame.f_code.co_filename
-        package = _package(filename)
+    for caller in outward(frame):
+        filename = caller.f_code.co_filename
+        package = package_of(filename)
         if package is None and not filename.startswith(_OURS):
-            return call_sites.site_of_frame(frame) or ""
-        if package not in (None, "Python"):
+            return call_sites.site_of_frame(caller) or ""
+        if package not in (None, PYTHON):
             return str(package)
-        frame = frame.f_back
-    return "Python"
-
-
-def _package(filename: str) -> str | None:
-    """The installed package that a file belongs to; None for the user's own code."""
-    parts = Path(filename).parts
-    for folder in ("site-packages", "dist-packages"):
-        if folder in parts[:-1]:
-            return parts[parts.index(folder) + 1].removesuffix(".py")
-    if filename.startswith((_STDLIB, "<frozen")):
-        return "Python"
-    return None
+    return PYTHON

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from trainsanity import assignments
+from trainsanity.frames import outward
 from trainsanity.origin import callbacks_beside_us, is_of_keras, is_ours
 from trainsanity.probes.probe import Columns, Probe
 from trainsanity.tape import TapeRows
@@ -62,18 +63,17 @@ class OutsideWrites(Probe):
     def _note(self, variable: Any, frame: Any) -> None:
         if id(variable) not in self._watched:
             return
-        while frame is not None:
-            if frame.f_code.co_name == "jax_state_sync":
+        for caller in outward(frame):
+            if caller.f_code.co_name == "jax_state_sync":
                 return  # Keras puts back what it holds elsewhere; nothing changes
-            owner = _owner(frame)
+            owner = _owner(caller)
             if isinstance(owner, keras.optimizers.Optimizer):
                 return
             if isinstance(owner, keras.callbacks.CallbackList):
-                self._blame(frame.f_locals.get("callback"), variable.path)
+                self._blame(caller.f_locals.get("callback"), variable.path)
                 return
             if self._in_step and isinstance(owner, keras.layers.Layer):
                 self._by_layers = self._by_layers or not isinstance(owner, keras.Model)
-            frame = frame.f_back
 
     def _blame(self, callback: Any, path: str) -> None:
         """Notes the callback whose turn it is in Keras' list, if it is not ours."""

@@ -1,0 +1,40 @@
+"""Whose code runs, told from the files of its frames."""
+
+from __future__ import annotations
+
+import json
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trainsanity.frames import outward, package_of
+
+
+def test_walks_from_a_frame_to_all_that_have_called_it() -> None:
+    here = sys._getframe()
+    assert next(outward(here)) is here
+    assert [*outward(here)][1:] == [*outward(here.f_back)]
+
+
+def test_has_no_frame_to_walk_where_the_interpreter_itself_calls() -> None:
+    assert [*outward(None)] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "package"),
+    [
+        (np.__file__, "numpy"),
+        (json.__file__, "Python"),
+        ("<frozen importlib._bootstrap>", "Python"),
+        (str(Path(sysconfig.get_path("stdlib"), "site-packages", "six.py")), "six"),
+        ("/home/ada/keras/train.py", None),
+        ("/home/ada/python3/train.py", None),
+        ("/home/ada/site-packages.py", None),
+        ("<ipython-input-1>", None),
+    ],
+)
+def test_knows_what_package_a_file_is_of(file: str, package: str | None) -> None:
+    assert package_of(file) == package
