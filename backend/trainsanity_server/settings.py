@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import Field, SecretStr, field_validator
@@ -132,7 +133,13 @@ class Settings(BaseSettings):
     def _web_address(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")):
             raise ValueError(f"must begin with http:// or https://. Received: {value!r}")
-        return value.rstrip("/")
+        address = value.rstrip("/")
+        if urlsplit(address).path:
+            raise ValueError(
+                "must end with the host or port: pages link to the root of their host, so give the "
+                f"server a name or port of its own instead of a path. Received: {value!r}"
+            )
+        return address
 
     @field_validator("database_url")
     @classmethod

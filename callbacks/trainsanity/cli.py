@@ -6,6 +6,7 @@ Commands that need the server's packages are plugged in by the entry points of t
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import time
@@ -62,6 +63,10 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except TrainsanityError as error:
             raise Failure(str(error)) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read it has gone: click knows what to do
+                raise
+            raise Failure(f"reading or writing failed: {error}") from error
 
 
 def _plugins() -> dict[str, EntryPoint]:

@@ -16,6 +16,8 @@ TIMEOUT = urllib3.Timeout(connect=5.0, read=30.0)  # seconds
 # A moment's fault is tried again; a redirect would carry the key elsewhere.
 RETRIES = urllib3.Retry(2, redirect=False, backoff_factor=0.2, status_forcelist=(502, 503, 504))
 
+LONGEST_QUESTION = 200  # characters that the server looks for; names may be longer
+
 Query = Mapping[str, str | int | Sequence[str] | None]
 
 
@@ -95,7 +97,10 @@ class Remote:
             )
         if response.status >= 400:
             said = body.get("detail") or body.get("title") or "no reason"
-            raise RemoteError(f"{said} ({response.status})", status=response.status)
+            hint = ""
+            if response.status == 404 and str(said).startswith("there is nothing at"):
+                hint = f". Is {self.url} the address of the server, with nothing after it?"
+            raise RemoteError(f"{said} ({response.status}){hint}", status=response.status)
         return body
 
     def runs(self, limit: int | None = None, **query: str | None) -> Iterator[dict[str, Any]]:
@@ -123,7 +128,7 @@ class Remote:
                 raise
         found = [
             run
-            for run in self.runs(limit=1000, q=wanted)
+            for run in self.runs(limit=1000, q=wanted[:LONGEST_QUESTION])
             if run["name"] == wanted or run["id"].startswith(wanted)
         ]
         if len(found) == 1:

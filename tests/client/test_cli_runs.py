@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import Served, served, trainsanity
+from command_line import COMMAND, Served, clean_environment, served, trainsanity
 
 from trainsanity import identity, wire
 from trainsanity.spool import Spool
@@ -178,6 +179,33 @@ def test_a_name_of_several_runs_is_not_guessed(cast: Cast, tmp_path: Path):
     done = ask(cast, "alerts", "twin")
     assert done.status == 2
     assert all(run_id in done.err for run_id in ids)
+
+
+def test_the_longest_name_is_found(cast: Cast, tmp_path: Path):
+    name = "long " * 51
+    run_id = spool_run(tmp_path, name.strip(), applied=0.1, steps=10)
+    ask(cast, "sync", str(tmp_path))
+    done = ask(cast, "export", name.strip(), "-o", str(tmp_path / "run.json"))
+    assert (done.status, done.err) == (0, "")
+    assert run_id in (tmp_path / "run.json").read_text()
+
+
+def test_an_address_with_too_much_behind_it_is_told(cast: Cast):
+    done = trainsanity("runs", "--url", f"{cast.server.url}/runs")
+    assert done.status == 2
+    assert f"Is {cast.server.url}/runs the address of the server" in done.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full device")
+def test_output_that_cannot_be_written_is_no_alert(cast: Cast):
+    with Path("/dev/full").open("w") as full:
+        command = [*COMMAND, "alerts", cast.bad, "--url", cast.server.url]
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=clean_environment()
+        )
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_unknown_run_is_told(cast: Cast):

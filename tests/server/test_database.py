@@ -66,6 +66,20 @@ def test_a_database_of_a_newer_version_is_refused(database):
         prepare(database)
 
 
+@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
+def test_tables_of_another_program_are_left_alone(engine, request, tmp_path):
+    url = f"sqlite:///{tmp_path / 'other.db'}"
+    if engine == "postgresql":
+        url = request.getfixturevalue("empty_postgresql_url")
+    database = Database(url)
+    database.write(lambda s: s.execute(text("CREATE TABLE runs (id text)")))
+    with pytest.raises(StartupError, match=r"another program.*Received: runs\. Name another"):
+        upgrade(database)
+    with database.engine.connect() as connection:
+        assert inspect(connection).get_table_names() == ["runs"]
+    database.close()
+
+
 def test_a_password_is_not_shown():
     settings = Settings(database_url="postgresql://me:secret@127.0.0.1:1/none")
     database = Database(settings.database_url)

@@ -83,6 +83,7 @@ def test_secrets_are_not_printed():
     [
         ("database_url", "mysql://x", "Received: 'mysql://x'"),
         ("base_url", "ts.example", "Received: 'ts.example'"),
+        ("base_url", "https://ts.example/a", "Received: 'https://ts.example/a'"),
         ("mute_hours", 0, "greater than 0"),
         ("sqlite_synchronous", "off", "'full' or 'normal'"),
         ("notify_from", "loud", "critical"),

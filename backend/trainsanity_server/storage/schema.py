@@ -8,10 +8,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, inspect
 
 from trainsanity_server.errors import StartupError
 from trainsanity_server.storage.database import Database
+from trainsanity_server.storage.models import Base
 
 
 def migrations_folder() -> Path:
@@ -22,8 +23,13 @@ def migrations_folder() -> Path:
 
 
 def upgrade(database: Database) -> None:
-    """Brings the tables to the newest version; does nothing where they are it already."""
+    """Brings the tables to the newest version; does nothing where they are it already.
+
+    Raises:
+        StartupError: tables of another program stand where ours would.
+    """
     with database.engine.connect() as connection:
+        _refuse_strangers(database, connection)
         command.upgrade(_config(connection), "head")
         connection.commit()
 
@@ -57,9 +63,21 @@ def prepare(database: Database) -> None:
     if not database.is_sqlite:
         raise StartupError(
             f"the database at {_shown(database)} is behind this version of trainsanity. "
-            "Run: trainsanity db upgrade"
+            "Run: trainsanity db upgrade, with the same --db or TRAINSANITY_DATABASE_URL"
         )
     upgrade(database)
+
+
+def _refuse_strangers(database: Database, connection: Connection) -> None:
+    if MigrationContext.configure(connection).get_current_heads():
+        return
+    strangers = sorted(Base.metadata.tables.keys() & set(inspect(connection).get_table_names()))
+    if strangers:
+        raise StartupError(
+            f"the database at {_shown(database)} belongs to another program: it has tables that "
+            f"trainsanity did not make. Received: {', '.join(strangers)}. "
+            "Name another database with --db or TRAINSANITY_DATABASE_URL"
+        )
 
 
 def _shown(database: Database) -> str:
