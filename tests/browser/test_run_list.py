@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from playwright.sync_api import APIResponse, Browser, Locator, Page, Route, expect
 from scene import LiveServer, Watched
@@ -45,6 +45,43 @@ def test_filters_by_project_and_state(page: Page, wrong_run: str, right_run: str
     expect(row(page, right_run)).to_be_visible()
     page.locator(".segments").get_by_text("Failed").click()
     expect(page.get_by_text("No run fits these filters")).to_be_visible()
+
+
+def test_keeps_to_the_filters_whatever_was_on_its_way_when_they_changed(
+    page: Page, wrong_run: str, right_run: str
+) -> None:
+    held: list[tuple[Route, APIResponse]] = []
+    page.goto("/")
+    expect(page.locator("#link-state")).to_contain_text("Live")
+    page.route(is_list, lambda route: hold(route, held))
+    ask_for_the_list(page)
+    until_held(page, held, 1)
+    page.get_by_label("Project").select_option("right")
+    until_held(page, held, 2)
+    assert parse_qs(urlsplit(held[1][0].request.url).query) == {"project": ["right"]}
+    for route, answer in reversed(held):
+        route.fulfill(response=answer)
+    expect(row(page, wrong_run)).to_have_count(0)
+    ask_for_the_list(page)
+    until_held(page, held, 3)
+    assert parse_qs(urlsplit(held[2][0].request.url).query) == {"project": ["right"]}
+    held[2][0].fulfill(response=held[2][1])
+    expect(row(page, right_run)).to_be_visible()
+    expect(row(page, wrong_run)).to_have_count(0)
+
+
+def is_list(address: str) -> bool:
+    return urlsplit(address).path == "/"
+
+
+def ask_for_the_list(page: Page) -> None:
+    """As when another run appears."""
+    page.evaluate("document.body.dispatchEvent(new CustomEvent('live-unknown-run'))")
+
+
+def until_held(page: Page, held: list[tuple[Route, APIResponse]], count: int) -> None:
+    while len(held) < count:
+        page.evaluate("1")  # lets the request get here
 
 
 def test_updates_a_line_in_place(page: Page, server: LiveServer) -> None:
@@ -95,10 +132,9 @@ def test_does_not_bring_back_a_run_that_was_deleted_while_the_list_was_on_its_wa
     held: list[tuple[Route, APIResponse]] = []
     page.goto("/")
     expect(page.locator("#link-state")).to_contain_text("Live")
-    page.route(lambda address: urlsplit(address).path == "/", lambda route: hold(route, held))
-    page.evaluate("document.body.dispatchEvent(new CustomEvent('live-unknown-run'))")
-    while not held:
-        page.evaluate("1")  # lets the request get here
+    page.route(is_list, lambda route: hold(route, held))
+    ask_for_the_list(page)
+    until_held(page, held, 1)
     page.evaluate(f"void (window.heard = {heard('document.body', f'live-run-{feed.run_id}')})")
     page.evaluate(f"void (window.swapped = {heard('document', 'htmx:after:swap', 'runs')})")
     server.parts.deletion.delete(feed.run_id)

@@ -49,7 +49,6 @@ def run_list(
         has_keys=bool(parts.settings.api_keys),
         address=str(request.base_url).rstrip("/"),
         is_first_page=not cursor,
-        this_page=_address(filters, cursor),
         first_page=_address(filters),
         next_page=_address(filters, page.next_cursor or ""),
     )
