@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 import sys
 import threading
 import traceback
@@ -16,7 +15,7 @@ from typing import Any
 
 import keras
 
-from trainsanity import backends, compiled, forward
+from trainsanity import backends, compiled, forks, forward
 from trainsanity.boundary import Boundary
 from trainsanity.compiled import CompiledFunctions
 from trainsanity.executions import batches_of, counting, steps_per_execution
@@ -46,17 +45,6 @@ Function = Callable[..., Any]
 
 # Model -> the session that watches it now.
 _watching: weakref.WeakKeyDictionary[Any, weakref.ref[Session]] = weakref.WeakKeyDictionary()
-
-
-def _rest_in_child() -> None:
-    for reference in list(_watching.values()):
-        session = reference()
-        if session is not None:
-            session.leave_to_parent()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_rest_in_child)
 
 
 class Session:
@@ -150,6 +138,7 @@ class Session:
         if self._is_second():
             return
         _watching[self.model] = weakref.ref(self)
+        forks.keep(self)
         # Objects of ours must not move on the numbers in the names of the user's.
         with forward.names_untouched():
             self._open_run()
@@ -420,6 +409,7 @@ class Session:
         reference = _watching.get(self.model)
         if reference is not None and reference() is self:
             del _watching[self.model]
+            forks.release(self)
         if self._functions is None:
             return
         for name in ("make_train_function", "make_test_function"):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import os
 import shlex
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from trainsanity import wire
+from trainsanity import forks, wire
 from trainsanity.boundary import Boundary
 from trainsanity.connection import Alert, Connection
 from trainsanity.delivery import Delivery
@@ -100,8 +98,7 @@ class RunStream:
         self._writer.start()
         if self._sender:
             self._sender.start()
-        _streams.add(self)
-        _watch_forks()
+        forks.keep(self)
         atexit.register(self._at_exit)
 
     # measured values come in
@@ -271,7 +268,7 @@ class RunStream:
         if report.hint:
             log.warning("%s", report.hint)
 
-    def _go_inert(self) -> None:
+    def leave_to_parent(self) -> None:
         """In a forked child, where the threads are gone and the parent goes on."""
         self._writer.forget_locks()
         if self._spool:
@@ -345,17 +342,3 @@ def _checked(packet: Packet) -> Packet:
             f"header, signals or one audit may need {MOST_BYTES} bytes. Received: {len(data)} bytes"
         )
     return wire.decode(data)
-
-
-_streams: weakref.WeakSet[RunStream] = weakref.WeakSet()
-
-
-@functools.cache
-def _watch_forks() -> None:
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_all_inert)
-
-
-def _all_inert() -> None:
-    for stream in list(_streams):
-        stream._go_inert()
