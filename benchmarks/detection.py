@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from overhead.resuming import Kept, resume_option
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # where the tests lie, whose trainings these are
@@ -121,31 +122,14 @@ def judged_runs(seconds: float, kept: Kept) -> Iterator[Judged]:
     begun = time.perf_counter()
     for training in trainings():
         known = kept.of(training.name)
-        if known is None and time.perf_counter() - begun > seconds:
+        if known is not None:
+            yield from map(_judged, known)
+            continue
+        if time.perf_counter() - begun > seconds:
             return
-        yield from kept.keep(list(training.judged())) if known is None else known
-
-
-class Kept:
-    """What was judged before, a line of JSON for each training; with no file nothing is kept."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path and path.exists() else []
-        self._runs: dict[str, list[Judged]] = {}
-        for line in lines:
-            runs = [_judged(facts) for facts in json.loads(line)]
-            self._runs[runs[0].name] = runs
-
-    def of(self, name: str) -> list[Judged] | None:
-        return self._runs.get(name)
-
-    def keep(self, runs: list[Judged]) -> list[Judged]:
-        if self._path is not None:
-            line = json.dumps([asdict(run) for run in runs], default=sorted)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        return runs
+        runs = list(training.judged())
+        kept.keep([asdict(run) for run in runs])
+        yield from runs
 
 
 def _judged(facts: dict[str, Any]) -> Judged:
@@ -220,17 +204,14 @@ def _extent(runs: list[Judged]) -> str:
 @click.option("--seconds", default=float("inf"), help="Begin no new run after so long.")
 @click.option("--json", "as_json", is_flag=True, help="A list for programs.")
 @click.option("--write", is_flag=True, help="Write docs/detection.md.")
-@click.option(
-    "--resume",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File to keep what was judged in, and to go on from.",
-)
+@resume_option
 def main(quick: bool, seconds: float, as_json: bool, write: bool, resume: Path | None) -> None:
     # What trainings print goes with the progress; the answer alone goes to standard output.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     runs = []
-    for run in judged_runs(QUICK_SECONDS if quick else seconds, Kept(resume)):
+    kept = Kept(resume, key_of=lambda judged: judged[0]["name"])
+    for run in judged_runs(QUICK_SECONDS if quick else seconds, kept):
         runs.append(run)
         ours = ", ".join(name for name, _ in run.said["trainsanity"]) or "nothing"
         click.echo(f"{run.name}: {ours}", err=True)

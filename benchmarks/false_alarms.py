@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from overhead.resuming import Kept, resume_option
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if TYPE_CHECKING:
@@ -47,23 +48,23 @@ class Told:
         return cls(outcome.seed, words, sick, outcome.alarms, outcome.advice)
 
 
-def trained(seeds: Iterator[int], seconds: float, kept: Path | None) -> Iterator[Told]:
-    """One after the other, until the seeds or (after a few) the seconds are used up; those in the
-    file `kept` are not trained again.
+def trained(seeds: Iterator[int], seconds: float, kept: Kept) -> Iterator[Told]:
+    """One after the other, until the seeds or (after a few) the seconds are used up; what is kept
+    is not trained again.
     """
     from random_fits.fit import random_fit
 
     begun = time.perf_counter()
-    lines = kept.read_text(encoding="utf-8").splitlines() if kept and kept.exists() else []
-    known = {one.seed: one for one in (Told(**json.loads(line)) for line in lines)}
     for done, seed in enumerate(seeds):
         if done >= SMALLEST_QUICK and time.perf_counter() - begun > seconds:
             return
-        one = known.get(seed) or Told.of(random_fit(seed))
-        if kept is not None and seed not in known:
-            with kept.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(one)) + "\n")
-        yield one
+        known = kept.of(seed)
+        if known is not None:
+            yield Told(**known)
+            continue
+        told = Told.of(random_fit(seed))
+        kept.keep(asdict(told))
+        yield told
 
 
 def upper_bound(alarms: int, runs: int) -> float:
@@ -134,11 +135,7 @@ def page(runs: list[Told]) -> str:
 @click.option("--quick", is_flag=True, help="Under a minute: as many as fit into it.")
 @click.option("--json", "as_json", is_flag=True, help="A list for programs.")
 @click.option("--write", is_flag=True, help="Write docs/false-alarms.md.")
-@click.option(
-    "--resume",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File to keep what was trained in, and to go on from.",
-)
+@resume_option
 def main(
     runs: int,
     first_seed: int,
@@ -151,7 +148,8 @@ def main(
 ) -> None:
     seeds = iter([seed] if seed is not None else range(first_seed, first_seed + runs))
     seen: list[Told] = []
-    for one in trained(seeds, QUICK_SECONDS if quick else float("inf"), resume):
+    kept = Kept(resume, key_of=lambda told: told["seed"])
+    for one in trained(seeds, QUICK_SECONDS if quick else float("inf"), kept):
         seen.append(one)
         if not as_json:
             tell(one, advice=advice)

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 
 import keras
 from tests.zoo import bugs
-from tests.zoo.study import BUGS, Bug
+from tests.zoo.study import BUGS
 
 from trainsanity.rules import Finding
 from trainsanity.spooled import Judgement, SpooledRun
-
-ALARM = ("critical", "warning")
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,6 @@ class Case:
     @property
     def name(self) -> str:
         return self.faulty.__module__.rpartition(".")[2]
-
-    @property
-    def of_study(self) -> list[Bug]:
-        return [BUGS[bug] for bug in self.bugs]
 
 
 @dataclass(frozen=True)

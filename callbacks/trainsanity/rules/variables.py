@@ -17,7 +17,6 @@ class Variable:
 
     path: str
     layer: str
-    layer_class: str
     size: int | None
     trainable: bool
     trainable_begin: bool
@@ -51,7 +50,6 @@ def _variable(row: Mapping[str, Any]) -> Variable:
     return Variable(
         path=path,
         layer=text(row, "layer") or path.rpartition("/")[0] or path,
-        layer_class=text(row, "class") or "",
         size=whole(row, "size"),
         trainable=trainable,
         trainable_begin=bool(row.get("trainable_begin", trainable)),
