@@ -17,7 +17,7 @@ from pathlib import Path
 from trainsanity.errors import SpoolError
 from trainsanity.keras_versions import LOWEST_KERAS, NEWEST_KERAS, minor_version
 from trainsanity.remote import Remote, RemoteError
-from trainsanity.settings import Settings
+from trainsanity.settings import Settings, url_option
 from trainsanity.spool import Spool, spools
 
 LOWEST_PYTHON = (3, 11)
@@ -47,7 +47,7 @@ def run(
     yield _backend(environ)
     yield from _server(settings, clock)
     yield _spool_folder(settings.spool_dir)
-    yield _pending(settings.spool_dir)
+    yield _pending(settings)
 
 
 def _python() -> Result:
@@ -149,7 +149,8 @@ def _spool_folder(folder: Path) -> Result:
     return Result("spool", "ok", str(folder))
 
 
-def _pending(folder: Path) -> Result:
+def _pending(settings: Settings) -> Result:
+    folder = settings.spool_dir
     waiting = [path for path in spools(folder) if _waits(path)]
     if not waiting:
         return Result("unsent runs", "ok", "none")
@@ -157,7 +158,7 @@ def _pending(folder: Path) -> Result:
         "unsent runs",
         "warn",
         f"{len(waiting)}, the oldest {waiting[0].stem}",
-        f"Send them: trainsanity sync {folder}",
+        f"Send them: trainsanity sync {folder}{url_option(settings.url)}",
     )
 
 

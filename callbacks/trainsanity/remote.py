@@ -92,7 +92,7 @@ class Remote:
         if response.status == 401:
             raise RemoteError(
                 f"{self.url} asks for a key: give it with --api-key or TRAINSANITY_API_KEY. "
-                f"Received: {body.get('detail', '401')}",
+                f"It says: {body.get('detail', '401')}",
                 status=401,
             )
         if response.status >= 400:

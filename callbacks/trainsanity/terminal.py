@@ -58,7 +58,8 @@ class LastResort(logging.Handler):
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # closed: `print` would take standard output, where data may flow
+        print(text, file=sys.stderr, flush=True)
 
 
 def _text(alert: Alert) -> str:

@@ -110,7 +110,7 @@ def test_doctor_points_to_runs_that_were_not_sent(cast: Cast, tmp_path: Path):
     unsent = done.json[-1]
     assert (unsent["state"], unsent["advice"]) == (
         "warn",
-        f"Send them: trainsanity sync {tmp_path}",
+        f"Send them: trainsanity sync {tmp_path} --url {cast.server.url}",
     )
 
 

@@ -214,3 +214,15 @@ def test_warnings_say_who_warns_once_however_logging_is_set_up(configure, line):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stderr == line
+
+
+def test_a_closed_standard_error_is_not_answered_on_standard_output() -> None:
+    program = (
+        "import sys\n"
+        "sys.stderr = None\n"
+        "from trainsanity.settings import Settings\n"
+        "from trainsanity.terminal import Terminal\n"
+        "Terminal(Settings.resolve('offline')).begin('')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
