@@ -110,14 +110,34 @@ def run_pass(model: Any, x: Any, *, training: bool) -> Pass:
     return Pass(calls, result, called)
 
 
+@dataclass(frozen=True)
+class Told:
+    """The `training` flag of a call, and of the outermost call in which it was made; None where
+    nobody gave one.
+    """
+
+    flag: bool | None
+    entered_with: bool | None
+    entered_model: bool  # the outermost call was one of the whole model
+
+
 @contextmanager
-def noted_calls(model: Any, called: set[int]) -> Iterator[None]:
-    """Within, the ids of operations that are called are noted, and nothing else."""
+def noted_calls(model: Any, told: dict[int, list[Told]]) -> Iterator[None]:
+    """Within, what operations are told when they are called is noted by their ids, and nothing
+    else.
+    """
+    outermost: list[tuple[bool | None, bool]] = []
 
     def noting(operation: Any, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            called.add(id(operation))
-            return original(*args, **kwargs)
+            given = kwargs.get("training")
+            flag = None if given is None else bool(given)
+            outermost.append(outermost[0] if outermost else (flag, operation is model))
+            told.setdefault(id(operation), []).append(Told(flag, *outermost[0]))
+            try:
+                return original(*args, **kwargs)
+            finally:
+                outermost.pop()
 
         return call
 

@@ -30,7 +30,7 @@ from trainsanity.outputs import outputs_of
 from trainsanity.pace import Pace
 from trainsanity.probes.probe import Columns, LayerCall, Step, Update
 from trainsanity.reads import layer_that_runs, noted_reads
-from trainsanity.recording import called_method, holds_numbers, noted_calls, tensors_of
+from trainsanity.recording import Told, called_method, holds_numbers, noted_calls, tensors_of
 from trainsanity.tape import Tape
 from trainsanity.wrappers import Wrappers
 
@@ -206,12 +206,12 @@ class Taps:
         return logs, type(state)([*state[:-1], new])
 
     def _first_trace(self, *, training: bool) -> AbstractContextManager[None]:
-        """Notes which layers run while the training step is traced for the first time."""
-        if not training or "called_in_step" in self.run.shared:
+        """Notes what layers are told while the training step is traced for the first time."""
+        if not training or "told_in_step" in self.run.shared:
             return nullcontext()
-        called: set[int] = set()
-        self.run.shared["called_in_step"] = called
-        return noted_calls(self.run.model, called)
+        told: dict[int, list[Told]] = {}
+        self.run.shared["told_in_step"] = told
+        return noted_calls(self.run.model, told)
 
     @contextmanager
     def _first_loss(self, *, training: bool) -> Iterator[None]:

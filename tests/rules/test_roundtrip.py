@@ -69,6 +69,11 @@ def change(path, before, after):
     return {"config_changed": [{"path": path, "before": before, "after": after}]}
 
 
+def policy(after, *, of_keras):
+    policies = {"policy_before": "mixed_float16", "policy_after": after}
+    return {"layers": [{"name": "a", "of_keras": of_keras} | policies]}
+
+
 @pytest.mark.parametrize(
     ("facts", "subject", "severity"),
     [
@@ -85,6 +90,8 @@ def change(path, before, after):
             "a/kernel",
             None,
         ),
+        (policy("float32", of_keras=False), "dtype policy of a", Severity.WARNING),
+        (policy("float32", of_keras=True), "dtype policy of a", Severity.ADVICE),
         (change("a/activation", "relu", "linear"), "config: a/activation", Severity.WARNING),
         ({"strict_json": "Infinity at line 3"}, "saved configuration", Severity.WARNING),
         ({"output_names": {"before": ["a"], "after": ["b"]}}, "output names", Severity.WARNING),
@@ -110,6 +117,7 @@ def test_each_part_that_comes_back_different_is_named(facts, subject, severity):
             ]
         },
         {"trainable_after": None},
+        policy("mixed_float16", of_keras=False),
         change("layers[1].config.trainable", False, True),  # a nested Sequential, frozen
     ],
     ids=str,

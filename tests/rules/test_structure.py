@@ -217,6 +217,29 @@ class TestMode:
     def found(self, **row):
         return judge(ModeFlagLost(), "mode", layers=[self.LAYER | row])
 
+    TOLD: ClassVar = {"received": [True], "acted": effect(2.0)}
+
+    def in_step(self, received, entered_with=None, *, own=True, entered_model=True, **row):
+        step = {"received": [received], "entered_with": [entered_with]}
+        row = self.LAYER | self.TOLD | row | {"in_step": step | {"entered_model": entered_model}}
+        audits = [("compile", 0, {"custom_train_step": own}), ("mode", 1, {"layers": [row]})]
+        return list(ModeFlagLost().check(history(audits=audits).view()))
+
+    def test_a_train_step_that_tells_nobody_that_it_trains_is_found(self):
+        (alert,) = self.in_step(False)
+        assert alert.severity is None
+        assert "self(x, training=True)" in alert.suggestion
+
+    def test_a_part_of_the_model_that_is_told_nothing_is_advice(self):
+        (alert,) = self.in_step(None, entered_model=False)
+        assert alert.severity is Severity.ADVICE
+
+    def test_a_train_step_may_say_what_it_means(self):
+        assert not self.in_step(True, True)
+        assert not self.in_step(False, False)
+        assert not self.in_step(False, own=False)
+        assert not self.in_step(False, effect="statistics", trainable=False)
+
     def test_dropout_that_is_told_to_rest_and_rests_is_found(self):
         (alert,) = self.found(switched_at="my_model")
         assert alert.severity is None

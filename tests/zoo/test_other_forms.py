@@ -80,3 +80,47 @@ def test_a_variable_that_only_the_loss_reads(kind: str) -> None:
     )
     expected = {("untracked-weights", "the loss: spread")} if kind == "learnt" else set()
     assert alarms(run) == expected
+
+
+def test_a_layer_that_forgets_half_precision_on_reload() -> None:
+    """A Sequential has no tensors in its configuration that would give it away."""
+    policy = keras.dtype_policies.DTypePolicy("mixed_bfloat16")
+    drop, dense = (
+        layers.SpatialDropout1D(0.1, dtype=policy, name="drop"),
+        layers.Dense(1, dtype=policy),
+    )
+    model = keras.Sequential([keras.Input((4, 1)), drop, dense, layers.Flatten()])
+    model.compile("sgd", "mse")
+    x, y = points()
+    run = watched_fit(model, x[..., None], y, batch_size=8, epochs=1)
+    assert not alarms(run)
+    found = run.judge().of("roundtrip-structure")
+    assert [finding.subject for finding in found] == ["dtype policy of drop"]
+
+
+class OwnStep(keras.Model):
+    told: Any = None
+
+    def train_step(self, data: Any) -> Any:
+        import tensorflow as tf
+
+        x, y = data
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=self.told)
+            loss = self.compute_loss(x, y, y_pred)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        return self.compute_metrics(x, y, y_pred)
+
+
+@pytest.mark.parametrize(
+    ("told", "found"), [(None, {("mode-flag-lost", "drop")}), (True, set()), (False, set())]
+)
+def test_a_train_step_that_forgets_to_say_that_it_trains(told: Any, found: set[Any]) -> None:
+    x, y = points()
+    inputs = keras.Input((4,))
+    hidden = layers.Dropout(0.5, name="drop")(layers.Dense(8)(inputs))
+    model = OwnStep(inputs, layers.Dense(1)(hidden))
+    model.told = told
+    model.compile("sgd", "mse")
+    assert alarms(watched_fit(model, x, y, batch_size=8, epochs=1)) == found

@@ -65,7 +65,19 @@ class Mode(Probe):
             "overridden_at": _overridden_at(call),
             "switched_at": switched.name if switched else None,
             "switched_model": switched is not None and isinstance(switched.operation, keras.Model),
+            "in_step": self._in_step(layer),
             "site": call.site,
+        }
+
+    def _in_step(self, layer: Any) -> dict[str, Any] | None:
+        """What the layer was told in the training step itself, which may be the user's."""
+        told = self.run.shared.get("told_in_step", {}).get(id(layer))
+        if not told:
+            return None
+        return {
+            "received": [each.flag for each in told],
+            "entered_with": [each.entered_with for each in told],
+            "entered_model": all(each.entered_model for each in told),
         }
 
     def _alone(self, layer: Any, call: Call, training: bool) -> Any | None:

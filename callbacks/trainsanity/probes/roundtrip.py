@@ -26,6 +26,7 @@ from trainsanity.forward import (
     untouched,
     unwarned,
 )
+from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import called_method, tensors_of
 
@@ -210,7 +211,14 @@ def _classes(model: Any, loaded: Any) -> list[dict[str, Any]]:
         strict=False,
     )
     return [
-        {"name": a.name, "class_before": _class_path(a), "class_after": _class_path(b)}
+        {
+            "name": a.name,
+            "class_before": _class_path(a),
+            "class_after": _class_path(b),
+            "policy_before": a.dtype_policy.name,
+            "policy_after": b.dtype_policy.name,
+            "of_keras": is_of_keras(type(a)),
+        }
         for a, b in pairs
     ]
 

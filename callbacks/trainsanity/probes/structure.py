@@ -40,7 +40,7 @@ class Structure(Probe):
         if self._ran is None:
             return
         ran, self._ran = self._ran, None
-        self._called |= self.run.shared.get("called_in_step", set())
+        self._called |= set(self.run.shared.get("told_in_step", ()))
         layers = self.run.model._flatten_layers(include_self=False)
         self.run.audit("structure", {"layers": [self._row(x, ran.get(id(x), [])) for x in layers]})
 

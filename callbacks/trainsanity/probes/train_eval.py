@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from trainsanity.errors import CannotAudit
-from trainsanity.forward import call_model, untouched, values_as_now
+from trainsanity.forward import call_model, refused, untouched, values_as_now
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import rows_of
@@ -72,7 +72,8 @@ class TrainEval(Probe):
         compiled = self.run.model._compile_loss
         if not compiled.built:
             raise CannotAudit("the loss has not been built")
-        with values_as_now(v for metric in compiled.metrics for v in metric.variables):
+        state = [v for metric in compiled.metrics for v in metric.variables]
+        with values_as_now(state), refused("the loss of the captured rows raises"):
             value = compiled(y, prediction, weight)
         if len(value.shape):
             raise CannotAudit("the loss has no reduction")

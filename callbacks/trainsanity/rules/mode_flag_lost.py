@@ -17,12 +17,15 @@ class ModeFlagLost(Rule):
 
     Compares: the `training` flag that dropout, noise and normalization layers receive in the
     model's training pass, and what they then do, with what the same layer does when called
-    alone; and weights before and after an inference pass, which must not change them.
+    alone; the flag that they receive in a train_step of your own; and weights before and after an
+    inference pass, which must not change them.
 
     Why: dropout that is silently off overfits; statistics that move during evaluation make
     every evaluation change the model.
 
-    Try: pass `training=training` on in every call() and every cell.
+    Try: pass `training=training` on in every call() and every cell, and call the model with
+    `training=True` in a train_step of your own. Parts of a model that such a step calls by
+    themselves, as the critic of a GAN, are advice.
 
     Source: TensorFlow issues 27275, 26319, 32586 (stacked RNN cells).
     """
@@ -49,6 +52,8 @@ class ModeFlagLost(Rule):
             moved = maps(audit.facts, "inference_state")
             testable |= bool(layers or moved)
             found += [f for row in layers for f in _lost(audit, row)]
+            if _own_step(run):
+                found += [_untold(audit, row) for row in layers if _is_untold(row)]
             found += [_overridden(audit, row) for row in layers if _is_overridden(row)]
             found += [_changed(audit, row) for row in moved if (real(row, "moved") or 0.0) > 0.0]
         if run.new_audits("mode") and not testable:
@@ -100,8 +105,7 @@ def _lost(audit: Audit, row: Mapping[str, Any]) -> Iterator[Finding]:
     # Augmentation may do nothing by chance: what the layer was told has to agree with what it did.
     if not received or True in received or acted is None or acted.disagrees:
         return
-    frozen = row.get("effect") == "statistics" and row.get("trainable") is False
-    if frozen or row.get("declared"):
+    if _rests(row):
         return
     whole_model = bool(row.get("switched_model"))
     if whole_model and row.get("effect") == "statistics":
@@ -139,6 +143,48 @@ def _finding(
             "it did agree."
         ),
     )
+
+
+def _own_step(run: RunView) -> bool:
+    return run.has_audit("compile") and bool(run.audit("compile").facts.get("custom_train_step"))
+
+
+def _is_untold(row: Mapping[str, Any]) -> bool:
+    """Whether the train_step calls the layer, and nobody in it says that this is training."""
+    step = row.get("in_step")
+    if not isinstance(step, Mapping) or _rests(row):
+        return False
+    return True not in step["received"] and set(step["entered_with"]) == {None}
+
+
+def _untold(audit: Audit, row: Mapping[str, Any]) -> Finding:
+    name, alone = text(row, "name") or "?", Difference.of(row, "alone")
+    whole_model = bool(row["in_step"].get("entered_model"))
+    effect = number(alone.largest if alone else 0.0)
+    return Finding(
+        subject=name,
+        title=f"{name} stays in inference mode in your train_step",
+        message=(
+            f"The train_step calls {'the model' if whole_model else 'a part of the model'} without "
+            f"training=True, so that {name} ({text(row, 'class') or 'layer'}) acts as in "
+            f"inference. Called alone, training changes its output by {effect}."
+        ),
+        witnesses=(
+            Witness("effect of training, layer alone", alone.largest if alone else 0.0),
+            Witness("effect of training, in the step", 0.0),
+        ),
+        suggestion="Write self(x, training=True) in train_step.",
+        first_step=audit.step,
+        last_step=audit.step,
+        severity=None if whole_model else Severity.ADVICE,
+        certainty="Flags are compared as the layer received them while the step was traced.",
+    )
+
+
+def _rests(row: Mapping[str, Any]) -> bool:
+    """Whether the user has put the layer in inference mode."""
+    frozen = row.get("effect") == "statistics" and row.get("trainable") is False
+    return frozen or bool(row.get("declared"))
 
 
 def _told(row: Mapping[str, Any]) -> str:

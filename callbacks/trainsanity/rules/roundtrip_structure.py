@@ -26,9 +26,9 @@ from trainsanity.wire import Audit
 class RoundtripStructure(Rule):
     """The model that is loaded is built differently from the one that was saved.
 
-    Compares: classes of layers, the set of trainable weights, number and values of weights,
-    optimizer slots, output names and configuration, before saving and after loading; and the
-    saved configuration with a strict JSON reader.
+    Compares: classes and dtype policies of layers, the set of trainable weights, number and
+    values of weights, optimizer slots, output names and configuration, before saving and after
+    loading; and the saved configuration with a strict JSON reader.
 
     Why: a frozen layer that comes back trainable, or an activation that comes back as another,
     changes every later use of the model.
@@ -66,6 +66,7 @@ class RoundtripStructure(Rule):
         yield from _counts(audit)
         yield from _values(audit)
         yield from _classes(audit)
+        yield from _policies(audit)
         yield from _names(audit)
         yield from self._config(audit)
         yield from _strict(audit)
@@ -216,6 +217,31 @@ def _classes(audit: Audit) -> Iterator[Finding]:
                 "Give each class its own register_keras_serializable(package=..., name=...), and "
                 "return cls(**config) from from_config."
             ),
+        )
+
+
+def _policies(audit: Audit) -> Iterator[Finding]:
+    for row in maps(audit.facts, "layers"):
+        before, after = text(row, "policy_before"), text(row, "policy_after")
+        if before is None or after is None or before == after:
+            continue
+        name = text(row, "name") or "?"
+        yield _finding(
+            audit,
+            subject=f"dtype policy of {name}",
+            title=f"{name} has policy {before} before and {after} after reload",
+            message=(
+                f"{name} ({_class(text(row, 'class_before') or 'layer')}) was saved with the dtype "
+                f"policy {before} and is loaded with {after}: it computes in another precision. "
+                "Its get_config leaves the policy out, or writes another one, as that of "
+                "SpatialDropout does in Keras 3.15."
+            ),
+            witnesses=(Witness("policy before", before), Witness("policy after", after)),
+            suggestion=(
+                "Begin get_config with super().get_config(), which holds the policy; for a layer "
+                "of Keras itself set its dtype_policy again after loading."
+            ),
+            severity=Severity.ADVICE if row.get("of_keras") else Severity.WARNING,
         )
 
 
