@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import zipfile
@@ -66,10 +65,7 @@ def test_carries_the_licence_and_type_hints(unpacked: Path) -> None:
 @pytest.fixture
 def address(unpacked: Path, tmp_path: Path) -> Iterator[str]:
     """A server whose every file comes from the wheel."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "trainsanity", "serve", "--port", str(port)]
+    command = [sys.executable, "-m", "trainsanity", "serve", "--port", "0"]
     server = subprocess.Popen(
         [*command, "--db", f"sqlite:///{tmp_path}/runs.db"],
         cwd=tmp_path,
@@ -80,18 +76,19 @@ def address(unpacked: Path, tmp_path: Path) -> Iterator[str]:
     assert server.stdout is not None
     try:
         first = server.stdout.readline()
-        assert str(port) in first, f"the server did not start: {first!r}"
-        yield f"http://127.0.0.1:{port}"
+        told = re.match(r"trainsanity is at (\S+)", first)
+        assert told, f"the server did not start: {first!r}"
+        yield told[1]
     finally:
         server.terminate()
         server.communicate()
 
 
 def test_serves_pages_and_scripts(address: str) -> None:
-    assert httpx2.get(f"{address}/readyz", trust_env=False).is_success
-    page = httpx2.get(f"{address}/", trust_env=False, follow_redirects=True)
+    assert httpx2.get(f"{address}/readyz", trust_env=False, timeout=60.0).is_success
+    page = httpx2.get(f"{address}/", trust_env=False, timeout=60.0, follow_redirects=True)
     assert page.is_success
     scripts = re.findall(r'(?:src|href)="(/static/[^"]+)"', page.text)
     assert scripts
     for script in scripts:
-        assert httpx2.get(f"{address}{script}", trust_env=False).is_success, script
+        assert httpx2.get(f"{address}{script}", trust_env=False, timeout=60.0).is_success, script

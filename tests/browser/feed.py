@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike
 
 from trainsanity.wire import MEDIA_TYPE, Audit, Block, Packet, encode
 
+PATIENCE_SECONDS = 20.0  # the machine may be busy
+HTTP = urllib3.PoolManager(timeout=PATIENCE_SECONDS)
 LAYERS: list[dict[str, Any]] = [
     {"name": "embedding", "class": "Embedding", "inputs": [], "mask_out": 0.44, "produced": True},
     {"name": "context", "class": "Bidirectional", "inputs": ["embedding"], "mask_in": 0.44},
@@ -63,7 +65,7 @@ class Feed:
             blocks=blocks,
             audits=[Audit(name, self._step, facts) for name, facts in audits],
         )
-        answer = urllib3.request(
+        answer = HTTP.request(
             "POST", self._address, body=encode(packet), headers={"Content-Type": MEDIA_TYPE}
         )
         assert answer.status == 200, answer.data

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from feed import Feed
+from feed import PATIENCE_SECONDS, Feed
 from playwright.sync_api import Page
 
 from trainsanity_server.app import create_app
 from trainsanity_server.parts import Parts
 from trainsanity_server.settings import Settings
 
-PATIENCE = 20_000  # milliseconds, for whatever has no promise of its own; the machine may be busy
+PATIENCE = 1000 * PATIENCE_SECONDS  # milliseconds, for whatever has no promise of its own
 
 
 @dataclass

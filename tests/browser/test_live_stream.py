@@ -7,6 +7,7 @@ import time
 
 import pytest
 import urllib3
+from feed import HTTP
 from playwright.sync_api import BrowserContext, Page, expect
 from scene import PATIENCE, LiveServer
 
@@ -67,7 +68,7 @@ def test_tells_only_of_the_run_that_is_watched(server: LiveServer) -> None:
 
 
 def test_needs_to_know_what_to_watch(server: LiveServer) -> None:
-    answer = urllib3.request("GET", f"{server.address}/live", headers={"Accept": "text/html"})
+    answer = HTTP.request("GET", f"{server.address}/live", headers={"Accept": "text/html"})
     assert answer.status == 422
     assert answer.headers["Content-Type"] == "application/problem+json"
 

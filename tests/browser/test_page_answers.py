@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 import pytest
 import urllib3
+from feed import HTTP
 from scene import LiveServer, run_server
 
 from trainsanity_server.pages import front_end
@@ -21,13 +22,13 @@ UNKNOWN = "00000000-0000-7000-8000-000000000000"
 def get(
     server: LiveServer, path: str, headers: dict[str, str] | None = None
 ) -> urllib3.BaseHTTPResponse:
-    return urllib3.request("GET", server.address + path, headers=headers or BROWSER, redirect=False)
+    return HTTP.request("GET", server.address + path, headers=headers or BROWSER, redirect=False)
 
 
 def post(
     server: LiveServer, path: str, fields: dict[str, str], headers: dict[str, str] | None = None
 ) -> urllib3.BaseHTTPResponse:
-    return urllib3.request(
+    return HTTP.request(
         "POST",
         server.address + path,
         body=urlencode(fields),
@@ -122,7 +123,7 @@ def test_what_the_browser_has_is_not_sent_again(server: LiveServer, right_run: s
 def test_scripts_are_kept_for_ever_and_sent_compressed(server: LiveServer) -> None:
     path = front_end.third_party("plotly.js")
     plain = (front_end.STATIC / path.removeprefix("/static/")).read_bytes()
-    answer = urllib3.request(
+    answer = HTTP.request(
         "GET", server.address + path, headers={"Accept-Encoding": "gzip"}, decode_content=False
     )
     assert answer.headers["Content-Encoding"] == "gzip"
@@ -131,9 +132,9 @@ def test_scripts_are_kept_for_ever_and_sent_compressed(server: LiveServer) -> No
     assert answer.headers["Content-Type"].startswith("text/javascript")
     assert gzip.decompress(answer.data) == plain
     denser = {"Accept-Encoding": "gzip, br"}
-    answer = urllib3.request("GET", server.address + path, headers=denser, decode_content=False)
+    answer = HTTP.request("GET", server.address + path, headers=denser, decode_content=False)
     assert answer.headers["Content-Encoding"] == "br"
-    assert urllib3.request("GET", server.address + path).data == plain
+    assert HTTP.request("GET", server.address + path).data == plain
 
 
 def test_own_files_are_asked_for_again(server: LiveServer) -> None:

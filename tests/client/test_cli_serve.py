@@ -10,11 +10,13 @@ import pytest
 import urllib3
 from command_line import served, trainsanity
 
+HTTP = urllib3.PoolManager(timeout=60.0)  # the machine may be busy
+
 
 @pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "kill"])
 def test_server_tells_its_address_answers_there_and_stops_in_order(tmp_path: Path, with_signal):
     with served(tmp_path / "runs.db") as server:
-        assert urllib3.request("GET", f"{server.url}/livez").status == 200
+        assert HTTP.request("GET", f"{server.url}/livez").status == 200
         assert server.stop(with_signal) == 0
         assert "Stopped." in server.process.stdout.read()
 
@@ -31,7 +33,7 @@ def test_a_job_in_the_background_says_that_it_has_stopped_too(tmp_path: Path):
 
 def test_an_open_page_does_not_hold_up_the_end(tmp_path: Path, capfd):
     with served(tmp_path / "runs.db") as server:
-        live = urllib3.request("GET", f"{server.url}/live?watch=*", preload_content=False)
+        live = HTTP.request("GET", f"{server.url}/live?watch=*", preload_content=False)
         assert b"ready" in live.read1(100)
         assert server.stop() == 0
         assert live.read() == b""
@@ -124,6 +126,6 @@ def test_upgrade_brings_a_new_database_up_to_date_and_says_so(tmp_path: Path):
 def test_a_webhook_that_leads_elsewhere_is_off_from_the_start(tmp_path: Path):
     webhook = "https://evil.example/x"
     with served(tmp_path / "runs.db", TRAINSANITY_SLACK_WEBHOOK_URL=webhook) as server:
-        channel = urllib3.request("GET", f"{server.url}/api/v1/channels").json()["channels"][0]
+        channel = HTTP.request("GET", f"{server.url}/api/v1/channels").json()["channels"][0]
         assert channel["state"] == "off"
         assert "hooks.slack.com" in channel["off_reason"]

@@ -64,7 +64,7 @@ class Demo:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def get(self, path: str) -> Any:
-        return httpx2.get(self.url + path, trust_env=False).raise_for_status().json()
+        return httpx2.get(self.url + path, trust_env=False, timeout=LONG).raise_for_status().json()
 
     def end(self, number: signal.Signals) -> int:
         self.process.send_signal(number)

@@ -227,9 +227,10 @@ def check_completed(run: SpooledRun, folder: Path, server: Served, state: str = 
     done = trainsanity(*sync)
     assert done.status == 0, done.err
     assert trainsanity(*sync).status == 0
-    stored = httpx2.get(f"{server.url}/api/v1/runs/{run_id}").json()
+    address = f"{server.url}/api/v1/runs/{run_id}"
+    stored = httpx2.get(address, timeout=LONG).json()
     assert stored["state"] == state
-    signals = httpx2.get(f"{server.url}/api/v1/runs/{run_id}/signals").json()["signals"]
+    signals = httpx2.get(f"{address}/signals", timeout=LONG).json()["signals"]
     (loss,) = [signal for signal in signals if signal["name"] == "loss/reported"]
     assert (loss["first_step"], loss["last_step"], loss["count"]) == (1, steps[-1], len(steps))
 

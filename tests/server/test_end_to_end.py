@@ -33,7 +33,7 @@ def contradiction(run: Training, state: str = "running") -> Packet:
 
 def test_a_run_is_judged_by_the_real_rules_within_a_second(database_url):
     run = Training()
-    with serving(database_url) as server, httpx2.Client() as client:
+    with serving(database_url) as server, httpx2.Client(timeout=PATIENCE_SECONDS) as client:
         assert server.post(client, contradiction(run)).status_code == 200
         begin = time.monotonic()
         eventually(lambda: server.get(f"/runs/{run.id}/alerts")["alerts"] != [])
@@ -53,7 +53,7 @@ def test_the_stream_tells_of_a_new_alert(sqlite_url):
     ):
         lines = stream.iter_lines()
         assert any("ready" in line for line in lines)
-        with httpx2.Client() as other:
+        with httpx2.Client(timeout=PATIENCE_SECONDS) as other:
             server.post(other, contradiction(run))
         events = (json.loads(line[5:]) for line in lines if line.startswith("data:"))
         assert any("alerts" in event.get("kinds", ()) for event in events)
@@ -106,7 +106,7 @@ def test_what_was_acknowledged_survives_a_kill(database_url):
 
 def test_a_server_with_another_database_gets_the_whole_run(sqlite_url, tmp_path):
     run, packets = healthy(3)
-    with httpx2.Client() as client:
+    with httpx2.Client(timeout=PATIENCE_SECONDS) as client:
         with serving(sqlite_url) as server:
             for packet in packets[:2]:
                 server.post(client, packet)

@@ -11,6 +11,7 @@ from cast import diverging, lying
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from serving import serving
+from stage import PATIENCE_SECONDS
 
 from trainsanity_server.api.ingest import MEDIA_TYPES
 from trainsanity_server.app import create_app
@@ -21,7 +22,10 @@ from trainsanity_server.settings import Settings
 def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[schemathesis.BaseSchema]:
     """A real server with some runs in it, and what it says of itself."""
     folder = tmp_path_factory.mktemp("openapi")
-    with serving(f"sqlite:///{folder / 'ts.db'}") as server, httpx2.Client() as client:
+    with (
+        serving(f"sqlite:///{folder / 'ts.db'}") as server,
+        httpx2.Client(timeout=PATIENCE_SECONDS) as client,
+    ):
         for _, packets in (lying(), diverging()):
             for packet in packets:
                 server.post(client, packet)

@@ -180,7 +180,9 @@ def _last_values(url: str, run: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _get(address: str) -> dict[str, Any]:
-    answer: dict[str, Any] = httpx2.get(address, trust_env=False).raise_for_status().json()
+    # The trainings, and the rules about them, keep the machine busy.
+    response = httpx2.get(address, trust_env=False, timeout=READY_SECONDS)
+    answer: dict[str, Any] = response.raise_for_status().json()
     return answer
 
 
