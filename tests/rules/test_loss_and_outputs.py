@@ -35,6 +35,23 @@ class TestBroadcast:
         (found,) = self.found(64 * 64, 64 * 16)
         assert found.severity is Severity.ADVICE
 
+    def ranks(self, as_given, same_shape, alone):
+        losses = {"as_given": as_given, "same_shape": same_shape, "alone": alone}
+        row = {"name": "", "loss": "Mine", "label_shape": [8], "shape": [8, 1]} | losses
+        return self.found(32, 32, audits=[("loss_ranks", 1, {"outputs": [row]})])
+
+    def test_a_mean_inside_of_the_loss_does_not_hide_it(self):
+        (found,) = self.ranks(2.5, 1.0, 1.0000001)
+        assert found.severity is None
+        assert "labels have shape (8,), the outputs (8, 1)" in found.message
+
+    def test_a_loss_that_aligns_its_shapes_is_well(self):
+        assert not self.ranks(1.0, 1.0, 1.0000001)
+        assert not self.ranks(1.0, 2.5, 1.0), "one that wants flat labels"
+
+    def test_a_loss_over_pairs_is_meant_with_either_shape(self):
+        assert not self.ranks(2.5, 2.5, 0.0)
+
     def test_a_batch_of_one_has_nothing_to_broadcast(self):
         assert not self.found(1, 1)
 

@@ -53,6 +53,37 @@ def test_a_loss_of_one_number_under_sample_weights(least: float, found: set[Any]
     assert alarms(watched_fit(model, data, epochs=1)) == found
 
 
+class MeanOfSquares(keras.losses.Loss):
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return ops.mean(ops.square(y_true - y_pred), axis=-1)
+
+
+class Pairs(keras.losses.Loss):
+    """Compares samples with each other on purpose, whatever the shape of the labels."""
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        y_true, y_pred = ops.reshape(y_true, (-1,)), ops.reshape(y_pred, (-1,))
+        apart = (y_true[:, None] - y_true) - (y_pred[:, None] - y_pred)
+        return ops.mean(ops.square(apart), axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "flat", "found"),
+    [
+        (MeanOfSquares, True, {("loss-broadcast", "loss")}),
+        (MeanOfSquares, False, set()),
+        (Pairs, True, set()),
+    ],
+)
+def test_labels_that_broadcast_inside_of_a_mean(loss: Any, flat: bool, found: set[Any]) -> None:
+    """The mean leaves as many elements as there are samples."""
+    x, y = points()
+    model = network(layers.Dense(1))
+    model.compile("sgd", loss())
+    run = watched_fit(model, x, y[:, 0] if flat else y, epochs=1, batch_size=16)
+    assert alarms(run) == found
+
+
 @pytest.mark.parametrize(("bias", "found"), [(-50.0, {("dead-weights", "end")}), (1.0, set())])
 def test_a_relu_at_the_end_that_is_dead_from_the_start(bias: float, found: set[Any]) -> None:
     """Weight decay still moves the weights."""

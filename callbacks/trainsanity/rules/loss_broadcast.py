@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from trainsanity.rules.comparison import maps, number, parting, quantities_of, text
+from trainsanity.rules.comparison import (
+    finding_of,
+    maps,
+    merged,
+    number,
+    parting,
+    quantities_of,
+    real,
+    relative_gap,
+    share,
+    text,
+    two_numbers,
+)
 from trainsanity.rules.history import RunHistory, RunView, history
 from trainsanity.rules.rule import Finding, Rule, Severity, Witness
+from trainsanity.wire import Audit
 
 
 @dataclass(frozen=True)
@@ -15,7 +29,9 @@ class LossBroadcast(Rule):
     """The loss compares every label with every output instead of each with its own.
 
     Compares: the elements of the unreduced loss with the most that an element-wise loss can have:
-    the elements of the labels or of the outputs, whichever are more.
+    the elements of the labels or of the outputs, whichever are more. Where a loss of your own
+    takes a mean before that: its value for the captured rows with the mean of its values for each
+    row alone, which agrees once the labels have the shape of the outputs.
 
     Why: labels of shape (N,) against outputs of shape (N, 1) broadcast to (N, N) without an error.
     The loss then compares each label with every output, and the model learns the mean.
@@ -31,6 +47,8 @@ class LossBroadcast(Rule):
     severity = Severity.CRITICAL
     needs = ("loss/elements", "loss/expected_elements")
 
+    rounding: float = 1e-4  # share of the loss by which two ways to compute it may differ
+
     @staticmethod
     def fires_on() -> RunHistory:
         return _example(elements=1024.0)
@@ -40,6 +58,10 @@ class LossBroadcast(Rule):
         return _example(elements=32.0)
 
     def check(self, run: RunView) -> Iterable[Finding]:
+        hidden = merged(self._hidden(run))
+        yield from hidden
+        if hidden:
+            return
         quantities_of(run, "loss", "elements", "expected_elements")
         rows = run.rows("loss/elements", "loss/expected_elements")
         elements, expected = rows["loss/elements"], rows["loss/expected_elements"]
@@ -66,6 +88,35 @@ class LossBroadcast(Rule):
             severity=None if is_square else Severity.ADVICE,
             certainty="Both are counts, so nothing is allowed between them."
             + " Each is compared with each: their number squared." * is_square,
+        )
+
+    def _hidden(self, run: RunView) -> Iterator[Finding]:
+        """Broadcasting that a mean inside of the loss hides."""
+        for audit in run.new_audits("loss_ranks") if run.has_audit("loss_ranks") else []:
+            for row in maps(audit.facts, "outputs"):
+                given, same, alone = (real(row, k) for k in ("as_given", "same_shape", "alone"))
+                if given is None or same is None or alone is None:
+                    continue
+                mixed = relative_gap(given, alone) > self.rounding
+                if mixed and relative_gap(same, alone) <= self.rounding:
+                    yield self._of_rows(audit, row, given, alone)
+
+    def _of_rows(self, audit: Audit, row: Mapping[str, Any], given: float, alone: float) -> Finding:
+        shown, true = two_numbers(given, alone)
+        of = f" of {row['name']}" if text(row, "name") else ""
+        labels, outputs = _shape(row["label_shape"]), _shape(row["shape"])
+        return finding_of(
+            audit,
+            f"loss{of}",
+            f"The loss{of} compares labels with outputs of other samples",
+            f"For the captured rows {text(row, 'loss') or 'the loss'} is {shown}; the mean over "
+            f"the same rows alone is {true}. The labels{of} have shape {labels}, the outputs "
+            f"{outputs}. With labels of shape {outputs} both agree: each label is compared with "
+            "every output before the loss takes its mean.",
+            (Witness("loss of the rows together", given), Witness("loss of each alone", alone)),
+            "Give the labels the shape of the outputs, e.g. y[:, None] for outputs of shape "
+            "(N, 1), or align ranks in your loss before you subtract.",
+            certainty=f"Up to {share(self.rounding)} of the loss would be rounding.",
         )
 
 

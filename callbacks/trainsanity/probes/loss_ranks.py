@@ -1,0 +1,66 @@
+"""Losses of the user whose labels have other axes than the outputs, though as many elements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from trainsanity.difference import array_of
+from trainsanity.errors import CannotAudit
+from trainsanity.forward import call_model, refused, untouched
+from trainsanity.origin import is_of_keras
+from trainsanity.outputs import outputs_of
+from trainsanity.probes.probe import OutputEvidence, Probe
+
+
+class LossRanks(Probe):
+    """Makes the audit `loss_ranks` on the captured rows: a mean inside of the loss hides from the
+    step how many elements were compared. Keras' own losses align the shapes themselves.
+    """
+
+    name = "loss_ranks"
+    cost = 0.1
+
+    def on_sample(self) -> None:
+        model = self.run.model
+        x, y, weight = self.run.sample
+        if y is None or getattr(model, "_compile_loss", None) is None:
+            raise CannotAudit("there are no labels or no compiled loss")
+        with untouched(model), refused("the loss of the captured rows raises"):
+            outputs = outputs_of(model, y, call_model(model, x, training=False), weight)
+            rows = [
+                _row(output, loss)
+                for output in outputs
+                for loss, *_ in output.losses
+                if not is_of_keras(type(loss)) and _may_broadcast(output)
+            ]
+        self.run.audit(self.name, {"outputs": rows})
+
+
+def _may_broadcast(output: OutputEvidence) -> bool:
+    labels, outputs = tuple(output.y_true.shape), tuple(output.y_pred.shape)
+    squeezed = [size for size in labels if size != 1] == [size for size in outputs if size != 1]
+    return squeezed and len(labels) != len(outputs) and outputs[0] > 1
+
+
+def _row(output: OutputEvidence, loss: Any) -> dict[str, Any]:
+    y, prediction = ops.convert_to_tensor(output.y_true), output.y_pred
+    alone = [
+        _mean(loss, y[i : i + 1], prediction[i : i + 1]) for i in range(int(prediction.shape[0]))
+    ]
+    return {
+        "name": output.name,
+        "loss": type(loss).__name__,
+        "label_shape": list(y.shape),
+        "shape": list(prediction.shape),
+        "as_given": _mean(loss, y, prediction),
+        "same_shape": _mean(loss, ops.reshape(y, prediction.shape), prediction),
+        "alone": sum(alone) / len(alone),
+    }
+
+
+def _mean(loss: Any, y: Any, prediction: Any) -> float:
+    with keras.StatelessScope():
+        return float(array_of(loss.call(y, prediction)).mean())
