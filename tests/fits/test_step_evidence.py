@@ -333,18 +333,38 @@ def test_the_step_at_which_data_of_unknown_length_end_is_no_batch(at_once: int) 
 def test_tells_waiting_for_data_from_the_step() -> None:
     import tensorflow as tf
 
-    slowness = 0.03  # seconds that this source takes for a batch
+    slowness = 0.1  # seconds that this source takes for a batch
+    trained = Trained()
 
     def batches() -> Any:
-        for _ in range(10):
+        for place in range(10):
+            trained.wait_for(place)  # nothing is read ahead, however long a step takes
             threading.Event().wait(slowness)
             yield rows(4), rows(4, 1)
 
     signature = (tf.TensorSpec((4, 3)), tf.TensorSpec((4, 1)))
     data = tf.data.Dataset.from_generator(batches, output_signature=signature)
-    slow = watched_fit(line(), data, shuffle=False, steps_per_epoch=10)
+    slow = watched_fit(line(), data, shuffle=False, steps_per_epoch=10, callbacks=[trained])
     (steps, waited), took = slow.signal("time/data_wait"), slow.signal("time/step")[1]
     assert steps.tolist() == list(range(2, 11))  # the first is traced: nothing is known of it
     assert slowness / 2 < np.median(waited[2:]) < np.median(took[3:])
     at_hand = watched_fit(line(), rows(40), rows(40, 1), batch_size=4).signal("time/data_wait")[1]
     assert 0 <= np.median(at_hand[1:]) < slowness / 4
+
+
+class Trained(keras.callbacks.Callback):
+    """Lets others wait for batches to be trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._batches = 0
+        self._changed = threading.Condition()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        with self._changed:
+            self._batches += 1
+            self._changed.notify_all()
+
+    def wait_for(self, batches: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._batches >= batches, 60)

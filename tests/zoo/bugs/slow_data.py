@@ -1,5 +1,7 @@
 """A data pipeline that becomes slow: the device waits."""
 
+import itertools
+import statistics
 import time
 
 import keras
@@ -9,12 +11,30 @@ from tests.zoo.case import Case
 from tests.zoo.data import points
 
 
-def _fit(seconds):
+class Steps(keras.callbacks.Callback):
+    """Times the steps while the data is fast."""
+
+    def __init__(self):
+        super().__init__()
+        self.ends = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.ends.append(time.perf_counter())
+
+    @property
+    def usual_seconds(self):
+        return statistics.median(b - a for a, b in itertools.pairwise(self.ends[:100]))
+
+
+def _fit(slowness):
+    """`slowness` is that of the data, in times of a step: how long one takes is the machine's."""
     x, y = points(rows=16)
+    steps = Steps()
 
     def batches():
         for batch in range(450):
-            time.sleep(seconds if batch >= 200 else 0.0)
+            if slowness and batch >= 200:
+                time.sleep(max(0.012, slowness * steps.usual_seconds))
             yield x, y
 
     like = (tf.TensorSpec((16, 4)), tf.TensorSpec((16, 1)))
@@ -22,15 +42,15 @@ def _fit(seconds):
     data = data.apply(tf.data.experimental.assert_cardinality(450))
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
-    return watched_fit(model, data)
+    return watched_fit(model, data, callbacks=[steps])
 
 
 def faulty():
-    return _fit(0.012)
+    return _fit(4)
 
 
 def healthy():
-    return _fit(0.0)
+    return _fit(0)
 
 
 CASE = Case(
