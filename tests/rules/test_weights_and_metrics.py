@@ -210,6 +210,12 @@ class TestEpochAggregation:
         assert found.severity is Severity.WARNING
         assert "the last batch alone" in found.title
 
+    def test_a_part_of_the_loss_that_keras_averages_so_is_advice(self):
+        parts = {"a_loss/batch": [2.0, 2.0, 3.5], "a_loss/reported": [2.0, 2.0, 2.5]}
+        (found,) = self.found(2.3, **parts)
+        assert (found.subject, found.severity) == ("a_loss", Severity.ADVICE)
+        assert not self.found(2.3, **parts | {"a_loss/reported": [2.0, 2.0, 2.3]})
+
     def test_the_mean_over_samples_is_well(self):
         assert not self.found(2.3)
 

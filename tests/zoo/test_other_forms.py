@@ -155,3 +155,15 @@ def test_a_train_step_that_forgets_to_say_that_it_trains(told: Any, found: set[A
     model.told = told
     model.compile("sgd", "mse")
     assert alarms(watched_fit(model, x, y, batch_size=8, epochs=1)) == found
+
+
+@pytest.mark.parametrize(("rows", "found"), [(40, {"one_loss", "two_loss"}), (48, set())])
+def test_losses_of_single_outputs_after_a_short_batch(rows: int, found: set[str]) -> None:
+    """A plain mean of batches in Keras 3.15.1, where the graph does not know their rows."""
+    x, y = points(rows=rows)
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, [layers.Dense(1, name=name)(inputs) for name in ("one", "two")])
+    model.compile("sgd", ["mse", "mae"], loss_weights=[0.5, 2.0])
+    run = watched_fit(model, x, [y, y], batch_size=16, epochs=1)
+    assert not alarms(run)
+    assert {f.subject for f in run.judge().of("epoch-aggregation-mismatch")} == found

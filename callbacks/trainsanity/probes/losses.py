@@ -34,6 +34,7 @@ class Term:
         values: unreduced, float32.
         weight: its factor in the sum of losses.
         sample_weight, mask: of the shape of `values`, or None.
+        key: under which Keras shows it; None for the only one.
     """
 
     output: OutputEvidence
@@ -42,6 +43,7 @@ class Term:
     weight: float
     sample_weight: Any
     mask: Any
+    key: str | None
 
     @property
     def is_reduced(self) -> bool:
@@ -67,7 +69,7 @@ class Losses(EpochMeans):
             "loss/added": added,
             "loss/nonfinite": self.run.backend.nonfinite([step.loss]),
         }
-        terms = _terms(step) if self._are_known(step) else []
+        terms = _terms(step, self._keys()) if self._are_known(step) else []
         # The weights of an output whose loss is one number: all that they multiply.
         columns |= {
             f"{term.output.quantity('sample_weight')}/loss_values": 1.0
@@ -84,6 +86,8 @@ class Losses(EpochMeans):
             columns.update(_elements(columns, term.output, term.values))
             for variant, value in self._parts(step, term, wanted).items():
                 totals[variant] = totals.get(variant, 0.0) + value * term.weight
+                if variant == "recomputed" and term.key:
+                    columns[f"{term.key}/batch"] = value
         if len(terms) == 1:
             columns.update(self._positions(terms[0]))
         columns["_loss:recomputed"] = totals.pop("recomputed") + added
@@ -92,10 +96,15 @@ class Losses(EpochMeans):
 
     def _are_known(self, step: Step) -> bool:
         """Whether every compiled loss belongs to an output, and its values were seen."""
+        compiled = len(self._keys())
+        known = sum(len(output.losses) for output in step.outputs)
+        return compiled > 0 and len(step.losses) == known == compiled
+
+    def _keys(self) -> list[str | None]:
+        """Of all compiled losses in their order; Keras shows none for the only one."""
         compiled = getattr(self.run.model, "_compile_loss", None)
         flat = getattr(compiled, "_flat_losses", None) or []
-        known = sum(len(output.losses) for output in step.outputs)
-        return bool(flat) and len(step.losses) == known == len(flat)
+        return [f"{loss.name}_loss" if len(flat) > 1 and loss.name else None for loss in flat]
 
     def _why_not(self, terms: list[Term]) -> str | None:
         """Why the loss cannot be computed anew from its unreduced values; None where it can."""
@@ -202,19 +211,21 @@ class Losses(EpochMeans):
         return found
 
 
-def _terms(step: Step) -> list[Term]:
+def _terms(step: Step, keys: list[str | None]) -> list[Term]:
     """The compiled losses in the order of the outputs."""
     return [
-        _term(output, loss, ops.cast(step.losses[place], "float32"), weight)
+        _term(output, loss, ops.cast(step.losses[place], "float32"), weight, keys[place])
         for output in step.outputs
         for loss, weight, place in output.losses
     ]
 
 
-def _term(output: OutputEvidence, loss: Any, values: Any, weight: float | None) -> Term:
+def _term(
+    output: OutputEvidence, loss: Any, values: Any, weight: float | None, key: str | None
+) -> Term:
     given = spread_if_any(output.sample_weight, values)
     mask = product(spread_if_any(output.mask, values), spread_if_any(mask_of(values), values))
-    return Term(output, loss, values, 1.0 if weight is None else weight, given, mask)
+    return Term(output, loss, values, 1.0 if weight is None else weight, given, mask, key)
 
 
 def _by_position(rows: TapeRows, means: EpochMean) -> Columns:

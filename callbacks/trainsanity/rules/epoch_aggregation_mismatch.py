@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,9 @@ class EpochAggregationMismatch(Rule):
 
     Compares: the value shown at the end of an epoch with the mean of its batches, weighted by their
     sizes; with their plain mean; and with the last batch alone. For a masked loss also with the
-    mean over all positions that count. What the last step told the progress bar, with the epoch.
+    mean over all positions that count. Losses of single outputs as advice, as Keras 3.15 on
+    TensorFlow takes the plain mean of their batches. What the last step told the progress bar,
+    with the epoch.
 
     Why: where a short last batch weighs as a full one, or a batch value stands in the place of an
     epoch's mean, the number depends on how the data is cut, and runs cannot be compared.
@@ -101,6 +103,9 @@ class EpochAggregationMismatch(Rule):
             for key, signal in batches.items():
                 epoch = _epoch(run, key, signal, facts)
                 found.extend(() if epoch is None else _compare(key, epoch))
+            for key in _parts(run):
+                epoch = _epoch(run, key, f"{key}/batch", facts)
+                found.extend(() if epoch is None else map(_as_advice, _compare(key, epoch)))
             found.extend(self._masked(run, facts))
             found.extend(_told(run, facts, batches))
         return merged(found)
@@ -245,6 +250,25 @@ def _epoch(run: RunView, key: str, signal: str, facts: Mapping[str, Any]) -> _Ep
 def _length(facts: Mapping[str, Any]) -> int:
     first, last = whole(facts, "first_step"), whole(facts, "last_step")
     return 0 if first is None or last is None else last - first + 1
+
+
+def _parts(run: RunView) -> list[str]:
+    """Keys under which Keras shows the losses of several outputs."""
+    found = {name.removesuffix("/batch") for name in run.names("*_loss/batch")}
+    own = {k for k in found - set(shown_metrics(run)) if not k.startswith("val_")}
+    return sorted(k for k in own if run.has(f"{k}/reported"))
+
+
+def _as_advice(found: Finding) -> Finding:
+    """Keras itself does so in a graph, which does not know how many rows a batch has."""
+    return replace(
+        found,
+        message=f"{found.message} Keras 3.15 does so for parts of the loss where TensorFlow's "
+        "graph does not know the rows of a batch; `loss` itself is right.",
+        suggestion="Watch `loss`, or a metric of the output; or let every batch have as many rows: "
+        "batch(n, drop_remainder=True).",
+        severity=Severity.ADVICE,
+    )
 
 
 def _sample_means(run: RunView) -> dict[str, str]:
