@@ -14,7 +14,7 @@ from trainsanity_server.services.channels import Trial
 
 router = APIRouter(prefix="/settings", include_in_schema=False)
 
-LOOKS = 5  # that the page takes, one every two seconds, at what is tried again
+LOOKS = 15  # at most that the page takes, one every two seconds, at what is tried again
 
 
 @router.get("", name="page_settings")

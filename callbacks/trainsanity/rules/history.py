@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,7 +161,8 @@ class _Group:
         self.inf += (~finite & ~nan).sum(axis=1)
         self.min = np.minimum(self.min, np.where(finite, values, np.inf).min(axis=1))
         self.max = np.maximum(self.max, np.where(finite, values, -np.inf).max(axis=1))
-        self.sum += np.where(finite, values, 0.0).sum(axis=1)
+        with _endless_sums():
+            self.sum += np.where(finite, values, 0.0).sum(axis=1)
         self.steps.append(steps)
         self.values.append(values)
         self._open.append((steps, values))
@@ -188,12 +190,14 @@ class _Group:
         rest = {key: value[..., even:] for key, value in merged.items()}
         left = {key: value[..., 0:even:2] for key, value in merged.items()}
         right = {key: value[..., 1:even:2] for key, value in merged.items()}
+        with _endless_sums():
+            sums = left["sum"] + right["sum"]
         pairs = {
             "first_step": left["first_step"],
             "last_step": right["last_step"],
             "min": np.minimum(left["min"], right["min"]),
             "max": np.maximum(left["max"], right["max"]),
-            "sum": left["sum"] + right["sum"],
+            "sum": sums,
             "finite": left["finite"] + right["finite"],
             "first": left["first"],
             "last": right["last"],
@@ -264,17 +268,24 @@ def _bucket(steps: Steps, values: Floats, rows: int) -> dict[str, NDArray[Any]]:
     by_step = steps[: n * rows].reshape(n, rows)
     by_value = values[:, : n * rows].reshape(len(values), n, rows)
     finite = np.isfinite(by_value)
+    with _endless_sums():
+        sums = np.where(finite, by_value, 0.0).sum(axis=2)
     return {
         "first_step": by_step[:, 0],
         "last_step": by_step[:, -1],
         "min": np.where(finite, by_value, np.inf).min(axis=2),
         "max": np.where(finite, by_value, -np.inf).max(axis=2),
-        "sum": np.where(finite, by_value, 0.0).sum(axis=2),
+        "sum": sums,
         "finite": finite.sum(axis=2),
         "first": by_value[:, :, 0],
         "last": by_value[:, :, -1],
         "count": np.full(n, rows, np.int64),
     }
+
+
+def _endless_sums() -> AbstractContextManager[Any]:
+    """A sum of finite numbers may be infinite, and of two such sums none: both without a word."""
+    return np.errstate(over="ignore", invalid="ignore")
 
 
 class RunHistory:
