@@ -1,7 +1,8 @@
 """Time from `fit` to the end of its first batch, with the callback and without.
 
 Every fit has a process of its own, as nothing is compiled anew in one that has trained before. Fits
-with and without take turns. Importing and making the callback count too.
+with and without take turns. Importing and making the callback count too; its files are compiled
+before, as pip does when it installs a package.
 
     python benchmarks/startup.py --quick
     python benchmarks/startup.py --backend jax --rounds 5
@@ -10,7 +11,9 @@ with and without take turns. Importing and making the callback count too.
 
 from __future__ import annotations
 
+import compileall
 import cProfile
+import importlib.util
 import json
 import pstats
 import statistics
@@ -48,6 +51,7 @@ def main(
         return
     if quick:
         models, rounds = models or ("dense",), min(rounds, 2)
+    compile_callback()
     rows: list[Row] = []
     for model in models or MODELS:
         if profile:
@@ -55,6 +59,14 @@ def main(
             continue
         rows += _rows(f"{model}, {backend}", *_rounds(model, backend, rounds))
     show(rows, as_json=as_json)
+
+
+def compile_callback() -> None:
+    """A checkout may be run without ever keeping what Python has compiled."""
+    found = importlib.util.find_spec("trainsanity")
+    assert found is not None
+    for folder in found.submodule_search_locations or ():
+        compileall.compile_dir(folder, quiet=1)
 
 
 def _rounds(model: str, backend: str, rounds: int) -> tuple[list[float], list[float]]:

@@ -49,12 +49,14 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         self.names: dict[str, int] = {}  # column name -> index; the same for every trace
         self.overflow: list[str] = []  # columns that found no place
         self.flushed: set[str] = set()  # columns that come from inside the gradient
-        self.ring = self.add_variable((depth, width), _zeros, dtype="float32", name="ring")
-        self.count = self.add_variable((), _zeros, dtype="int32", name="count")
+        self.ring = self.add_variable((depth, width), backend.zeros, dtype="float32", name="ring")
+        self.count = self.add_variable((), backend.zeros, dtype="int32", name="count")
         self.pending: Any = None
         self._flushed_now: set[str] = set()  # in the trace that is being made
         if backend.HAS_GRADIENT_BOUNDARY:
-            self.pending = self.add_variable((width,), _zeros, dtype="float32", name="pending")
+            self.pending = self.add_variable(
+                (width,), backend.zeros, dtype="float32", name="pending"
+            )
 
     def carry(self, variables: list[Any]) -> None:
         """Takes further variables along, so that Keras threads them through JAX's stateless step
@@ -104,11 +106,6 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
 
     def reset_state(self) -> None:
         """Nothing: Keras resets metrics at every epoch, the tape runs on."""
-
-
-def _zeros(shape: tuple[int, ...], dtype: str | None = None) -> np.ndarray[Any, Any]:
-    """Moved to the device, where JAX would compile a program that makes them."""
-    return np.zeros(shape, dtype)
 
 
 @dataclass(frozen=True)

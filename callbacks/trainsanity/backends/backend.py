@@ -61,6 +61,10 @@ class Backend(ABC):
         """Within, variables may be made although a step is being traced."""
         return nullcontext()
 
+    def own_traces(self) -> AbstractContextManager[None]:
+        """Within, functions may be traced without counting as the user's."""
+        return nullcontext()
+
     @abstractmethod
     def is_traced_step(self, model: Any) -> bool:
         """Whether Python sees the steps of this model only while they are compiled."""
@@ -127,6 +131,10 @@ class Backend(ABC):
     def read_in_step(self, variable: Any, model: Any, state: Any) -> np.ndarray[Any, Any]:
         """The value of a Keras variable right before a step."""
         return self.read(variable)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str | None = None) -> Any:
+        """For a variable to begin with; an initializer, as Keras calls them."""
+        return np.zeros(shape, dtype)
 
     def made_whole(self, model: Any, args: tuple[Any, ...]) -> AbstractContextManager[bool]:
         """Between two executions of the train function: within, variables that are empty in an

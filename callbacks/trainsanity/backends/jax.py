@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,10 @@ class Jax(Backend):
     # Within an epoch Keras empties the variables; the state travels as arguments.
     READABLE_IN_EPOCH = False
     HAS_GRADIENT_BOUNDARY = True
+
+    def __init__(self) -> None:
+        # Id of a tensor -> itself and its sizes, as long as it lives.
+        self._sizes_of: dict[int, tuple[weakref.ref[Any], tuple[Any, Any, Any]]] = {}
 
     def row(self, cells: Mapping[int, Any], width: int, rest: float) -> Any:
         values = side_by_side(cells, rest)
@@ -68,6 +73,10 @@ class Jax(Backend):
             if own is variable:
                 return np.asarray(value)
         return self.read(variable)  # it is no part of the state that travels
+
+    def zeros(self, shape: tuple[int, ...], dtype: str | None = None) -> Any:
+        # Moved to the device: for all other ways JAX compiles a program for every shape.
+        return jax.device_put(np.zeros(shape, dtype))
 
     @contextmanager
     def made_whole(self, model: Any, args: tuple[Any, ...]) -> Iterator[bool]:
@@ -146,9 +155,17 @@ class Jax(Backend):
         return sum(self._sizes(tensor)[1] for tensor in tensors)
 
     def _sizes(self, tensor: Any) -> tuple[Any, Any, Any]:
-        """Sum of squares, elements that are not finite, largest absolute one. Where all are asked
-        for, XLA joins what is the same.
+        """Sum of squares, elements that are not finite, largest absolute one: traced once, for
+        they are asked for one by one.
         """
+        known = self._sizes_of.get(id(tensor))
+        if known is None or known[0]() is not tensor:
+            known = (weakref.ref(tensor), self._new_sizes(tensor))
+            self._sizes_of[id(tensor)] = known
+            weakref.finalize(tensor, self._sizes_of.pop, id(tensor), None)
+        return known[1]
+
+    def _new_sizes(self, tensor: Any) -> tuple[Any, Any, Any]:
         values = self.dense_part(tensor).astype(jnp.float32)
         odd = (~jnp.isfinite(values)).astype(jnp.float32)
         (squares, count), (most,) = _in_one_pass([values * values, odd], [jnp.abs(values)])
