@@ -68,7 +68,7 @@ def names_untouched() -> Iterator[None]:
 @contextmanager
 def unwarned() -> Iterator[None]:
     """Within, nothing is warned of: it would look as if the user had done what we do."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), backends.active().own_traces():
         warnings.simplefilter("ignore")
         yield
 

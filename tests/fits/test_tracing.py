@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from tests.watched import offline_callback
 
-from trainsanity import backends, sample_audits
+from trainsanity import backends, forward, sample_audits
 
 
 class Counted(keras.layers.Layer):
@@ -38,3 +39,30 @@ def test_compiles_a_step_as_often_as_keras(tmp_path: Path, monkeypatch: pytest.M
     for name in ("START_UP_SECONDS", "EPOCH_END_SECONDS", "LAST_SECONDS"):
         monkeypatch.setattr(sample_audits, name, 0.0)  # audits trace the model too
     assert traces(offline_callback(tmp_path)) == traces()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow counts traces")
+def test_traces_of_audits_are_not_held_against_the_user() -> None:
+    import tensorflow as tf
+
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    def trace_one_more() -> None:
+        tf.function(lambda x: x + 1.0)(tf.constant(1.0))
+
+    heard: list[str] = []
+    handler = Heard()
+    tf.get_logger().addHandler(handler)
+    try:
+        with forward.unwarned():
+            for _ in range(8):
+                trace_one_more()
+        for _ in range(4):
+            trace_one_more()
+        assert heard == []
+        trace_one_more()  # the user's own fifth
+        assert "triggered tf.function retracing" in heard[0]
+    finally:
+        tf.get_logger().removeHandler(handler)

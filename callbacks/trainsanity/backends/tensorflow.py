@@ -12,12 +12,23 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.eager import context
+from tensorflow.python.eager.polymorphic_function import polymorphic_function
 
 from trainsanity.backends.backend import Backend, side_by_side
 
+TRACE_COUNTERS = "_frequent_tracing_detector_manager"
 OUR_SCOPE = "trainsanity"
 OUR_NODE = re.compile(rf"(^|/){OUR_SCOPE}(_\d+)?/")
 FAILED_NODE = re.compile(r"\{\{node ([^}]*)\}\}")  # as TensorFlow ends the text of an error
+
+
+class Uncounted:
+    """Stands for TensorFlow's counters of traces and counts none."""
+
+    def called_with_tracing(self, *args: Any) -> None:
+        return None
+
+    called_without_tracing = called_with_tracing
 
 
 class TensorFlow(Backend):
@@ -55,6 +66,21 @@ class TensorFlow(Backend):
     def outside_trace(self) -> AbstractContextManager[Any]:
         scope: AbstractContextManager[Any] = tf.init_scope()
         return scope
+
+    @contextlib.contextmanager
+    def own_traces(self) -> Iterator[None]:
+        """TensorFlow counts how often the functions of a place in the code are traced, over all
+        models, and warns from the fifth on.
+        """
+        counters = getattr(polymorphic_function, TRACE_COUNTERS, None)
+        if counters is None:
+            yield
+            return
+        setattr(polymorphic_function, TRACE_COUNTERS, Uncounted())
+        try:
+            yield
+        finally:
+            setattr(polymorphic_function, TRACE_COUNTERS, counters)
 
     def peek(self, batches: Any) -> tuple[Any, Any] | None:
         """None also where the batches are fetched inside the graph."""

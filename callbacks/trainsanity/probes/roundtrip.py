@@ -43,6 +43,7 @@ REFUSALS = (
     OSError,
     RuntimeError,  # also NotImplementedError
 )
+LONGEST_REFUSAL = 300  # characters of its text
 
 
 class Roundtrip(Probe):
@@ -73,7 +74,9 @@ class Roundtrip(Probe):
             doing = "loading"
             loaded = keras.saving.load_model(path, safe_mode=False)
         except REFUSALS as error:
-            return {"not_testable": f"{doing} raises: {error!s:.300}"}
+            text = str(error)
+            cut = text if len(text) <= LONGEST_REFUSAL else f"{text[:LONGEST_REFUSAL]} ..."
+            return {"not_testable": f"{doing} raises: {cut}"}
         return self._compare(model, loaded, _strict_complaint(path))
 
     def _why_not(self) -> str | None:
