@@ -121,7 +121,9 @@ class Shadow:
         self._optimizer = _like(worker)
         self._weights = [
             run.keep(
-                keras.Variable(np.zeros(len(group), "float32"), name=f"trainsanity_weights_{i}")
+                keras.Variable(
+                    run.backend.zeros((len(group),), "float32"), name=f"trainsanity_weights_{i}"
+                )
             )
             for i, group in enumerate(self._groups)
         ]

@@ -76,7 +76,8 @@ class Jax(Backend):
 
     def zeros(self, shape: tuple[int, ...], dtype: str | None = None) -> Any:
         # Moved to the device: for all other ways JAX compiles a program for every shape.
-        return jax.device_put(np.zeros(shape, dtype))
+        # Copied, as steps write to it.
+        return jax.device_put(np.zeros(shape, dtype), may_alias=False)
 
     @contextmanager
     def made_whole(self, model: Any, args: tuple[Any, ...]) -> Iterator[bool]:

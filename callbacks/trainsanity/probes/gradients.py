@@ -104,7 +104,7 @@ class _Largest:
         self._backend = run.backend
         small = [v for v in variables if None not in v.shape and 0 < np.prod(v.shape) <= WHOLE]
         self._places = {id(v): place for place, v in enumerate(small)}
-        zeros = np.zeros(max(1, len(small)), np.float32)
+        zeros = run.backend.zeros((max(1, len(small)),), "float32")
         self._kept = run.keep(keras.Variable(zeros, trainable=False, name="trainsanity_gradients"))
 
     def reset(self) -> None:

@@ -157,10 +157,10 @@ class _Follower:
             self._not_testable("the optimizer has no weights")
             return
         prefix = f"trainsanity_{name or 'optimizer'}"
-        zeros = np.zeros(size, "float32")
+        zeros = run.backend.zeros((size,), "float32")
         self._last = run.keep(keras.Variable(zeros, trainable=False, name=f"{prefix}_last"))
         # A Python number would be of a weak type: JAX compiles anew when it turns into another.
-        none = np.zeros((), "float32")
+        none = run.backend.zeros((), "float32")
         self._has_last = run.keep(keras.Variable(none, trainable=False, name=f"{prefix}_has_last"))
         reason = why_none(optimizer, self._sampled)
         if reason is not None:
