@@ -172,6 +172,23 @@ class TestSampleWeightEffect:
         assert found.severity is Severity.WARNING
         assert "weigh between 0.2 and 5" in found.message
 
+    def used(self, loss, again, other):
+        facts = {"rows": 8, "loss": loss, "again": again, "other_weights": other}
+        run = history(
+            {name: [value] * 5 for name, value in self.ARRIVED.items()},
+            audits=[("weights_used", 1, facts)],
+        )
+        return list(SampleWeightEffect().check(run.view()))
+
+    def test_a_loss_of_the_users_that_stays_the_same_with_other_weights_is_told(self):
+        (found,) = self.used(2.5, 2.5, 2.5)
+        assert (found.subject, found.severity) == ("loss", None)
+
+    def test_a_loss_that_weights_change_is_well_and_a_random_one_unknown(self):
+        assert not self.used(2.5, 2.5, 3.1)
+        assert not self.used(2.5, 2.4, 2.5)
+        assert not self.used(0.0, 0.0, 0.0)
+
     def test_equal_weights_on_one_number_are_well(self):
         weights = {"sample_weight/min": 0.2, "sample_weight/max": 0.2}
         assert not self.found(self.ARRIVED | weights | {"sample_weight/loss_values": 1.0})

@@ -167,3 +167,34 @@ def test_losses_of_single_outputs_after_a_short_batch(rows: int, found: set[str]
     run = watched_fit(model, x, [y, y], batch_size=16, epochs=1)
     assert not alarms(run)
     assert {f.subject for f in run.judge().of("epoch-aggregation-mismatch")} == found
+
+
+class OwnLoss(keras.Model):
+    weighs = True
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, **_: Any
+    ) -> Any:
+        losses = ops.square(y - y_pred)
+        if sample_weight is not None and self.weighs:
+            losses = losses * ops.reshape(sample_weight, (-1, 1))
+        return ops.mean(losses)
+
+
+@pytest.mark.parametrize(
+    ("weighs", "flat", "found"),
+    [
+        (False, False, {("sample-weight-effect", "loss")}),
+        (True, False, set()),
+        (True, True, {("loss-broadcast", "loss")}),
+    ],
+)
+def test_a_compute_loss_of_ones_own(weighs: bool, flat: bool, found: set[Any]) -> None:
+    x, y = points()
+    inputs = keras.Input((4,))
+    model = OwnLoss(inputs, layers.Dense(1)(inputs))
+    model.weighs = weighs
+    model.compile("sgd")
+    weights = np.linspace(0.1, 2, len(x)).astype("float32")
+    y = y[:, 0] if flat else y
+    assert alarms(watched_fit(model, x, y, sample_weight=weights, epochs=1)) == found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -13,6 +14,8 @@ from trainsanity.forward import call_model, refused, untouched
 from trainsanity.origin import is_of_keras
 from trainsanity.outputs import outputs_of
 from trainsanity.probes.probe import OutputEvidence, Probe
+
+Compare = Callable[[Any, Any], Any]
 
 
 class LossRanks(Probe):
@@ -26,17 +29,25 @@ class LossRanks(Probe):
     def on_sample(self) -> None:
         model = self.run.model
         x, y, weight = self.run.sample
-        if y is None or getattr(model, "_compile_loss", None) is None:
-            raise CannotAudit("there are no labels or no compiled loss")
+        if y is None:
+            raise CannotAudit("there are no labels")
         with untouched(model), refused("the loss of the captured rows raises"):
             outputs = outputs_of(model, y, call_model(model, x, training=False), weight)
             rows = [
-                _row(output, loss)
-                for output in outputs
-                for loss, *_ in output.losses
-                if not is_of_keras(type(loss)) and _may_broadcast(output)
+                _row(output, name, compare)
+                for output in filter(_may_broadcast, outputs)
+                for name, compare in self._own(output, alone=len(outputs) == 1)
             ]
         self.run.audit(self.name, {"outputs": rows})
+
+    def _own(self, output: OutputEvidence, *, alone: bool) -> Iterator[tuple[str, Compare]]:
+        """Code of the user's that compares labels and outputs, with its name."""
+        model = self.run.model
+        if is_of_keras(type(model).compute_loss):
+            found = [loss for loss, *_ in output.losses if not is_of_keras(type(loss))]
+            yield from ((type(loss).__name__, loss.call) for loss in found)
+        elif alone:
+            yield "compute_loss", lambda y, prediction: model.compute_loss(y=y, y_pred=prediction)
 
 
 def _may_broadcast(output: OutputEvidence) -> bool:
@@ -45,22 +56,22 @@ def _may_broadcast(output: OutputEvidence) -> bool:
     return squeezed and len(labels) != len(outputs) and outputs[0] > 1
 
 
-def _row(output: OutputEvidence, loss: Any) -> dict[str, Any]:
+def _row(output: OutputEvidence, name: str, compare: Compare) -> dict[str, Any]:
     y, prediction = ops.convert_to_tensor(output.y_true), output.y_pred
     alone = [
-        _mean(loss, y[i : i + 1], prediction[i : i + 1]) for i in range(int(prediction.shape[0]))
+        _mean(compare, y[i : i + 1], prediction[i : i + 1]) for i in range(int(prediction.shape[0]))
     ]
     return {
         "name": output.name,
-        "loss": type(loss).__name__,
+        "loss": name,
         "label_shape": list(y.shape),
         "shape": list(prediction.shape),
-        "as_given": _mean(loss, y, prediction),
-        "same_shape": _mean(loss, ops.reshape(y, prediction.shape), prediction),
+        "as_given": _mean(compare, y, prediction),
+        "same_shape": _mean(compare, ops.reshape(y, prediction.shape), prediction),
         "alone": sum(alone) / len(alone),
     }
 
 
-def _mean(loss: Any, y: Any, prediction: Any) -> float:
+def _mean(compare: Compare, y: Any, prediction: Any) -> float:
     with keras.StatelessScope():
-        return float(array_of(loss.call(y, prediction)).mean())
+        return float(array_of(compare(y, prediction)).mean())

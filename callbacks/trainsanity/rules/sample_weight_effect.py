@@ -9,11 +9,14 @@ import numpy as np
 
 from trainsanity.rules.comparison import (
     Parting,
+    finding_of,
     mean_tolerance,
+    merged,
     name_of,
     not_measured,
     number,
     parting,
+    real,
     two_numbers,
 )
 from trainsanity.rules.history import RunHistory, RunView, history
@@ -60,6 +63,7 @@ class SampleWeightEffect(Rule):
         given = run.quantities("given_mean", "mean")
         declared = run.quantities("declared_mean", "given_mean")
         can_recount = run.has(*LOSS)
+        yield from merged(_without_effect(run))
         if not (given or declared or can_recount):
             raise not_measured(run, "sample_weight/given_mean")
         if given and not declared and all(_weighs_nothing(run, quantity) for quantity in given):
@@ -164,6 +168,26 @@ class SampleWeightEffect(Rule):
         rows = run.rows(*names)
         got, asked = rows[names[0]], rows[names[1]]
         return parting(rows, got, asked, mean_tolerance(got, asked), patience=self.patience)
+
+
+def _without_effect(run: RunView) -> Iterator[Finding]:
+    """A loss of the user's that stays the same to the bit with other weights."""
+    for audit in run.new_audits("weights_used") if run.has_audit("weights_used") else []:
+        loss, again, other = (real(audit.facts, k) for k in ("loss", "again", "other_weights"))
+        if loss is None or not loss == again == other or not np.isfinite(loss) or loss == 0:
+            continue
+        yield finding_of(
+            audit,
+            "loss",
+            "The loss ignores the sample weights it is given",
+            f"For the captured rows the loss is {number(loss)}. With weights that rise from the "
+            "first row to the last to twice of what they were it is the same.",
+            (Witness("loss", loss), Witness("loss with other weights", other)),
+            "In a compute_loss of your own multiply the loss of each sample with sample_weight; in "
+            "a loss class override `call`, not `__call__`.",
+            certainty="Losses are compared to the bit; two computations with the same weights "
+            "agree.",
+        )
 
 
 def _weighs_nothing(run: RunView, quantity: str) -> bool:
