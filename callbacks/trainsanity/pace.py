@@ -1,9 +1,9 @@
-"""Which steps all probes look at, where the step runs as Python code and every look costs time.
+"""Which steps all probes look at, where every look costs time.
 
-A compiled step computes the evidence of every batch at little cost. On torch, and with
-`run_eagerly`, each operation of ours costs Python's time, which can be more than a small step
-takes itself. There the probes whose columns add up over an epoch see every batch, and the others
-as many as fit into a share of the time that training takes.
+Each operation of ours takes time, most where the step runs as Python code: on torch and with
+`run_eagerly`. All of them together can take more than a small step takes itself. The probes whose
+columns add up over an epoch see every batch, and the others as many as fit into a share of the time
+that training takes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
 
 FIRST = 64  # steps that all probes look at, whatever it costs: most trouble shows at once
 # Of the time of a step, for the probes that need not see every batch: half of the 2 % that all of
@@ -20,6 +24,10 @@ FIRST = 64  # steps that all probes look at, whatever it costs: most trouble sho
 SHARE = 0.01
 MOST = 64  # steps from one turn to the next at most: as many as the host reads at once
 REMEMBERED = 15  # steps of each kind whose median counts
+TRIAL = 4  # the stride by which a graph shows what turns take
+ADAPTED_EVERY = FIRST  # steps of a graph
+TRIED_EVERY = 2048  # steps of a graph, where every step has been worth a turn
+COMPARED = 32  # steps of a graph whose median counts
 
 
 class Pace:
@@ -33,6 +41,9 @@ class Pace:
         full: whether all have their turn at the step under way.
         stride: steps from one turn to the next.
     """
+
+    in_graph = False
+    runs_as = "runs as Python code"
 
     def __init__(self, *, thins: bool, clock: Callable[[], float] = time.perf_counter) -> None:
         self.full = True
@@ -61,6 +72,9 @@ class Pace:
         self._began, self._own = self._clock(), 0.0
         return self.full
 
+    def ran(self, seconds: float) -> None:
+        """An execution of the compiled step took so long."""
+
     def spend(self, seconds: float) -> None:
         """Time that probes have taken within the step."""
         self._own += seconds
@@ -72,13 +86,23 @@ class Pace:
         self._costs[self.full].append(self._own)
         self._seconds.append(self._clock() - self._began - self._own)
         if self.full:
-            self.stride = self._affordable()
+            light = self._costs[False]
+            extra = self.cost - (statistics.median(light) if light else 0.0)
+            self.stride = affordable(extra, self.step_seconds)
             self._next = self._steps + self.stride
 
-    def _affordable(self) -> int:
-        light = self._costs[False]
-        extra = self.cost - (statistics.median(light) if light else 0.0)
-        return min(MOST, max(1, math.ceil(extra / (SHARE * self.step_seconds))))
+    @property
+    def knows_cost(self) -> bool:
+        """Whether it was seen what a turn takes."""
+        return True
+
+    @property
+    def reason(self) -> str:
+        """Why not all probes have their turn at every step."""
+        return (
+            f"measuring them takes {1e3 * self.cost:.2g} ms beside a step of "
+            f"{1e3 * self.step_seconds:.2g} ms that {self.runs_as}"
+        )
 
     @property
     def cost(self) -> float:
@@ -89,3 +113,131 @@ class Pace:
     def step_seconds(self) -> float:
         """Of the step itself."""
         return statistics.median(self._seconds)
+
+
+def affordable(extra: float, step_seconds: float) -> int:
+    """Steps from one turn to the next, so that turns take their share of the time at most.
+
+    Args:
+        extra: seconds that a turn takes.
+        step_seconds: that a step takes without.
+    """
+    return min(MOST, max(1, math.ceil(extra / (SHARE * step_seconds))))
+
+
+class Mark:
+    """A number of a step of the graph, kept on the device."""
+
+    def __init__(self, count: Any) -> None:
+        self._count = count
+        self._at = keras.Variable(-1, trainable=False, dtype="int32", name="trainsanity_mark")
+
+    def set_in_step(self) -> None:
+        """For the step to come, while a step is traced."""
+        self._at.assign(ops.convert_to_tensor(self._count) + 1)
+
+    def set(self) -> None:
+        """For the step to come, between two steps."""
+        self._at.assign(self._count)
+
+    def is_now(self) -> Any:
+        """Whether it was set for the step under way, a bool tensor."""
+        return ops.equal(self._at, self._count)
+
+
+class GraphPace(Pace):
+    """Gives turns inside a graph, where no Python code of ours runs at a step.
+
+    Args:
+        read: gives the value of a variable.
+        count: variable that counts the steps of the graph that were run before.
+
+    Attributes:
+        taken: marks the step after the latest turn.
+        count: as given.
+    """
+
+    in_graph = True
+    runs_as = "is compiled"
+
+    def __init__(self, read: Callable[[Any], Any], count: Any) -> None:
+        super().__init__(thins=False)
+        self.taken = Mark(count)
+        self._read, self.count = read, count
+        self._turn = keras.Variable(0, trainable=False, dtype="int32", name="trainsanity_turn")
+        self._every = keras.Variable(1, trainable=False, dtype="int32", name="trainsanity_stride")
+        self._ran = 0  # as `count`, on the host
+        self._tried = 0  # the step from which on turns were left out to see what they take
+        self._light: deque[float] = deque(maxlen=COMPARED)  # seconds of steps without a turn
+        # Of a turn less the step before it without one: drift of the machine cancels.
+        self._extra: deque[float] = deque(maxlen=COMPARED)
+
+    # while a step is traced
+
+    def is_turn(self) -> Any:
+        """A bool tensor."""
+        return ops.greater_equal(self.count, self._turn)
+
+    def take(self) -> None:
+        """It is the step's turn: says when the next is."""
+        self.taken.set_in_step()
+        self._turn.assign(ops.convert_to_tensor(self.count) + ops.convert_to_tensor(self._every))
+
+    # on the host
+
+    @property
+    def is_next_full(self) -> bool:
+        return self._ran >= self._next
+
+    def take_next(self) -> None:
+        if not self.is_next_full:
+            self._next = 0
+            self._turn.assign(0)
+
+    def begin(self) -> bool:
+        """While a step is traced: all that can be asked is."""
+        return True
+
+    def end(self) -> None:
+        """Nothing: `ran` is told."""
+
+    def ran(self, seconds: float) -> None:
+        """A step was run, and took so long."""
+        had_turn, self.full = self.full, self.is_next_full
+        if not self.full:
+            self._light.append(seconds)
+        elif not had_turn:
+            self._extra.append(seconds - self._light[-1])
+        if self.full:
+            self._next = self._ran + self.stride
+        self._ran += 1
+        if self._ran % ADAPTED_EVERY == ADAPTED_EVERY - 1:  # the next has its turn for FIRST
+            self._adapt()
+
+    def _adapt(self) -> None:
+        """Sees how often turns can be afforded; steps that others have run count in the graph."""
+        self._ran, self._next = int(self._read(self.count)), int(self._read(self._turn))
+        is_old = self._ran - self._tried >= TRIED_EVERY
+        if not self._extra or (self.stride == 1 and is_old):
+            self._tried, stride = self._ran, TRIAL
+        else:
+            stride = affordable(self.cost, self.step_seconds)
+        if stride != self.stride:
+            self.stride = stride
+            self._every.assign(stride)
+
+    @property
+    def knows_cost(self) -> bool:
+        return bool(self._extra)
+
+    @property
+    def reason(self) -> str:
+        return super().reason if self._extra else "it is being seen what measuring them takes"
+
+    @property
+    def cost(self) -> float:
+        return max(0.0, statistics.median(self._extra))
+
+    @property
+    def step_seconds(self) -> float:
+        return statistics.median(self._light)

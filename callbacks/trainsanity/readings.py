@@ -26,7 +26,7 @@ class Readings:
         self._unread_tests = 0
         self._last_read = 0.0
         self._last_slow_read = 0.0
-        self._stride = 1  # as last said
+        self._told = (1, True)  # stride, and whether it was known what turns take
 
     @property
     def taped_step(self) -> int | None:
@@ -132,14 +132,12 @@ class Readings:
         """
         pace = self._run.test_pace if self._run.kind == "evaluate" else self._run.pace
         names = sorted(name for name in rows.gaps if not name.startswith("_"))
-        if not names or pace.stride < 2 or 0.5 < pace.stride / self._stride < 2:
+        stride, knew = self._told
+        is_told = knew == pace.knows_cost and 0.5 < pace.stride / stride < 2
+        if not names or pace.stride < 2 or is_told:
             return
-        self._stride = pace.stride
-        reason = (
-            f"measuring them takes {1e3 * pace.cost:.2g} ms beside a step of "
-            f"{1e3 * pace.step_seconds:.2g} ms that runs as Python code"
-        )
-        facts = {"signal": ", ".join(names), "reason": reason, "stride": pace.stride}
+        self._told = (pace.stride, pace.knows_cost)
+        facts = {"signal": ", ".join(names), "reason": pace.reason, "stride": pace.stride}
         self._run.audit("thinned", facts)
 
     def _report_lost(self, lost: int) -> None:

@@ -7,6 +7,7 @@ import functools
 import logging
 import sys
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import Callable, Mapping
@@ -445,7 +446,9 @@ class Session:
             run.state = None
             args = counting(run, args)
             with self._as_traced(run):
+                began = time.perf_counter()
                 result = original(*args)
+                run.pace.ran(time.perf_counter() - began)
         except run.backend.end_of_data_errors():
             if self._stand_in is None:
                 raise

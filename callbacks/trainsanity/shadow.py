@@ -36,6 +36,8 @@ ELEMENTWISE = (
     "Ftrl",
 )
 
+PRODUCTS = ("_u_product",)  # Nadam's running product belongs to no variable
+
 # An update of fewer roundings of its weights than this is not known to 2 %.
 ROUNDINGS = 50.0
 
@@ -158,9 +160,43 @@ class Shadow:
                     for place, s in zip(places, self._sampled, strict=True)
                 ]
                 slot.assign(np.concatenate(parts)[group].reshape(weights.shape))
-        for name in ("_u_product",):  # Nadam's running product belongs to no variable
+        for name in PRODUCTS:
             if hasattr(self._optimizer, name):
                 getattr(self._optimizer, name).assign(read(getattr(worker, name)))
+
+    def counters(self) -> dict[str, Any]:
+        """Of the real optimizer, what belongs to no variable, while a step is traced.
+
+        To be read outside of any branch: TensorFlow would keep the counter, which runs beside the
+        data, waiting for it.
+        """
+        names = ["_iterations", *(name for name in PRODUCTS if hasattr(self._optimizer, name))]
+        return {name: ops.copy(getattr(self._worker, name)) for name in names}
+
+    def trace_slots(self, counters: Mapping[str, Any]) -> Any:
+        """`copy_slots` while a step is traced, before its update; returns a vector of no meaning.
+
+        Args:
+            counters: as `counters` gave them.
+        """
+        worker, pick = self._worker, self._run.backend.pick
+        done = counters["_iterations"] // (optimizers.accumulation(worker) or 1)
+        for name, value in {**counters, "_iterations": done}.items():
+            variable = getattr(self._optimizer, name)
+            variable.assign(ops.cast(value, variable.dtype))
+        slots = optimizers.slot_lists(worker)
+        places = [worker._get_variable_index(s.variable) for s in self._sampled]
+        for weights, group, own in zip(
+            self._weights, self._groups, optimizers.slot_lists(self._optimizer), strict=True
+        ):
+            for name, slot in own.items():
+                parts = [
+                    ops.cast(pick(slots[place][name], s.coordinates, xla=False), "float32")
+                    for place, s in zip(places, self._sampled, strict=True)
+                ]
+                every = ops.take(ops.concatenate(parts), group)
+                slot.assign(ops.reshape(every, weights.shape))
+        return ops.zeros((1,))
 
     def move(self, rate: Any, before: Any, gradient: Any, updated: Any | None) -> Any:
         """One update; returns how far each sampled element should move, float32 of shape

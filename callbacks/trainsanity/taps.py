@@ -27,11 +27,11 @@ from trainsanity.first_layers import first_weighted_layers
 from trainsanity.masking import mask_of, put_mask
 from trainsanity.observed import Observed
 from trainsanity.outputs import outputs_of
-from trainsanity.pace import Pace
+from trainsanity.pace import GraphPace, Pace
 from trainsanity.probes.probe import Columns, LayerCall, Step, Update
 from trainsanity.reads import layer_that_runs, noted_reads
 from trainsanity.recording import Told, called_method, holds_numbers, noted_calls, tensors_of
-from trainsanity.tape import Tape
+from trainsanity.tape import GAP, Tape
 from trainsanity.wrappers import Wrappers
 
 if TYPE_CHECKING:
@@ -79,14 +79,21 @@ class Taps:
         copies = self._observed if run.compiled_by_xla else None
         self._observers = Observed(run.model, lambda: self._step, boundary, copies)
         self.installed = False
-        thins = self._may_thin()
+        thins = self._may_thin() and not run.is_traced
         run.pace, run.test_pace = Pace(thins=thins), Pace(thins=thins)
+        self._graph_pace: GraphPace | None = None
+        if run.kind == "fit" and self._may_thin_in_graph():
+            run.pace = self._graph_pace = GraphPace(run.backend.read, train_tape.count)
 
     def _may_thin(self) -> bool:
-        """Whether Python code runs at every step and can leave evidence out."""
+        """Whether evidence can be left out of a step."""
+        several = int(self.run.model.steps_per_execution or 1) > 1 or self.run.replicas > 1
+        return not (self._is_stateless or several)
+
+    def _may_thin_in_graph(self) -> bool:
         run = self.run
-        several = int(run.model.steps_per_execution or 1) > 1 or run.replicas > 1
-        return not (run.is_traced or self._is_stateless or several)
+        is_graph = run.is_traced and not run.compiled_by_xla
+        return is_graph and self._may_thin() and run.backend.leaves_out()
 
     # installing
 
@@ -247,7 +254,39 @@ class Taps:
                 self._finish_with_others(step)
                 return
             self._collect(step, "trace_end", step)
+            if (pace := self._decides(step)) is not None:
+                self._boundary.call("taps", self._take_turn, step, pace)
             self._boundary.call("tape", self._tapes[step.training].write, step.columns)
+
+    def _decides(self, step: Step) -> GraphPace | None:
+        """Where the graph decides at each step whether all probes have their turn."""
+        return self._graph_pace if step.training else None
+
+    def _turn(self, step: Step, pace: GraphPace) -> Any:
+        """Whether they have, a bool tensor; always where the loss is not finite."""
+        if step.turn is None:
+            step.turn = pace.is_turn()
+            bad = step.columns.get("loss/nonfinite")
+            if bad is not None:
+                step.turn = keras.ops.logical_or(step.turn, keras.ops.greater(bad, 0))
+        return step.turn
+
+    def _take_turn(self, step: Step, pace: GraphPace) -> None:
+        """What was put off, in a branch of the graph."""
+        names: list[str] = []
+
+        def compute() -> Any:
+            found: dict[str, Any] = {}
+            for hook, evidence in step.put_off:
+                for columns in self._listeners.ask(hook, evidence, every_batch=False):
+                    found.update(columns)
+            pace.take()
+            names.extend(found)
+            cells = [keras.ops.cast(value, "float32") for value in found.values()]
+            return keras.ops.stack([keras.ops.reshape(cell, ()) for cell in cells] or [GAP])
+
+        values = self.run.backend.when(self._turn(step, pace), compute, GAP)
+        step.columns.update(zip(names, keras.ops.unstack(values), strict=False))
 
     def _finish_with_others(self, step: Step) -> None:
         """One row for what all replicas have measured of a batch; variables of ours are not the
@@ -451,9 +490,14 @@ class Taps:
             with keras.name_scope(optimizer.name, caller=optimizer):
                 optimizer.build(list(variables))
             optimizer.built = True
-        seen = self._observed(list(gradients))
+        given = list(gradients)
+        seen = self._observed(given)
         copies = functools.partial(self.run.backend.copies, xla=self.run.compiled_by_xla)
-        return Update(name, optimizer, seen, list(variables), step.shared, copies)
+        update = Update(name, optimizer, given, seen, list(variables), step.shared, copies)
+        if (pace := self._decides(step)) is not None:
+            turn = self._turn(step, pace)
+            update.in_turn = lambda compute: self.run.backend.when(turn, compute, GAP)
+        return update
 
     def _before_update(self, step: Step, update: Update) -> None:
         began = time.perf_counter()
@@ -464,9 +508,13 @@ class Taps:
     def _after_update(self, step: Step, update: Update) -> None:
         with self.run.backend.observing():
             self._collect(step, "trace_after_update", update)
+            self._collect(step, "trace_update", update)
 
     def _collect(self, step: Step, hook: str, evidence: Any) -> None:
         every_batch = None if step.full else True
+        if self._decides(step) is not None and hook != "trace_after_update":
+            every_batch = True
+            step.put_off.append((hook, step.as_it_is() if evidence is step else evidence))
         began = time.perf_counter()
         for columns in self._listeners.ask(hook, evidence, every_batch=every_batch):
             step.columns.update(columns)

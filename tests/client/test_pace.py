@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from trainsanity.pace import FIRST, MOST, Pace
+import keras
+import numpy as np
+
+from trainsanity.pace import ADAPTED_EVERY, FIRST, MOST, TRIAL, TRIED_EVERY, GraphPace, Pace
 
 
 class Clock:
@@ -65,3 +68,63 @@ def test_nothing_is_left_out_of_compiled_steps():
     clock = Clock()
     turns = run(Pace(thins=False, clock=clock), clock, 200, step=1e-6, full=1.0)
     assert len(turns) == 200
+
+
+class Graph:
+    """Steps of a graph, which asks its pace by itself."""
+
+    def __init__(self) -> None:
+        self.count = keras.Variable(0, dtype="int32", trainable=False)
+        self.pace = GraphPace(keras.ops.convert_to_numpy, self.count)
+
+    def run(self, steps: int, *, light: float, extra: float) -> list[int]:
+        """Steps of so many seconds, and of turns that take so much longer; those with a turn."""
+        turns = []
+        for _ in range(steps):
+            number = int(self.count.numpy()) + 1
+            is_turn = bool(self.pace.is_turn())
+            if is_turn:
+                self.pace.take()
+                turns.append(number)
+            self.count.assign_add(1)
+            self.pace.ran(light + extra * is_turn)
+        return turns
+
+
+def test_a_graph_tries_what_turns_take_and_then_gives_as_many_as_time_allows():
+    graph = Graph()
+    assert graph.run(FIRST, light=0.001, extra=0.000125) == list(range(1, FIRST + 1))
+    tried = graph.run(ADAPTED_EVERY, light=0.001, extra=0.000125)
+    assert np.diff(tried).tolist()[:-1] == [TRIAL] * (len(tried) - 2)
+    turns = graph.run(4 * ADAPTED_EVERY, light=0.001, extra=0.000125)
+    # 12.5 times 1 % of a step.
+    assert set(np.diff(turns).tolist()) == {13}
+
+
+def test_a_graph_gives_every_step_its_turn_where_that_takes_little_and_tries_again_later():
+    graph = Graph()
+    graph.run(FIRST + ADAPTED_EVERY, light=0.1, extra=0.0009)
+    steps = TRIED_EVERY - 2 * ADAPTED_EVERY
+    assert len(graph.run(steps, light=0.1, extra=0.0009)) == steps
+    turns = graph.run(4 * ADAPTED_EVERY, light=0.001, extra=0.0009)
+    assert len(turns) < 4 * ADAPTED_EVERY
+
+
+def test_steps_of_a_graph_that_others_run_put_nothing_out_of_step():
+    graph = Graph()
+    graph.run(FIRST + 2 * ADAPTED_EVERY, light=0.001, extra=0.0005)
+    graph.count.assign_add(17)
+    graph.run(ADAPTED_EVERY, light=0.001, extra=0.0005)
+    turns = graph.run(ADAPTED_EVERY * 4, light=0.001, extra=0.0005)
+    assert set(np.diff(turns).tolist()) == {50}
+
+
+def test_a_step_of_a_graph_may_be_given_a_turn():
+    graph = Graph()
+    graph.run(FIRST + 2 * ADAPTED_EVERY + 3, light=0.001, extra=0.1)
+    assert not graph.pace.is_next_full
+    graph.pace.take_next()
+    assert graph.pace.is_next_full
+    first = int(graph.count.numpy()) + 1
+    assert graph.run(3, light=0.001, extra=0.1) == [first]
+    assert not graph.pace.full

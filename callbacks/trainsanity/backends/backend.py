@@ -33,6 +33,16 @@ class Backend(ABC):
 
     # The tape and the step it is written in
 
+    def leaves_out(self) -> bool:
+        """Whether a compiled step can leave operations out at little cost, and be timed."""
+        return False
+
+    def when(self, condition: Any, compute: Callable[[], Any], rest: float) -> Any:
+        """What `compute` returns where the condition holds, a float32 vector of known length; else
+        `rest` in its place. Only where `leaves_out`.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def row(self, cells: Mapping[int, Any], width: int, rest: float) -> Any:
         """Scalars of any type by their places, `rest` elsewhere, as a float32 tensor of shape

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.eager import context
 from tensorflow.python.eager.polymorphic_function import polymorphic_function
 
@@ -52,6 +53,30 @@ class TensorFlow(Backend):
         # what does not depend on a batch, and this must not count.
         with tf.control_dependencies([row]):
             counter.assign_add(1)
+
+    def leaves_out(self) -> bool:
+        """A GPU would have to tell the host of each condition, and runs behind the host's clock."""
+        return not tf.config.list_logical_devices("GPU")
+
+    def when(self, condition: Any, compute: Callable[[], Any], rest: float) -> Any:
+        shapes: list[Any] = []
+
+        def vector() -> Any:
+            with self.observing():
+                value = compute()
+            shapes.append(value.shape)
+            return value
+
+        def without() -> Any:
+            return tf.fill(shapes[0], tf.constant(rest, tf.float32))
+
+        found = tf.cond(condition, vector, without)
+        branch = found.op
+        while branch.type not in ("If", "StatelessIf"):
+            branch = branch.inputs[0].op
+        # As one operation: taken apart, each operation that is left out would still cost time.
+        branch._set_attr("_lower_using_switch_merge", attr_value_pb2.AttrValue(b=False))
+        return found
 
     def read(self, variable: Any) -> np.ndarray[Any, Any]:
         # Python may collect what a call has left while another model is traced.

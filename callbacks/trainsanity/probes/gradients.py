@@ -57,7 +57,7 @@ class Gradients(Probe):
             with self.run.backend.outside_trace():
                 self._largest[id(update.optimizer)] = _Largest(self.run, update.variables)
 
-    def trace_after_update(self, update: Update) -> Columns:
+    def trace_update(self, update: Update) -> Columns:
         self._note_paths(update)
         pairs = [
             p for p in zip(update.gradients, update.variables, strict=True) if p[0] is not None
@@ -147,7 +147,7 @@ class Clipping(Probe):
         if _bounds(update.optimizer):
             update.prepare()
 
-    def trace_after_update(self, update: Update) -> Columns:
+    def trace_update(self, update: Update) -> Columns:
         columns: dict[str, Any] = {}
         bounds = {} if update.name else _bounds(update.optimizer)
         gradients = update.entering

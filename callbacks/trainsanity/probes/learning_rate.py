@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -10,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from trainsanity import optimizers
+from trainsanity.pace import Mark
 from trainsanity.probes.probe import Columns, Probe, Step, Update
 from trainsanity.shadow import Sampled, Shadow, choose, effective_rate, effective_terms, why_none
 from trainsanity.tape import NOTHING
@@ -30,6 +32,7 @@ class LearningRate(Probe):
         super().__init__(run)
         self._followers: dict[int, _Follower] = {}
         self._next_declared = 1
+        self._remembered = 0
         run.shared["remember_weights"] = self._remember
 
     # on the host
@@ -55,13 +58,14 @@ class LearningRate(Probe):
                 follower.shadow.copy_slots()
 
     def before_step(self, step: int) -> None:
-        if not self.run.pace.is_next_full:
+        if not self.run.pace.in_graph:
+            if not self.run.pace.is_next_full:
+                for follower in self._followers.values():
+                    follower.is_behind = True
+                return
             for follower in self._followers.values():
-                follower.is_behind = True
-            return
-        for follower in self._followers.values():
-            if follower.is_behind:
-                follower.catch_up(step)
+                if follower.is_behind:
+                    follower.catch_up(step)
         if step < self._next_declared:
             return
         self._next_declared = step + DECLARED_EVERY
@@ -72,15 +76,18 @@ class LearningRate(Probe):
         pace, run = self.run.pace, self.run
         in_epoch = step - run.epoch_first_step + 1
         is_last = in_epoch == run.shared.get("declared_steps")
-        if not pace.full and (pace.is_next_full or is_last):
+        is_due = pace.is_next_full and not pace.in_graph
+        if not pace.full and (is_due or is_last):
             self._note(step)
 
     def _remember(self) -> None:
         """Between two steps, before somebody writes to weights."""
-        pace = self.run.pace
-        if not pace.full and not pace.is_next_full:
-            pace.take_next()
-            self._note(self.run.step)
+        pace, step = self.run.pace, self.run.step
+        if pace.full or (pace.is_next_full and not pace.in_graph) or self._remembered == step:
+            return
+        self._remembered = step  # further writes must find what was there before the first
+        pace.take_next()
+        self._note(step)
 
     def _note(self, step: int) -> None:
         for follower in self._followers.values():
@@ -113,6 +120,12 @@ class LearningRate(Probe):
     def trace_after_update(self, update: Update) -> Columns:
         follower = self._followers.get(id(update.optimizer))
         return {} if follower is None else follower.after(update)
+
+    def trace_update(self, update: Update) -> Columns:
+        follower = self._followers.get(id(update.optimizer))
+        if follower is not None:
+            follower.note_gradients(update)
+        return {}
 
     def trace_end(self, step: Step) -> Columns:
         columns: dict[str, Any] = {}
@@ -162,6 +175,7 @@ class _Follower:
         # A Python number would be of a weak type: JAX compiles anew when it turns into another.
         none = run.backend.zeros((), "float32")
         self._has_last = run.keep(keras.Variable(none, trainable=False, name=f"{prefix}_has_last"))
+        self._last_for = Mark(run.pace.count) if run.pace.in_graph else None
         reason = why_none(optimizer, self._sampled)
         if reason is not None:
             self._not_testable(reason)
@@ -179,6 +193,8 @@ class _Follower:
             self._noted = step
             self._last.assign(self._pick())
             self._has_last.assign(1.0)
+            if self._last_for is not None:
+                self._last_for.set()
 
     def catch_up(self, step: int) -> None:
         """Before its next turn: the shadow takes over what the steps since have done."""
@@ -198,7 +214,22 @@ class _Follower:
             update.prepare()
         own["untouched"] = _is_untouched(optimizers.working(update.optimizer))
         if self._sampled and "before" not in own:
-            own["before"] = self._pick()
+            own["before"] = update.in_turn(self._beginning())
+
+    def _beginning(self) -> Callable[[], Any]:
+        """Picks the sampled weights; in a graph the shadow first takes over what steps without a
+        turn have done.
+        """
+        pace, shadow, backend = self._run.pace, self.shadow, self._run.backend
+        counters = shadow.counters() if pace.in_graph and shadow is not None else None
+
+        def begin() -> Any:
+            if shadow is not None and counters is not None:
+                is_behind = ops.logical_not(pace.taken.is_now())
+                backend.when(is_behind, lambda: shadow.trace_slots(counters), 0.0)
+            return self._pick()
+
+        return begin
 
     def after(self, update: Update) -> Columns:
         own = self._own(update.shared)
@@ -208,8 +239,12 @@ class _Follower:
             columns["optimizer/iterations"] = ops.convert_to_tensor(worker.iterations)
         if self._sampled:
             own["after"] = self._pick()
-            own["gradient"], own["known"] = self._pick_gradients(update)
         return columns
+
+    def note_gradients(self, update: Update) -> None:
+        if self._sampled:
+            own = self._own(update.shared)
+            own["gradient"], own["known"] = self._pick_gradients(update)
 
     def end(self, step: Step, columns: dict[str, Any]) -> dict[str, Any]:
         """Sums over the sampled elements: squares of how far they moved, of their values and of
@@ -232,6 +267,9 @@ class _Follower:
         found = dict(zip(terms, sums, strict=True))
         is_known = self._knows_last and not self.is_behind
         found["outside"] = outside * self._has_last if is_known else ops.full((), NOTHING)
+        if self._last_for is not None:
+            found["outside"] = ops.where(self._last_for.is_now(), found["outside"], NOTHING)
+            self._last_for.set_in_step()
         self._knows_last = True
         self._last.assign(after)
         self._has_last.assign(1.0)

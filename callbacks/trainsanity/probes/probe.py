@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from operator import call
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from keras import ops
@@ -84,11 +85,16 @@ class Step:
         asked_with: the arguments of `compute_loss` or `compute_metrics`, as noted last.
         asked: which of "loss" and "metrics" the step has asked the model to compute.
         full: whether all probes have their turn, not only those that see every batch.
+        turn: the same, a bool tensor, where the graph itself decides; else None.
+        put_off: hooks of probes that need not see every batch, with what they are given; called
+            last of all, where it is their turn.
         shared: intermediate tensors that one probe computes and another uses.
     """
 
     training: bool
     full: bool = True
+    turn: Any = None
+    put_off: list[tuple[str, Any]] = field(default_factory=list)
     given: tuple[Any, Any, Any] = (None, None, None)
     x: Any = None
     y: Any = None
@@ -105,6 +111,10 @@ class Step:
     columns: dict[str, Any] = field(default_factory=dict)
     shared: dict[Any, Any] = field(default_factory=dict)
 
+    def as_it_is(self) -> Step:
+        """For a look later on; what the rest of the step notes is not in it."""
+        return replace(self, calls=list(self.calls), losses=list(self.losses))
+
 
 @dataclass
 class Update:
@@ -113,19 +123,24 @@ class Update:
     Attributes:
         name: "" for the optimizer given to `compile`, else the attribute under which the model
             holds it.
+        given: the gradients as the optimizer gets them; those to look at are others under XLA.
         gradients, variables: correspond 1:1; a gradient may be None.
         shared: the step's.
         copies: gives tensors of their own, whose use does not change how the update is compiled.
+        in_turn: calls a function that returns a float32 vector where it is all probes' turn; else
+            the vector has no meaning.
         updated: whether weights are updated at this step, a bool tensor; None: always.
         scale_before: what the gradients are multiplied with; None where they are not.
     """
 
     name: str
     optimizer: Any
+    given: list[Any]
     gradients: list[Any]
     variables: list[Any]
     shared: dict[Any, Any]
     copies: Callable[[list[Any]], list[Any]] = list
+    in_turn: Callable[[Callable[[], Any]], Any] = call
     updated: Any = None
     scale_before: Any = None
     _entering: list[Any] | None = None
@@ -170,6 +185,12 @@ class Update:
             gradients = [(g + s) / steps for g, s in zip(gradients, sums, strict=True)]
         self._entering = worker._clip_gradients(gradients)
 
+    def _unclipped(self, grads: Any, clipped: Any) -> list[Any] | None:
+        """The gradients to look at where nothing was done to them; None where something was."""
+        seen = {id(given): g for given, g in zip(self.given, self.gradients, strict=True)}
+        is_same = clipped is grads and all(id(g) in seen for g in grads)
+        return [seen[id(g)] for g in grads] if is_same else None
+
     @contextmanager
     def clipping_watched(self) -> Iterator[None]:
         """Within, what the optimizer's clipping returns becomes `entering`."""
@@ -180,10 +201,13 @@ class Update:
         original = optimizer._clip_gradients
 
         def clip(grads: Any) -> Any:
-            # Clips copies once more: a look at what the update uses would keep the compiler from
-            # joining clipping and update, and round otherwise.
-            self._entering = list(original(self.copies(list(grads))))
-            return original(grads)
+            clipped = original(grads)
+            self._entering = self._unclipped(grads, clipped)
+            if self._entering is None:
+                # Clips copies once more: a look at what the update uses would keep the compiler
+                # from joining clipping and update, and round otherwise.
+                self._entering = list(original(self.copies(list(grads))))
+            return clipped
 
         own = optimizer.__dict__
         had_own, before = "_clip_gradients" in own, own.get("_clip_gradients")
@@ -239,6 +263,13 @@ class Probe:
         return None
 
     def trace_after_update(self, update: Update) -> Columns:
+        """For what must be read now, and for little else: in a graph this runs at every batch."""
+        return {}
+
+    def trace_update(self, update: Update) -> Columns:
+        """For what is made of the gradients: after the update, in a graph not before the step's
+        end.
+        """
         return {}
 
     def trace_end(self, step: Step) -> Columns:

@@ -22,6 +22,7 @@ class Traces(Probe):
     """
 
     name = "traces"
+    every_batch = True
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
