@@ -88,7 +88,7 @@ STORIES = (
                 "accuracy/reported",
                 "embedding:embedding/id_max",
                 "accuracy {:.3f} and no error",
-                "ids up to {:.0f} read a table without such rows",
+                "ids up to {:.0f} in the last batch, without such rows in the table",
             ),
         ),
     ),
