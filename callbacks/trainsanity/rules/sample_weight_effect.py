@@ -30,8 +30,10 @@ class SampleWeightEffect(Rule):
     """The weights that were given are not the weights that entered the loss.
 
     Compares: the mean weight that class_weight asks for with the mean weight of the batch; the mean
-    weight that came with the batch with the mean weight that reached the loss; and the loss that
-    was differentiated with the loss recomputed with and without the weights.
+    weight that came with the batch with the mean weight that reached the loss; the loss that was
+    differentiated with the loss recomputed with and without the weights; the smallest and largest
+    weight of a batch with the number of losses that they multiply; and a loss that only code of
+    your own can compute, for the captured rows, with the same under other weights.
 
     Why: weights that get lost leave no trace: a train step that forgets `sample_weight`, class
     weights with keys that match no label, a loss class that ignores its third argument, a loss
