@@ -85,6 +85,7 @@ class Session:
         self._wrapped: dict[str, tuple[Function, Function]] = {}  # name -> (ours, Keras')
         self._test_pass: int | None = None  # id of the frame of the test pass under way
         self._begun = False
+        self._open_epoch: int | None = None
         self._stop = False
         self._ending = threading.RLock()  # held while what a left call has measured is handed in
         self._looks_in_vain = 0  # for the call among all that are running
@@ -259,7 +260,7 @@ class Session:
 
     def begin(self, kind: str) -> None:
         run = self._run
-        if run is None or self.ended:
+        if run is None or self.ended or self._begun:  # as where a list has one callback twice
             return
         self._begun = True
         run.kind = kind
@@ -275,8 +276,9 @@ class Session:
         self._boundary.call("taps", self._wrap_functions)
 
     def epoch_begin(self, epoch: int) -> None:
-        if self._run is None or self.ended:
+        if self._run is None or self.ended or self._open_epoch == epoch:
             return
+        self._open_epoch = epoch
         self._run.epoch = epoch
         self._run.epoch_first_step = self._run.step + 1
         self._listeners.tell("on_epoch_begin", epoch)
@@ -285,6 +287,9 @@ class Session:
         run, readings, audits = self._run, self._readings, self._audits
         if run is None or readings is None or audits is None or self.ended:
             return
+        if self._open_epoch is None:
+            return
+        self._open_epoch = None
         readings.read_train(whole=True)
         taped = readings.taped_step
         run.shared["taped"] = taped is not None

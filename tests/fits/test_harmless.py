@@ -296,6 +296,18 @@ def test_lets_only_one_of_two_watch(tmp_path: Path) -> None:
     assert not list((tmp_path / "second").glob("*.spool"))
 
 
+def test_a_callback_that_is_twice_in_the_list_watches_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callback = SanityCallback("offline", spool_dir=tmp_path, keep_spool=True, close_timeout=300.0)
+    trained(callback, callback)
+    run = run_of(callback)
+    epochs = [audit.facts["epoch"] for audit in run.audits("epoch")]
+    assert epochs == sorted(set(epochs))
+    assert run.packets[-1].state == "finished"
+    assert capsys.readouterr().err.count("trainsanity: watching") == 1
+
+
 def test_watches_a_lone_evaluate(tmp_path: Path) -> None:
     model = tagger()
     callback = offline_callback(tmp_path)
