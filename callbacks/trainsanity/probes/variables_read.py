@@ -49,9 +49,10 @@ class VariablesRead(Probe):
 
     def after_step(self, step: int) -> None:
         """The loss has been traced: the first values of what it reads."""
-        if self._of_loss or "loss_reads" not in self.run.shared:
+        read = self.run.shared.get("loss_reads")
+        if not read:  # as at every step but the first
             return
-        found, known = _floating(self.run.shared["loss_reads"]), self._known()
+        found, known = _floating(read), self._known()
         self._of_loss = [
             _OfLoss(v, layer, _value(v), step)
             for key, (v, layer) in found.items()
