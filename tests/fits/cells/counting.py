@@ -151,7 +151,8 @@ def weighted_loss_of_one_number() -> Scene:
         signals = {"loss/differentiated": values, "loss/reported": running(values)}
         reasons = {"loss/recomputed": "is reduced by itself"}
         absent = ("loss/recomputed", "loss/batch", "loss/batch_unweighted", "loss/all")
-        return Evidence(signals, absent=absent, reasons=reasons)
+        said = ("sample-weight-effect",)  # no sample counts more than another
+        return Evidence(signals, absent=absent, reasons=reasons, said=said)
 
     return still.scene(evidence)
 
