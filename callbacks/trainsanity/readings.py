@@ -8,7 +8,7 @@ from typing import Any
 from trainsanity.boundary import Boundary
 from trainsanity.listeners import Listeners
 from trainsanity.run import Run
-from trainsanity.tape import READ_EVERY, TapeReader, TapeRows
+from trainsanity.tape import TapeReader, TapeRows
 
 READ_SECONDS = 0.4  # a tape is read after this time even if few batches have run
 SLOW_READ_SECONDS = 1.0  # readings that belong to no step, such as memory
@@ -51,7 +51,8 @@ class Readings:
             return behind >= reader.tape.depth // 2
         if isinstance(every, int):
             return behind >= min(every, reader.tape.depth // 2)
-        return behind >= READ_EVERY or time.monotonic() - self._last_read >= READ_SECONDS
+        is_much = behind >= reader.tape.depth // 4
+        return is_much or time.monotonic() - self._last_read >= READ_SECONDS
 
     def read_train(self, *, whole: bool = False) -> None:
         """`whole` where the model's variables are in place, as at the end of an epoch."""
@@ -68,7 +69,7 @@ class Readings:
             return
         new = self._boundary.call("tape", reader.note, self._run.model, result, batches)
         self._unread_tests += batches
-        if new and self._unread_tests >= READ_EVERY:
+        if new and self._unread_tests >= reader.tape.depth // 4:
             self.read_test()
 
     def read_test(self, *, whole: bool = False) -> None:

@@ -29,7 +29,7 @@ from trainsanity.run import Run, header_of
 from trainsanity.sample_audits import SampleAudits
 from trainsanity.settings import Settings
 from trainsanity.stream import RunStream
-from trainsanity.tape import DEPTH, Tape, TapeReader
+from trainsanity.tape import Tape, TapeReader
 from trainsanity.taps import Taps
 from trainsanity.terminal import Terminal
 from trainsanity.watched_call import WatchedCall
@@ -208,7 +208,7 @@ class Session:
             run.not_testable["taps"] = reason
             return
         steps = steps_per_execution(self.model)
-        depth, width = max(DEPTH, 4 * steps), _width(self.model)
+        depth, width = max(run.backend.TAPE_DEPTH, 4 * steps), _width(self.model)
         train, test = (Tape(run.backend, depth, width) for _ in range(2))
         train.carry(run.kept)
         self._taps = Taps(run, self._listeners, self._boundary, self._functions, train, test)

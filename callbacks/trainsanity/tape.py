@@ -20,8 +20,6 @@ from keras import ops
 
 from trainsanity.backends.backend import Backend
 
-DEPTH = 256  # rows at least; the host reads every READ_EVERY
-READ_EVERY = 64  # batches
 COPY_SECONDS = 0.4  # between two copies of the ring, where it cannot be read in an epoch
 
 # On the tape where nothing can be said; NaN itself would trip debuggers of NaN. The host makes NaN
@@ -37,7 +35,7 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
 
     Args:
         backend: what the backend that Keras runs on offers.
-        depth: rows kept; older ones are overwritten.
+        depth: rows kept; older ones are overwritten. The host reads a quarter of them at once.
         width: columns; the names are given to them while the step is traced.
     """
 

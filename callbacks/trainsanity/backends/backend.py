@@ -24,10 +24,12 @@ class Backend(ABC):
     """One backend's way of the operations that Keras does not offer.
 
     Attributes:
+        TAPE_DEPTH: rows of a tape, at least.
         READABLE_IN_EPOCH: variables hold their values between steps.
         HAS_GRADIENT_BOUNDARY: a value made inside the gradient leaves it only through a variable.
     """
 
+    TAPE_DEPTH = 1024
     READABLE_IN_EPOCH = True
     HAS_GRADIENT_BOUNDARY = False
 

@@ -23,6 +23,7 @@ SMALL = 16_384  # elements, of which a few sums are rather taken in one loop
 
 class Jax(Backend):
     # Within an epoch Keras empties the variables; the state travels as arguments.
+    TAPE_DEPTH = 256  # all of it is copied for every reading
     READABLE_IN_EPOCH = False
     HAS_GRADIENT_BOUNDARY = True
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from trainsanity.executions import steps_per_execution
 from trainsanity.probes.probe import Columns, Probe, Step
-from trainsanity.tape import DEPTH, TapeRows
+from trainsanity.tape import TapeRows
 
 SECONDS, FRACTION = "_arrival/seconds", "_arrival/fraction"
 WAIT = "time/data_wait"
@@ -32,7 +32,7 @@ class Timing(Probe):
         self._first_step = 1
         self._rows: list[tuple[int, float, float]] = []
         # Step and when it was called, by the system's clock, at least until the tape is read.
-        self._called: deque[tuple[int, float]] = deque(maxlen=2 * DEPTH)
+        self._called: deque[tuple[int, float]] = deque(maxlen=2 * run.backend.TAPE_DEPTH)
 
     def trace_loss(self, step: Step) -> Columns:
         if not step.training:
