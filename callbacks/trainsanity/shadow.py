@@ -7,7 +7,7 @@ gradients. For an optimizer that works element by element it must move them as t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,23 +146,23 @@ class Shadow:
         if not worker.built:
             return
         self._optimizer._iterations.assign(optimizers.updates(worker, read))
-        slots = optimizers.slot_lists(worker)
-        places = [worker._get_variable_index(s.variable) for s in self._sampled]
-        for weights, group, own in zip(
-            self._weights,
-            self._groups,
-            optimizers.slot_lists(self._optimizer),
-            strict=True,
-        ):
-            for name, slot in own.items():
-                parts = [
-                    self._run.backend.pick_value(slots[place][name], s.coordinates)
-                    for place, s in zip(places, self._sampled, strict=True)
-                ]
-                slot.assign(np.concatenate(parts)[group].reshape(weights.shape))
+        for slot, group, places in self._slots():
+            parts = [self._run.backend.pick_value(real, each) for real, each in places]
+            slot.assign(np.concatenate(parts)[group].reshape(slot.shape))
         for name in PRODUCTS:
             if hasattr(self._optimizer, name):
                 getattr(self._optimizer, name).assign(read(getattr(worker, name)))
+
+    def _slots(self) -> Iterator[tuple[Any, Any, list[tuple[Any, Any]]]]:
+        """Each slot of the shadow, the elements of its group, and where the real optimizer has what
+        all groups hold: slots and coordinates in them.
+        """
+        real = optimizers.slot_lists(self._worker)
+        own = optimizers.slot_lists(self._optimizer)
+        places = [(real[self._worker._get_variable_index(s.variable)], s) for s in self._sampled]
+        for group, slots in zip(self._groups, own, strict=True):
+            for name, slot in slots.items():
+                yield slot, group, [(found[name], s.coordinates) for found, s in places]
 
     def counters(self) -> dict[str, Any]:
         """Of the real optimizer, what belongs to no variable, while a step is traced.
@@ -184,18 +184,9 @@ class Shadow:
         for name, value in {**counters, "_iterations": done}.items():
             variable = getattr(self._optimizer, name)
             variable.assign(ops.cast(value, variable.dtype))
-        slots = optimizers.slot_lists(worker)
-        places = [worker._get_variable_index(s.variable) for s in self._sampled]
-        for weights, group, own in zip(
-            self._weights, self._groups, optimizers.slot_lists(self._optimizer), strict=True
-        ):
-            for name, slot in own.items():
-                parts = [
-                    ops.cast(pick(slots[place][name], s.coordinates, xla=False), "float32")
-                    for place, s in zip(places, self._sampled, strict=True)
-                ]
-                every = ops.take(ops.concatenate(parts), group)
-                slot.assign(ops.reshape(every, weights.shape))
+        for slot, group, places in self._slots():
+            parts = [ops.cast(pick(real, each, xla=False), "float32") for real, each in places]
+            slot.assign(ops.reshape(ops.take(ops.concatenate(parts), group), slot.shape))
         return ops.zeros((1,))
 
     def move(self, rate: Any, before: Any, gradient: Any, updated: Any | None) -> Any:
