@@ -47,15 +47,21 @@ def test_filters_by_project_and_state(page: Page, wrong_run: str, right_run: str
     expect(page.get_by_text("No run fits these filters")).to_be_visible()
 
 
-def test_keeps_to_the_filters_whatever_was_on_its_way_when_they_changed(
-    page: Page, wrong_run: str, right_run: str
-) -> None:
+def open_with_a_list_on_its_way(page: Page) -> list[tuple[Route, APIResponse]]:
+    """Answers with a list, the first there already; none reaches the page before it is let go."""
     held: list[tuple[Route, APIResponse]] = []
     page.goto("/")
     expect(page.locator("#link-state")).to_contain_text("Live")
     page.route(is_list, lambda route: hold(route, held))
     ask_for_the_list(page)
     until_held(page, held, 1)
+    return held
+
+
+def test_keeps_to_the_filters_whatever_was_on_its_way_when_they_changed(
+    page: Page, wrong_run: str, right_run: str
+) -> None:
+    held = open_with_a_list_on_its_way(page)
     page.get_by_label("Project").select_option("right")
     until_held(page, held, 2)
     assert parse_qs(urlsplit(held[1][0].request.url).query) == {"project": ["right"]}
@@ -129,12 +135,7 @@ def test_does_not_bring_back_a_run_that_was_deleted_while_the_list_was_on_its_wa
 ) -> None:
     feed = server.feed("goes away")
     feed.send({"loss/reported": [2.0]})
-    held: list[tuple[Route, APIResponse]] = []
-    page.goto("/")
-    expect(page.locator("#link-state")).to_contain_text("Live")
-    page.route(is_list, lambda route: hold(route, held))
-    ask_for_the_list(page)
-    until_held(page, held, 1)
+    held = open_with_a_list_on_its_way(page)
     page.evaluate(f"void (window.heard = {heard('document.body', f'live-run-{feed.run_id}')})")
     page.evaluate(f"void (window.swapped = {heard('document', 'htmx:after:swap', 'runs')})")
     server.parts.deletion.delete(feed.run_id)
