@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,18 @@ def outward(start: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
+
+
+def frames_of_last_error() -> Iterator[FrameType]:
+    """The frames that the last error shown by a notebook or an interactive interpreter keeps alive,
+    all of them left. The one that caught it may be running, and is not among them.
+    """
+    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    trace = error.__traceback__ if error is not None else None
+    catching = trace.tb_frame if trace is not None else None
+    while trace is not None:
+        yield from itertools.takewhile(lambda f: f is not catching, outward(trace.tb_frame))
+        trace = trace.tb_next
 
 
 def package_of(filename: str) -> str | None:

@@ -37,7 +37,6 @@ from trainsanity.watched_call import WatchedCall
 log = logging.getLogger("trainsanity")
 
 SAMPLE_ROWS = 8  # of the training data, kept in the process for audits
-LOOKS_IN_VAIN = 2  # after which a call is over: between two threads a greenlet may be missed
 OF_THE_FIRST = (
     "losses, metrics and counts are of the first process's part of each batch: adding up would "
     "wait for processes that may have no callback"
@@ -88,7 +87,7 @@ class Session:
         self._open_epoch: int | None = None
         self._stop = False
         self._ending = threading.RLock()  # held while what a left call has measured is handed in
-        self._looks_in_vain = 0  # for the call among all that are running
+        self._has_seen_left = False
         self._has_said_end = False
         self._stand_in: Any = None  # for the result of the batch that a failure of ours has lost
 
@@ -361,15 +360,10 @@ class Session:
         """In the writing thread: an exception may have left the call while somebody keeps its
         traceback, as notebooks do for the last one, and with it the iterator.
         """
-        if self.ended or not self._call:
+        if self.ended or self._has_seen_left or not self._call.is_known_left():
             return
-        if self._call.is_running():
-            self._looks_in_vain = 0
-            return
-        self._looks_in_vain += 1
-        if self._looks_in_vain == LOOKS_IN_VAIN:
-            name = "trainsanity-end"
-            threading.Thread(target=self._tell_that_left, name=name, daemon=True).start()
+        self._has_seen_left = True
+        threading.Thread(target=self._tell_that_left, name="trainsanity-end", daemon=True).start()
 
     def _tell_that_left(self) -> None:
         """Ends the run. The model is left to the thread that works with it, at its next call."""

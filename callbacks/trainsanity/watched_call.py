@@ -8,14 +8,13 @@ calls, which are only read.
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 from trainsanity.fit_arguments import FitArguments
-from trainsanity.frames import outward
+from trainsanity.frames import frames_of_last_error, outward
 
 PASSES = ("fit", "evaluate")
 _CALLS = (*PASSES, "train_on_batch", "test_on_batch")
@@ -38,9 +37,6 @@ class WatchedCall:
         frame = next((f for f in calls_of(model, start) if f.f_code.co_name in PASSES), None)
         # Its id, not the frame: that would keep its local variables alive.
         self._frame = 0 if frame is None else id(frame)
-        # A greenlet that rests, as under gevent, is on no thread's stack.
-        greenlet = sys.modules.get("greenlet")
-        self._greenlet = None if greenlet is None else greenlet.getcurrent()
         self._iterator: weakref.ref[Any] | None = None
         self.arguments = FitArguments()
         if frame is not None:
@@ -81,12 +77,13 @@ class WatchedCall:
             return True
         return not any(map(self._is_watched, calls_of(self._model, start)))
 
-    def is_running(self) -> bool:
-        """Whether the call is running in some thread, asked from any one."""
-        if self._greenlet is None and "greenlet" in sys.modules:
-            return True  # for all that can be known: it could have been put to rest
-        tops = [getattr(self._greenlet, "gr_frame", None), *sys._current_frames().values()]
-        return any(id(frame) == self._frame for top in tops for frame in outward(top))
+    def is_known_left(self) -> bool:
+        """Whether the last error that was shown has left the call, asked from any thread.
+
+        Frames of running threads must not be looked at from another one: that can crash the
+        interpreter or lock it up (python/cpython#106092 and #106883, both Python 3.11).
+        """
+        return bool(self) and any(id(f) == self._frame for f in frames_of_last_error())
 
     def _is_watched(self, frame: FrameType) -> bool:
         """Whether this is the frame of the watched call, and not one of a later call that lies

@@ -115,3 +115,17 @@ def _is_broad(handler: ast.ExceptHandler) -> bool:
     # What is raised again, such as after cleaning up, is not swallowed.
     raises = any(isinstance(node, ast.Raise) and node.exc is None for node in ast.walk(handler))
     return bool(names & {"Exception", "BaseException"}) and not raises
+
+
+def test_the_client_reads_no_frames_of_other_threads():
+    """In Python 3.11 that ends in a crash (python/cpython#106092), a lock-up (#106883) or, as once
+    here, in objects of other kinds among the frames.
+    """
+    readers = {"_current_frames", "_current_exceptions"}
+    asks = [
+        f"{file}:{node.lineno}"
+        for file in sorted(CLIENT.rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in readers
+    ]
+    assert not asks, asks

@@ -4,6 +4,7 @@ completes the run on a real server, and the model is as if nobody had watched it
 
 from __future__ import annotations
 
+import code
 import signal
 import subprocess
 import sys
@@ -176,12 +177,23 @@ def test_ends_as_without_the_callback_and_is_completed_by_sync(
     check_completed(run, tmp_path, server)
 
 
-def test_ends_although_a_notebook_keeps_the_traceback(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_epoch_end"])
+def test_ends_although_a_notebook_keeps_the_traceback(
+    hook: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And with it all frames, and Keras' iterator."""
+    for name in ("last_exc", "last_value", "last_type", "last_traceback"):
+        monkeypatch.setattr(sys, name, None, raising=False)
     known, count = set(threading.enumerate()), Count()
     model, callback = small("Ctrl-C"), offline_callback(tmp_path)
-    with pytest.raises(KeyboardInterrupt) as kept:
-        fit_with(interrupt)(model, [callback, count])
+    other = keras.callbacks.Callback()
+    setattr(other, hook, lambda *_, **__: interrupt())
+
+    cell = {"fit": lambda: model.fit(Data(), verbose=0, callbacks=[callback, count, other])}
+    shell = code.InteractiveInterpreter(cell)
+    shell.write = lambda _: None  # type: ignore[method-assign]
+    shell.runsource("fit()")
+    assert isinstance(sys.last_value, KeyboardInterrupt)
     for thread in set(threading.enumerate()) - known:
         if thread.name == "trainsanity-spool":
             thread.join(LONG)
@@ -194,13 +206,15 @@ def test_ends_although_a_notebook_keeps_the_traceback(tmp_path: Path) -> None:
     model.fit(Data(), epochs=1, verbose=0, shuffle=False)
     assert "make_train_function" not in vars(model), "the next call has it to itself"
     assert run_of(callback).signal("batch/size")[0][-1] == count.batches
-    del kept
 
 
 def test_a_call_that_rests_in_a_debugger_is_not_taken_for_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked, answers, look = threading.Semaphore(0), [], WatchedCall.is_running
+    """Nor for an error in what was typed there."""
+    for name in ("last_exc", "last_value", "last_type", "last_traceback"):
+        monkeypatch.setattr(sys, name, None, raising=False)
+    looked, answers, look = threading.Semaphore(0), [], WatchedCall.is_known_left
 
     def noted(call: WatchedCall) -> bool:
         answers.append(look(call))
@@ -208,14 +222,18 @@ def test_a_call_that_rests_in_a_debugger_is_not_taken_for_left(
         return answers[-1]
 
     def rest() -> None:
+        shell = code.InteractiveInterpreter()
+        shell.write = lambda _: None  # type: ignore[method-assign]
+        shell.runsource("(lambda: 1 / 0)()")
+        assert isinstance(sys.last_value, ZeroDivisionError)
         for _ in range(3):
             assert looked.acquire(timeout=LONG)
 
-    monkeypatch.setattr(WatchedCall, "is_running", noted)
+    monkeypatch.setattr(WatchedCall, "is_known_left", noted)
     callback = offline_callback(tmp_path)
     fit_with(rest)(small("rest"), [callback])
     run = run_of(callback)
-    assert all(answers)
+    assert not any(answers)
     assert run.packets[-1].state == "finished"
     assert run.signal("batch/size")[0].tolist() == list(range(1, 3 * BATCHES + 1))
 
@@ -238,6 +256,7 @@ def check_completed(run: SpooledRun, folder: Path, server: Served, state: str = 
 # A process that ends while it trains
 
 TRAINS = """
+import code
 import os, sys, threading
 from pathlib import Path
 import keras, numpy as np
