@@ -71,25 +71,38 @@ class TestOrder:
 
 
 class TestCoverage:
-    def found(self, *, fit=None, expect=None, **facts):
+    def found(self, *, fit=None, expect=None, inputs__mean=(0.1, 0.1), **facts):
         facts = {"epoch": 0, "batches": 10, "rows": 100, "dataset_rows": 100} | facts
         audits = [("fit", 0, fit or {}), ("data_epoch", 10, facts)]
-        run = history(facts=RunFacts(expect=expect or {}), audits=audits)
+        inputs = {"inputs__mean": list(inputs__mean), "inputs__std": [1.0, 1.0]}
+        run = history(facts=RunFacts(expect=expect or {}), audits=audits, **inputs)
         return list(DataCoverage().check(run.view()))
 
     def test_rows_that_never_come_are_told(self):
         (found,) = self.found(rows=80)
         assert "has 100 rows; epoch 1 saw 80" in found.message
 
-    def test_rows_that_come_twice_in_the_place_of_others_are_told(self):
-        (found,) = self.found(distinct_rows=80, dataset_distinct=98)
-        assert "different rows" in found.message
+    def test_one_batch_again_and_again_in_the_place_of_the_declared_rows_is_a_warning(self):
+        """The rows add up."""
+        (found,) = self.found(distinct_batches=1, dataset_rows=None, expect={"data_rows": 100})
+        assert found.severity is None
+        assert "10 batches, 100 rows in all" in found.message
+
+    def test_one_batch_again_and_again_may_be_a_first_test(self):
+        (found,) = self.found(
+            distinct_batches=1, dataset_rows=None, fit={"steps_per_epoch": 10, "data": "generator"}
+        )
+        assert found.severity is Severity.ADVICE
+
+    def test_sparse_rows_that_have_a_fingerprint_in_common_are_no_repetition(self):
+        with pytest.raises(NotTestable):
+            self.found(distinct_batches=1, dataset_rows=None, inputs__mean=[0.1, 0.2])
+
+    def test_a_few_batches_of_arrays_may_be_the_same(self):
+        assert not self.found(distinct_batches=1, fit={"data": "arrays"})
 
     def test_a_dropped_last_batch_is_usual(self):
         assert not self.found(rows=96, dataset_rows=99)
-
-    def test_duplicates_of_the_data_itself_are_no_gap(self):
-        assert not self.found(distinct_rows=70, dataset_distinct=70)
 
     def test_an_epoch_that_was_stopped_is_no_fault(self):
         assert not self.found(rows=20, stopped=True)

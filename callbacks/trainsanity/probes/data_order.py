@@ -75,9 +75,7 @@ class DataOrder(Probe):
                 "order": seen.order,
                 "content": seen.content,
                 "distinct_batches": seen.distinct,
-                "distinct_rows": None,
                 "dataset_rows": self._dataset_rows(),
-                "dataset_distinct": None,
             },
         )
 
