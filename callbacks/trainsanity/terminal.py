@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Mapping
@@ -58,7 +59,12 @@ class LastResort(logging.Handler):
 
 
 def _say(text: str) -> None:
-    if sys.stderr is not None:  # closed: `print` would take standard output, where data may flow
+    """Where it can: a closed stream, a full disk or a terminal that is gone must not end training,
+    nor a print that this one interrupts.
+    """
+    if sys.stderr is None:  # `print` would take standard output, where data may flow
+        return
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
         print(text, file=sys.stderr, flush=True)
 
 
