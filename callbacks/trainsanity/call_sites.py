@@ -50,7 +50,10 @@ def site_of_frame(frame: FrameType | None) -> str | None:
 
 
 def _short(path: str) -> str:
-    relative = os.path.relpath(path) if os.path.isabs(path) else path
+    try:
+        relative = os.path.relpath(path) if os.path.isabs(path) else path
+    except (OSError, ValueError):  # the working directory is gone, or on another Windows drive
+        relative = ".."
     return os.path.basename(path) if relative.startswith("..") else relative
 
 
