@@ -50,3 +50,20 @@ def test_a_softmax_loss_behind_a_sigmoid_trains_what_does_not_come_out():
     """The other way round is in the zoo."""
     sigmoid = keras.layers.Activation("sigmoid")
     assert spoken("sparse_categorical_crossentropy", end=sigmoid) == {"output-range-mismatch"}
+
+
+@on_tensorflow
+def test_metrics_of_logits_need_thresholds_of_logits():
+    """`accuracy` by its name has one of 0.5."""
+    told, untold = keras.metrics.BinaryAccuracy(threshold=0.0), keras.metrics.AUC(name="auc")
+    accuracy = keras.metrics.BinaryAccuracy(name="accuracy")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(
+        "sgd",
+        LOSSES.BinaryCrossentropy(from_logits=True),
+        metrics=[told, keras.metrics.AUC(from_logits=True, name="told"), untold, accuracy, "mse"],
+    )
+    x, y = points()
+    run = watched_fit(model, x, (y > 0).astype("float32"), batch_size=8)
+    found = {finding.subject for finding in run.judge().of("output-range-mismatch")}
+    assert found == {"auc", "accuracy"}

@@ -87,12 +87,12 @@ class TestDecomposition:
 
 
 class TestOutputRange:
-    def found(self, least, most, *, logits, n=60, sums=None, facts=None, **output):
+    def found(self, least, most, *, logits, n=60, sums=None, facts=None, metrics=(), **output):
         output = {"name": "o", "from_logits": logits, "loss": "binary_crossentropy"} | output
         signals = {"outputs/min": [least] * n, "outputs/max": [most] * n}
         if sums is not None:
             signals |= {"outputs/sum_min": [sums[0]] * n, "outputs/sum_max": [sums[1]] * n}
-        audits = [("columns", 1, {"outputs": [output]})]
+        audits = [("columns", 1, {"outputs": [output], "metrics": list(metrics)})]
         run = history(signals, facts=facts, audits=audits)
         return list(OutputRangeMismatch().check(run.view()))
 
@@ -125,6 +125,15 @@ class TestOutputRange:
     def test_logits_may_lie_between_zero_and_one_by_chance(self):
         assert not self.found(0.1, 0.9, logits=True, activation="linear")
         assert not self.found(0.1, 0.9, logits=True, sums=(0.7, 1.6))
+
+    def test_a_metric_with_a_threshold_of_probabilities_on_logits_is_a_warning(self):
+        accuracy = {"key": "accuracy", "output": "o", "threshold": 0.5}
+        (found,) = self.found(-4.0, 3.0, logits=True, metrics=[accuracy])
+        assert (found.severity, found.subject) == (None, "accuracy")
+        assert "reach -4. A logit of 0.5 is a probability of 0.622" in found.message
+        assert not self.found(-4.0, 3.0, logits=True, metrics=[accuracy | {"threshold": None}])
+        assert not self.found(-4.0, 3.0, logits=True, metrics=[accuracy | {"output": "p"}])
+        assert not self.found(0.0, 1.0, logits=True, metrics=[accuracy])
 
     def test_a_few_batches_are_not_enough(self):
         assert not self.found(0.0, 1.0, logits=True, sums=(1.0, 1.0), n=49)

@@ -104,6 +104,7 @@ class Metrics(EpochMeans):
             "recomputed_by": None,
             "reason": None,
             "mean_of": "samples",
+            "threshold": _threshold_of_probabilities(metric),
         }
         self.found[entry.key] = facts
         function = getattr(metric, "_fn", None)
@@ -137,6 +138,17 @@ class Metrics(EpochMeans):
                 if variant == "recomputed":
                     columns[f"{key}/batch"] = EpochMean.of_each(n, d)
         return columns
+
+
+def _threshold_of_probabilities(metric: Any) -> float | None:
+    """The first threshold between 0 and 1 with which a metric of Keras compares outputs; None
+    where it compares with none, or was told that they are logits.
+    """
+    if not is_of_keras(type(metric).update_state) or getattr(metric, "_from_logits", False):
+        return None
+    given = getattr(metric, "thresholds", None) or [getattr(metric, "threshold", None)]
+    inside = [float(t) for t in given if isinstance(t, (int, float)) and 0 < t < 1]
+    return inside[0] if inside else None
 
 
 def _is_number(value: Any) -> bool:

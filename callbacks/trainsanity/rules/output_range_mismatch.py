@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from trainsanity.rules.comparison import (
     unit_roundoff,
     whole,
 )
-from trainsanity.rules.history import RunHistory, RunView, history
+from trainsanity.rules.history import Rows, RunHistory, RunView, history
 from trainsanity.rules.rule import Finding, NotTestable, Rule, Severity, Witness
 from trainsanity.wire import Audit
 
@@ -32,17 +32,21 @@ class OutputRangeMismatch(Rule):
     """What the outputs are and what the loss takes them for differ.
 
     Compares: the range and the sums of the outputs with what the compiled loss was told they are:
-    probabilities, or logits (`from_logits=True`); and the crossentropy that is compiled with the
-    same of the bare outputs, where the model ends in the activation of the other kind.
+    probabilities, or logits (`from_logits=True`), and with the thresholds of metrics, which are
+    probabilities; and the crossentropy that is compiled with the same of the bare outputs, where
+    the model ends in the activation of the other kind.
 
     Why: logits taken for probabilities are clipped to 0..1, and most of the gradient is gone.
     Probabilities taken for logits go through softmax twice, which flattens them. Both train, badly.
     Keras on TensorFlow takes what is before a softmax for logits of a sigmoid, where the loss is
-    binary: what is trained is then not what the model puts out.
+    binary: what is trained is then not what the model puts out. An accuracy of logits with the
+    usual threshold of 0.5 counts all between 0 and 0.5 for the other class.
 
-    Try: either a softmax or sigmoid at the end, or `from_logits=True` in the loss, not both.
+    Try: either a softmax or sigmoid at the end, or `from_logits=True` in the loss, not both; with
+    logits, metrics with `threshold=0.0`, or `from_logits=True` where they have it.
 
-    Source: keras/src/backend/*/nn.py, categorical_crossentropy and binary_crossentropy. Outputs may
+    Source: keras/src/backend/*/nn.py, categorical_crossentropy and binary_crossentropy;
+    keras/src/metrics/accuracy_metrics.py, BinaryAccuracy. Outputs may
     lie in 0..1 by chance early on, so that alone says nothing: the sums must be 1 in every batch of
     a window, or the last layer must be known to end in a probability.
     """
@@ -93,6 +97,7 @@ class OutputRangeMismatch(Rule):
         for quantity, facts in measured:
             if facts["from_logits"]:
                 yield from self._taken_for_logits(run, quantity, facts)
+                yield from self._logits_in_metrics(run, quantity, facts)
             else:
                 yield from self._taken_for_probabilities(run, quantity, facts)
 
@@ -101,11 +106,8 @@ class OutputRangeMismatch(Rule):
     ) -> Iterator[Finding]:
         names = f"{quantity}/min", f"{quantity}/max"
         rows = run.rows(*names)
-        least, most = rows[names[0]], rows[names[1]]
-        slack = self._slack(facts)
-        part = parting(
-            rows, np.minimum(least, 0.0), np.zeros_like(least), slack, patience=self.outside
-        )
+        most, slack = rows[names[1]], self._slack(facts)
+        part = self._below_zero(rows, names[0], slack)
         name, limit = names[0], 0.0
         if part is None and "binary" in (text(facts, "loss") or ""):
             # Keras divides the outputs of a categorical loss by their sum, so these may exceed 1.
@@ -171,11 +173,56 @@ class OutputRangeMismatch(Rule):
             severity=Severity.ADVICE if healed else None,
         )
 
+    def _logits_in_metrics(
+        self, run: RunView, quantity: str, facts: Mapping[str, Any]
+    ) -> Iterator[Finding]:
+        name = f"{quantity}/min"
+        part = self._below_zero(run.rows(name), name, self._slack(facts))
+        for metric in maps(run.audit("columns").facts, "metrics") if part else []:
+            threshold = real(metric, "threshold")
+            if part and threshold is not None and metric.get("output") == facts.get("name"):
+                yield _metric_finding(facts, text(metric, "key") or "metric", part, threshold, name)
+
+    def _below_zero(self, rows: Rows, name: str, slack: float) -> Parting | None:
+        least = rows[name]
+        zero = np.zeros_like(least)
+        return parting(rows, np.minimum(least, 0.0), zero, slack, patience=self.outside)
+
     def _slack(self, facts: Mapping[str, Any]) -> float:
         shape = facts.get("shape")
         last = shape[-1] if isinstance(shape, (list, tuple)) and shape else None
         classes = last if isinstance(last, int) and last > 0 else 1024
         return float(self.roundings * unit_roundoff(text(facts, "dtype") or "") * np.sqrt(classes))
+
+
+def _metric_finding(
+    facts: Mapping[str, Any], key: str, part: Parting, threshold: float, name: str
+) -> Finding:
+    meant = Witness("probability of a logit at the threshold", float(1 / (1 + np.exp(-threshold))))
+    is_binary = "binary" in (text(facts, "loss") or "")
+    found = _finding(
+        facts,
+        part,
+        (
+            Witness(f"threshold of {key}", threshold),
+            Witness(name, part.shown),
+            *([meant] if is_binary else []),
+        ),
+        title=f"{key} takes logits for probabilities",
+        message=f"{key} compares the outputs with {number(threshold)}, as if they were "
+        f"probabilities. {_loss(facts)} was told that they are logits (from_logits=True), and "
+        f"since step {part.first_step:,} they reach {number(part.shown)}. "
+        + (
+            f"A logit of {number(threshold)} is a probability of {number(float(meant.value))}: "
+            if is_binary
+            else ""
+        )
+        + f"what {key} shows is not what its name says.",
+        suggestion="With logits use BinaryAccuracy(threshold=0.0), Precision(thresholds=0.0) or "
+        "AUC(from_logits=True); or end the model in the activation that belongs to the loss and "
+        "leave out from_logits=True.",
+    )
+    return replace(found, subject=key)
 
 
 def _crossed_finding(
