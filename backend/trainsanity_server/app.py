@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.middleware.gzip import GZipMiddleware
 
 from trainsanity import __version__
-from trainsanity_server import guard, pages, problems
+from trainsanity_server import guard, pages, path_prefix, problems
 from trainsanity_server.access import Keys, require_key
 from trainsanity_server.api import alerts as alerts_api
 from trainsanity_server.api import channels as channels_api
@@ -63,6 +63,7 @@ def create_app(
     app.include_router(health.router)
     app.include_router(_api())
     pages.install(app)
+    path_prefix.install(app, settings.path_prefix)
     # It leaves streams alone, and what is compressed already.
     app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=4)
     app.add_middleware(guard.Guard, settings=settings, metrics=metrics)

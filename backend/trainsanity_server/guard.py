@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -42,6 +43,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self._app = app
         self._names = allowed_names(settings)
+        self._public = urlsplit(settings.base_url).netloc
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,7 +67,7 @@ class Guard:
                 f"this server does not answer to the name {name!r}. If it should, add it to "
                 f"{PREFIX}ALLOWED_HOSTS, or put its address into {PREFIX}BASE_URL, and restart"
             )
-        if method not in SAFE_METHODS and not is_own(headers, host):
+        if method not in SAFE_METHODS and not is_own(headers, (host, self._public)):
             raise ForbiddenError(
                 "a page of another site may not change anything here. "
                 f"Received: Origin {headers.get('origin', 'unknown')}"
@@ -75,16 +77,19 @@ class Guard:
             raise _too_large(length)
 
 
-def is_own(headers: Headers, host: str) -> bool:
+def is_own(headers: Headers, hosts: Collection[str]) -> bool:
     """Whether a change was asked for by a page of this server, or by no page at all.
 
     Every browser says where a request came from, and no page can change that.
+
+    Args:
+        hosts: names of this server; a proxy may ask by another one than people do.
     """
     site = headers.get("sec-fetch-site")
     if site is not None:
         return site in ("same-origin", "none")
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == host
+    return origin is None or urlsplit(origin).netloc in hosts
 
 
 def _too_large(received: object) -> TooLargeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,6 +25,8 @@ from trainsanity.rules import Severity
 from trainsanity_server.errors import StartupError
 
 PREFIX = "TRAINSANITY_"
+# Of letters that mean themselves in addresses, pages and cookies.
+PLAIN_PATH = re.compile(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-])*")
 # Variables of the client, and of docker-compose.yml, which are none of ours.
 OTHERS = ("TRAINSANITY_URL", "TRAINSANITY_API_KEY", "TRAINSANITY_SPOOL_DIR", "TRAINSANITY_PORT")
 
@@ -76,7 +79,8 @@ class Settings(BaseSettings):
     )
     base_url: str = Field(
         "http://127.0.0.1:8321",
-        description="Address under which people reach this server, in links.",
+        description="Address under which people reach this server, in links; where a proxy puts a "
+        "path before every page, with it: `https://team.example/sanity`.",
     )
     api_keys: Annotated[list[SecretStr], NoDecode] = Field(
         [],
@@ -123,6 +127,11 @@ class Settings(BaseSettings):
         True, description="Whether rules that only advise about training health take part."
     )
 
+    @property
+    def path_prefix(self) -> str:
+        """The path of `base_url`, without a slash at its end; "" where it ends with the host."""
+        return urlsplit(self.base_url).path
+
     @field_validator("api_keys", "allowed_hosts", "slack_allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -134,10 +143,11 @@ class Settings(BaseSettings):
         if not value.startswith(("http://", "https://")):
             raise ValueError(f"must begin with http:// or https://. Received: {value!r}")
         address = value.rstrip("/")
-        if urlsplit(address).path:
+        parts = urlsplit(address)
+        if parts.query or parts.fragment or not PLAIN_PATH.fullmatch(parts.path):
             raise ValueError(
-                "must end with the host or port: pages link to the root of their host, so give the "
-                f"server a name or port of its own instead of a path. Received: {value!r}"
+                "must end with the host or port, or with a path of plain names after it as in "
+                f"https://team.example/sanity. Received: {value!r}"
             )
         return address
 

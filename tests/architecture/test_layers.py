@@ -13,7 +13,7 @@ from imports import CLIENT, ROOT, SERVER, Import, imports_of
 LAYERS = (
     {"commands", "demo"},
     {"app"},
-    {"guard"},
+    {"guard", "path_prefix"},
     {"api", "pages"},
     {"parts"},
     {"services"},

@@ -43,6 +43,7 @@ class Feed:
             "started_at": time.time(),
             **header,
         }
+        self.run_url = ""  # as the server names it
         self._seq = 0
         self._step = 0
 
@@ -69,6 +70,7 @@ class Feed:
             "POST", self._address, body=encode(packet), headers={"Content-Type": MEDIA_TYPE}
         )
         assert answer.status == 200, answer.data
+        self.run_url = str(answer.json()["run_url"])
         self._seq += 1
         self._header = None
 

@@ -60,11 +60,12 @@ def run_server(folder: Path, **settings: Any) -> Iterator[LiveServer]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         database = f"sqlite:///{folder / 'trainsanity.db'}"
-        app = create_app(Settings(database_url=database, base_url=address, **settings))
+        given = {"database_url": database, "base_url": address, **settings}
+        app = create_app(Settings(**given))
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         started = threading.Event()
-        thread = threading.Thread(target=_serve, args=(server, listener, started), daemon=True)
+        thread = threading.Thread(target=serve, args=(server, listener, started), daemon=True)
         thread.start()
         assert started.wait(30), "the server did not start"
         try:
@@ -74,7 +75,7 @@ def run_server(folder: Path, **settings: Any) -> Iterator[LiveServer]:
             thread.join(30)
 
 
-def _serve(server: uvicorn.Server, listener: socket.socket, started: threading.Event) -> None:
+def serve(server: uvicorn.Server, listener: socket.socket, started: threading.Event) -> None:
     startup = server.startup
 
     async def announced_startup(sockets: list[socket.socket] | None = None) -> None:

@@ -488,6 +488,16 @@ def test_long_answers_are_compressed(client):
     assert answer.headers["Content-Encoding"] == "gzip"
 
 
+# Behind a proxy
+
+
+@pytest.mark.parametrize("path", ["/rules", "/sanity/rules", "/sanity", "/livez", "/sanity/livez"])
+def test_a_proxy_may_leave_the_path_or_take_it_off(make_app, path):
+    with TestClient(make_app(base_url="https://ts.example/sanity")) as client:
+        assert client.get(path, headers={"Host": "ts.example"}).status_code == 200
+        problem(client.get(f"{path}nity", headers={"Host": "ts.example"}), 404)
+
+
 # Who may come in
 
 

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from trainsanity.rules import Severity
+from trainsanity_server.app import create_app
 from trainsanity_server.errors import StartupError
 from trainsanity_server.settings import Settings, check_bind, unknown_variables
 
@@ -73,6 +74,23 @@ def test_a_name_that_resembles_nothing_is_told_alone():
     assert unknown_variables(["TRAINSANITY_XYZ"]) == {"TRAINSANITY_XYZ": ""}
 
 
+@pytest.mark.parametrize(
+    ("address", "prefix"),
+    [
+        ("https://t.example/", ""),
+        ("https://t.example/sanity/", "/sanity"),
+        ("http://t/a/b", "/a/b"),
+    ],
+)
+def test_what_follows_the_host_stands_before_every_page(address, prefix):
+    assert Settings(base_url=address).path_prefix == prefix
+
+
+def test_a_path_that_pages_have_already_is_refused():
+    with pytest.raises(StartupError, match="must not begin with /runs"):
+        create_app(Settings(base_url="https://ts.example/runs"))
+
+
 def test_secrets_are_not_printed():
     settings = Settings(api_keys="s3cr3t", slack_webhook_url="https://hooks.slack.com/s3cr3t")
     assert "s3cr3t" not in repr(settings)
@@ -83,7 +101,10 @@ def test_secrets_are_not_printed():
     [
         ("database_url", "mysql://x", "Received: 'mysql://x'"),
         ("base_url", "ts.example", "Received: 'ts.example'"),
-        ("base_url", "https://ts.example/a", "Received: 'https://ts.example/a'"),
+        ("base_url", "https://ts.example/?a", r"Received: 'https://ts.example/\?a'"),
+        ("base_url", "https://ts.example/a b", "Received: 'https://ts.example/a b'"),
+        ("base_url", "https://ts.example//a", "Received: 'https://ts.example//a'"),
+        ("base_url", "https://ts.example/..", r"Received: 'https://ts.example/\.\.'"),
         ("mute_hours", 0, "greater than 0"),
         ("sqlite_synchronous", "off", "'full' or 'normal'"),
         ("notify_from", "loud", "critical"),

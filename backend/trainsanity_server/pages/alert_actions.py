@@ -49,7 +49,8 @@ def resolve(parts: PartsOf, request: Request, alert_id: str, reason: Reason = ""
 def _answer(parts: Parts, request: Request, alert: Alert) -> Response:
     """The run's alerts anew; without a script, the run's page at this alert."""
     if not wants_part(request):
-        address = f"/runs/{alert.run_id}#alert-{alert.id}"
+        root = request.app.state.path_prefix
+        address = f"{root}/runs/{alert.run_id}#alert-{alert.id}"
         return RedirectResponse(address, HTTPStatus.SEE_OTHER)
     run = parts.runs.get(alert.run_id)
     values = alert_values(parts, run, [])

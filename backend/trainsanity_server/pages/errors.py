@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from trainsanity_server import problems
 from trainsanity_server.errors import ServerError, UnauthorizedError
-from trainsanity_server.pages.render import render, wants_part
+from trainsanity_server.pages.render import path_of, render, wants_part
 
 FOR_PROGRAMS = ("/api/", "/livez", "/readyz", "/metrics", "/openapi.json", "/static/", "/live")
 ADVICE = {
@@ -39,7 +39,7 @@ def install(app: FastAPI) -> None:
 
 
 def is_page(request: Request) -> bool:
-    if request.url.path.startswith(FOR_PROGRAMS):
+    if path_of(request).startswith(FOR_PROGRAMS):
         return False
     accepts = request.headers.get("Accept", "")
     return "text/html" in accepts or "HX-Request" in request.headers
@@ -119,7 +119,7 @@ def sign_in_page(request: Request, status: int, *, message: str = "", wanted: st
             advice="",
         )
     if not wanted:
-        wanted = _address(request) if request.method == "GET" else "/"
+        wanted = _address(request) if request.method == "GET" else ""
     return render(request, "pages/sign_in.html", status=status, wanted=wanted, message=message)
 
 

@@ -46,6 +46,11 @@ def wants_part(request: Request) -> bool:
     )
 
 
+def path_of(request: Request) -> str:
+    """The path that was asked for, as this server names it."""
+    return request.url.path.removeprefix(request.app.state.path_prefix)
+
+
 def render(
     request: Request,
     template: str,
@@ -54,8 +59,13 @@ def render(
     headers: dict[str, str] | None = None,
     **values: Any,
 ) -> HTMLResponse:
-    """Fills `template`; `here` in it is the address of the current part of the site."""
-    values.setdefault("here", request.url.path)
+    """Fills `template`.
+
+    In it, `root` is what stands before every path of this server, and `here` the path of the
+    current part of the site after that.
+    """
+    values.setdefault("here", path_of(request))
+    values["root"] = request.app.state.path_prefix
     body = _environment().get_template(template).render(**values)
     return HTMLResponse(body, status, headers={**HEADERS, **(headers or {})})
 

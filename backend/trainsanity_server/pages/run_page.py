@@ -39,9 +39,9 @@ def run_page(parts: PartsOf, request: Request, run_id: str) -> Response:
 
 
 @router.post("/delete", name="page_delete_run")
-def delete_run(parts: PartsOf, run_id: str) -> Response:
+def delete_run(parts: PartsOf, request: Request, run_id: str) -> Response:
     parts.deletion.delete(run_id)
-    return RedirectResponse("/", HTTPStatus.SEE_OTHER)
+    return RedirectResponse(f"{request.app.state.path_prefix}/", HTTPStatus.SEE_OTHER)
 
 
 @router.get("/parts/{name}", name="page_run_part")

@@ -20,17 +20,19 @@ THIRTY_DAYS = 30 * 86400  # seconds
 def sign_in(
     request: Request,
     key: Annotated[str, Form(max_length=1000)],
-    wanted: Annotated[str, Form(max_length=500)] = "/",
+    wanted: Annotated[str, Form(max_length=500)] = "",
 ) -> Response:
     keys: Keys = request.app.state.keys
     if keys and not keys.accept(key.strip()):
         message = "This is not one of the server's keys."
         return sign_in_page(request, HTTPStatus.UNAUTHORIZED, message=message, wanted=wanted)
-    answer = RedirectResponse(_within(wanted), HTTPStatus.SEE_OTHER)
+    start = f"{request.app.state.path_prefix}/"
+    answer = RedirectResponse(_within(wanted, start), HTTPStatus.SEE_OTHER)
     answer.set_cookie(
         COOKIE,
         key.strip(),
         max_age=THIRTY_DAYS,
+        path=_cookie_path(request),  # other programs on the host shall not get it
         httponly=True,
         samesite="lax",
         secure=request.url.scheme == "https",
@@ -39,13 +41,19 @@ def sign_in(
 
 
 @router.post("/sign-out", name="page_sign_out")
-def sign_out() -> Response:
-    answer = RedirectResponse("/", HTTPStatus.SEE_OTHER)
-    answer.delete_cookie(COOKIE)
+def sign_out(request: Request) -> Response:
+    start = f"{request.app.state.path_prefix}/"
+    answer = RedirectResponse(start, HTTPStatus.SEE_OTHER)
+    answer.delete_cookie(COOKIE, path=_cookie_path(request))
     return answer
 
 
-def _within(address: str) -> str:
+def _cookie_path(request: Request) -> str:
+    prefix: str = request.app.state.path_prefix
+    return prefix or "/"
+
+
+def _within(address: str, start: str) -> str:
     """Only a path of this server: `//elsewhere` would lead away."""
-    is_path = address.startswith("/") and not address.startswith(("//", "/\\"))
-    return address if is_path else "/"
+    is_path = address.startswith(start) and not address.startswith(("//", "/\\"))
+    return address if is_path else start

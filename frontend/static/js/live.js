@@ -57,7 +57,7 @@ function hear(message) {
 }
 
 function throughWorker() {
-  const { port } = new SharedWorker("/static/js/live_worker.js", { type: "module", name: "trainsanity-live" });
+  const { port } = new SharedWorker(new URL("live_worker.js", import.meta.url), { type: "module", name: "trainsanity-live" });
   const enter = () => port.postMessage({ type: "watch", topic });
   port.onmessage = ({ data }) => hear(data);
   enter();

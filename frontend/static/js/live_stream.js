@@ -1,4 +1,6 @@
 // The live stream of the server, for a set of topics: run ids, or "*" for all runs.
+import { root } from "./root.js";
+
 const FIRST_DELAY = 1000; // milliseconds
 const LONGEST_DELAY = 30000;
 
@@ -25,7 +27,7 @@ export class LiveStream {
     this.source = null;
     if (!this.topics) return;
     const query = new URLSearchParams(this.topics.split("\n").map((topic) => ["watch", topic]));
-    const source = new EventSource(`/live?${query}`);
+    const source = new EventSource(`${root}live?${query}`);
     this.source = source;
     source.addEventListener("open", () => {
       this.delay = FIRST_DELAY;
