@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from keras.src.backend.common.variables import Variable
 
-_counting: list[LiveVariables] = []
-_original = Variable.__init__
+from trainsanity.overheard import Function, Overheard
 
 
-@functools.wraps(_original)
-def _init(self: Any, *args: Any, **kwargs: Any) -> None:
-    _original(self, *args, **kwargs)
-    for count in tuple(_counting):
-        count.add(self)
+def _telling(original: Function, counts: Sequence[LiveVariables]) -> Function:
+    @functools.wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        for count in tuple(counts):
+            count.add(self)
+
+    return init
+
+
+_made = Overheard(Variable, "__init__", _telling)
 
 
 class LiveVariables:
@@ -32,8 +37,7 @@ class LiveVariables:
         self._alive: dict[int, weakref.ref[Any]] = {}
         for variable in known:
             self.add(variable)
-        _counting.append(self)
-        Variable.__init__ = _init
+        _made.listen(self)
 
     def add(self, variable: Any) -> None:
         key, alive = id(variable), self._alive
@@ -44,7 +48,4 @@ class LiveVariables:
 
     def stop(self) -> None:
         """Safe to call twice; with the last one the class is as it was."""
-        if self in _counting:
-            _counting.remove(self)
-        if not _counting and Variable.__init__ is _init:
-            Variable.__init__ = _original
+        _made.forget(self)

@@ -7,8 +7,10 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import keras
 import pytest
 
+from trainsanity.probes.announced import Announced
 from trainsanity.probes.console import Console
 
 
@@ -32,3 +34,31 @@ def test_hears_nothing_once_the_interpreter_ends(
 
     assert terminal.getvalue() == "the last word\n"
     assert bool(heard) is not ends
+
+
+def test_other_callbacks_print_to_the_stream_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While what they say is read, too."""
+    terminal, seen = Terminal(), []
+    monkeypatch.setattr(sys, "stdout", terminal)
+
+    def say(epoch: int, logs: Any = None) -> None:
+        seen.append(sys.stdout)
+        print("Epoch 3: early stopping")
+
+    told: list[Any] = []
+    run = SimpleNamespace(
+        kind="fit",
+        model=SimpleNamespace(stop_training=True),
+        optimizer=None,
+        guard=lambda _, act, *given, default=None: act(*given),
+        audit=lambda name, facts: told.append((name, facts)),
+    )
+    announced = Announced(run)
+    announced.on_begin()
+    announced._around(keras.callbacks.Callback(), say)(3)
+    announced.on_epoch_end(3, {})
+    announced.on_closed()
+    assert seen == [terminal]
+    assert "write" not in vars(terminal)
+    ((name, facts),) = told
+    assert (name, facts["actions"][0]["after"]) == ("announced", "stopped")

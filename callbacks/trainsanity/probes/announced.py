@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ import keras
 from trainsanity import optimizers
 from trainsanity.difference import hash_of
 from trainsanity.origin import callbacks_beside_us
+from trainsanity.printed import Listener
 from trainsanity.probes.probe import Probe
 from trainsanity.wrappers import Wrappers
 
@@ -34,10 +34,13 @@ class Announced(Probe):
         super().__init__(run)
         self._wrappers = Wrappers()
         self._actions: list[dict[str, Any]] = []
+        self._text: list[str] | None = None  # said while a hook runs
+        self._listener = Listener(self._hear, only_here=True)
 
     def on_begin(self) -> None:
         if self.run.kind != "fit" or self.run.guard is None:
             return
+        self._listener.listen(sys.stdout)
         for callback in callbacks_beside_us():
             for hook in HOOKS:
                 if hook not in callback.__dict__:
@@ -51,12 +54,27 @@ class Announced(Probe):
             guard = self.run.guard
             assert guard is not None
             before = guard(self.name, self._rate, default=None)
-            with _overheard() as text:
+            with self._overheard() as text:
                 result = original(*args, **kwargs)
-            guard(self.name, self._note, callback, text, before)
+            guard(self.name, self._note, callback, "".join(text), before)
             return result
 
         return hook
+
+    @contextlib.contextmanager
+    def _overheard(self) -> Iterator[list[str]]:
+        """Within, what is printed comes into the list: all of it, where a hook calls another."""
+        outer, self._text = self._text, []
+        try:
+            yield self._text
+        finally:
+            if outer is not None:
+                outer += self._text
+            self._text = outer
+
+    def _hear(self, _stream: Any, text: str, _frame: Any) -> None:
+        if self._text is not None:
+            self._text.append(text)
 
     def _rate(self) -> float | None:
         optimizer = optimizers.working(self.run.optimizer)
@@ -64,8 +82,8 @@ class Announced(Probe):
             return None
         return float(self.run.backend.read(optimizer._learning_rate))
 
-    def _note(self, callback: Any, text: io.StringIO, before: float | None) -> None:
-        said = text.getvalue().strip()
+    def _note(self, callback: Any, text: str, before: float | None) -> None:
+        said = text.strip()
         for kind, announced, after, change in self._read(callback, said):
             rate = kind == "learning_rate"
             self._actions.append(
@@ -110,36 +128,5 @@ class Announced(Probe):
             self.run.audit(self.name, {"actions": actions})
 
     def on_closed(self) -> None:
+        self._listener.stop()
         self._wrappers.take_off()
-
-
-class _Tee(io.TextIOBase):
-    """Passes everything on and keeps a copy."""
-
-    def __init__(self, stream: Any, copy: io.StringIO) -> None:
-        self._stream = stream
-        self._copy = copy
-
-    def write(self, text: str) -> int:
-        self._copy.write(text)
-        return int(self._stream.write(text) or 0)
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def isatty(self) -> bool:
-        return bool(self._stream.isatty())
-
-    @property
-    def encoding(self) -> Any:  # type: ignore[override] # a plain attribute in typeshed
-        return getattr(self._stream, "encoding", None)
-
-    def fileno(self) -> int:
-        return int(self._stream.fileno())
-
-
-@contextlib.contextmanager
-def _overheard() -> Iterator[io.StringIO]:
-    copy = io.StringIO()
-    with contextlib.redirect_stdout(_Tee(sys.stdout, copy)):
-        yield copy

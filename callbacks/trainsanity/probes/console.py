@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 from trainsanity import call_sites
 from trainsanity.errors import CannotAudit
 from trainsanity.frames import PYTHON, outward, package_of
+from trainsanity.printed import Listener
 from trainsanity.probes.probe import Probe
-from trainsanity.wrappers import Wrappers
 
 # What Keras prints above an epoch (keras/src/callbacks/progbar_logger.py).
 HEADER = re.compile(r"^\s*Epoch (\d+)/\d+\s*$")
@@ -37,7 +37,15 @@ MOST_LINE = 10_000  # characters of an unfinished line that are kept
 MOST_TEXTS = 20  # different origins told of in one epoch
 
 # Files of ours that only call on what the user's training calls anyway.
-WRAPPERS = ("console.py", "announced.py", "session.py", "taps.py", "observed.py", "boundary.py")
+WRAPPERS = (
+    "console.py",
+    "printed.py",
+    "announced.py",
+    "session.py",
+    "taps.py",
+    "observed.py",
+    "boundary.py",
+)
 _OURS = str(Path(__file__).resolve().parents[1])
 
 
@@ -69,51 +77,16 @@ class Console(Probe):
         self._open: dict[int, str] = {}  # stream -> its unfinished line
         self._run = ("", 0)  # sign and length of the run that the last write ended with
         self._bar_is_open = False
-        self._wrappers = Wrappers()
-        self._showwarning: tuple[Any, Any] | None = None
+        guard = run.guard
+        self._listener = Listener(
+            lambda *heard: guard(self.name, self._hear, *heard),
+            lambda *heard: guard(self.name, self._hear_warning, *heard),
+        )
+        self._can_hear = False
 
     def on_begin(self) -> None:
-        if self.run.guard is None:
-            return
-        for stream in {id(s): s for s in (sys.stdout, sys.stderr)}.values():
-            if hasattr(stream, "__dict__") and callable(getattr(stream, "write", None)):
-                self._listen_at(stream)
-        self._listen_to_warnings()
-
-    def _listen_at(self, stream: Any) -> None:
-        original, guard = stream.write, self.run.guard
-        assert guard is not None
-        # Kept here: when the interpreter ends, modules lose their names, and `sys` is None.
-        is_finalizing = sys.is_finalizing
-
-        def write(text: Any, *args: Any) -> Any:
-            result = original(text, *args)
-            if self._wrappers.on and isinstance(text, str) and not is_finalizing():
-                # None where the interpreter itself writes, as the traceback that ends a program.
-                guard(self.name, self._hear, stream, text, sys._getframe().f_back)
-            return result
-
-        self._wrappers.put(stream, "write", write)
-
-    def _listen_to_warnings(self) -> None:
-        original, guard = warnings.showwarning, self.run.guard
-        assert guard is not None
-
-        def showwarning(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
-            if self._wrappers.on:
-                place = (sys._getframe().f_back, filename, lineno)
-                guard(self.name, self._hear_warning, message, category, *place)
-            original(message, category, filename, lineno, file, line)
-
-        warnings.showwarning = showwarning
-        self._showwarning = (showwarning, original)
+        if self.run.guard is not None:
+            self._can_hear = self._listener.listen(sys.stdout, sys.stderr)
 
     # listening
 
@@ -180,7 +153,7 @@ class Console(Probe):
             self._hand_in(None, int(self.run.shared.get("test_batches") or 0))
 
     def _hand_in(self, epoch: int | None, batches: int) -> None:
-        if not self._wrappers:
+        if not self._can_hear:
             raise CannotAudit("neither stdout nor stderr can be listened to")
         printed, self._printed = self._printed, _Printed()
         self.run.audit(
@@ -202,9 +175,7 @@ class Console(Probe):
         )
 
     def on_closed(self) -> None:
-        self._wrappers.take_off()
-        if self._showwarning is not None and warnings.showwarning is self._showwarning[0]:
-            warnings.showwarning = self._showwarning[1]
+        self._listener.stop()
 
 
 def _warning_rows(printed: _Printed) -> Iterator[dict[str, Any]]:

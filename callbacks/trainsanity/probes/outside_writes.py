@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from trainsanity import assignments
+from trainsanity.assignments import assignments
 from trainsanity.frames import outward
 from trainsanity.origin import callbacks_beside_us, is_of_keras, is_ours
 from trainsanity.probes.probe import Columns, Probe
