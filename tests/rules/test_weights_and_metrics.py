@@ -253,15 +253,22 @@ class TestEpochAggregation:
         (found,) = self.told()
         assert found.severity is Severity.ADVICE
 
-    def told(self, **running):
+    def test_a_metric_that_nobody_updates_shows_zero_for_the_epoch_which_is_critical(self):
+        (found,) = self.told(epoch=0.0)
+        assert (found.subject, found.severity) == ("loss", None)
+        assert [w.value for w in found.witnesses] == [0.0, 2.3, 3.5]
+        (found,) = self.told(epoch=0.0, returned=0.0)
+        assert found.severity is Severity.WARNING
+
+    def told(self, epoch=2.3, returned=3.5, **running):
         """The step returns its batch's loss; Keras' own mean over the epoch is in the logs."""
         metrics = [
             {"key": key, "recomputed_by": "reference", "mean_of": "samples"} for key in running
         ]
-        reported = {"loss": 2.3} | {key: values[-1] for key, values in running.items()}
+        reported = {"loss": epoch} | {key: values[-1] for key, values in running.items()}
         run = history(
             {
-                "loss/reported": [2.0, 2.0, 3.5],
+                "loss/reported": [2.0, 2.0, returned],
                 "loss/differentiated": [2.0, 2.0, 3.5],
                 "batch/size": [4.0, 4.0, 2.0],
                 **{f"{key}/reported": values for key, values in running.items()},

@@ -141,6 +141,7 @@ class OwnStep(keras.Model):
             loss = self.compute_loss(x, y, y_pred)
         gradients = tape.gradient(loss, self.trainable_variables)
         self.optimizer.apply(gradients, self.trainable_variables)
+        self.metrics[0].update_state(loss)
         return self.compute_metrics(x, y, y_pred)
 
 
@@ -155,6 +156,34 @@ def test_a_train_step_that_forgets_to_say_that_it_trains(told: Any, found: set[A
     model.told = told
     model.compile("sgd", "mse")
     assert alarms(watched_fit(model, x, y, batch_size=8, epochs=1)) == found
+
+
+class OwnStepWithoutMetrics(keras.Model):
+    """Live in Keras 3.15.1: the loss of the epoch is 0, whatever the step returns."""
+
+    returns: Any
+
+    def train_step(self, data: Any) -> Any:
+        import tensorflow as tf
+
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        return {"loss": loss} if self.returns == "the loss" else self.get_metrics_result()
+
+
+@pytest.mark.parametrize(("returns", "found"), [("the loss", "critical"), ("metrics", "warning")])
+def test_a_train_step_that_updates_no_metric(returns: str, found: str) -> None:
+    x, y = points(rows=32)
+    inputs = keras.Input((4,))
+    model = OwnStepWithoutMetrics(inputs, layers.Dense(1)(inputs))
+    model.returns = returns
+    model.compile("sgd", "mse")
+    run = watched_fit(model, x, y, batch_size=8, epochs=1)
+    said = [(rule.id, f.severity or rule.severity) for rule, f in run.judge().at_least("warning")]
+    assert said == [("epoch-aggregation-mismatch", found)]
 
 
 @pytest.mark.parametrize(("rows", "found"), [(40, {"one_loss", "two_loss"}), (48, set())])

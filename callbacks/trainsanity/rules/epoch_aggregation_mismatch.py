@@ -62,7 +62,8 @@ class EpochAggregationMismatch(Rule):
     sizes; with their plain mean; and with the last batch alone. For a masked loss also with the
     mean over all positions that count. Losses of single outputs as advice, as Keras 3.15 on
     TensorFlow takes the plain mean of their batches. What the last step told the progress bar,
-    with the epoch.
+    with the epoch: where a train_step of your own returns a loss and no metric is updated with it,
+    Keras shows 0.
 
     Why: where a short last batch weighs as a full one, or a batch value stands in the place of an
     epoch's mean, the number depends on how the data is cut, and runs cannot be compared.
@@ -153,8 +154,39 @@ def _told(run: RunView, facts: Mapping[str, Any], batches: Mapping[str, str]) ->
     running = [k for k, (e, shown) in told.items() if abs(shown - e.shown) <= e.tolerance]
     for key, (epoch, shown) in told.items():
         apart = abs(shown - epoch.shown) > epoch.tolerance
-        if apart and abs(shown - epoch.last) <= epoch.tolerance:
+        of_batch = abs(shown - epoch.last) <= epoch.tolerance
+        if epoch.shown == 0.0 and (np.abs(epoch.values) > epoch.tolerance).all():
+            if shown == 0.0 or of_batch:
+                yield _never_updated(key, epoch, shown)
+        elif apart and of_batch:
             yield _of_one_batch(key, epoch, shown, running)
+
+
+def _never_updated(key: str, epoch: _Epoch, shown: float) -> Finding:
+    """Keras shows its own metrics of these names for the epoch, not what the step returned."""
+    true = number(epoch.weighted)
+    return Finding(
+        subject=key,
+        title=f"{key} of the epoch is 0, the mean over its samples is {true}",
+        message=f"For the epoch that ends at step {epoch.last_step:,} Keras shows {key} 0, in the "
+        f"history and to callbacks. The step returned {number(shown)} with the last batch. The mean "
+        f"over the samples of the epoch is {true}. For an epoch Keras asks its own metric of "
+        "this name, which your train_step does not update, so that checkpoints, early stopping and "
+        "learning rate schedules that watch it see 0.",
+        witnesses=(
+            Witness(f"{key} of the epoch", epoch.shown),
+            Witness("mean over samples", epoch.weighted),
+            Witness(f"{key}/reported", shown),
+        ),
+        suggestion=f"Update the metric that tracks {key} in train_step (self.metrics holds it), or "
+        f"return the number under another name than {key}.",
+        first_step=epoch.first_step,
+        last_step=epoch.last_step,
+        # Where the step returns 0 too, nobody is shown two numbers for one thing.
+        severity=Severity.WARNING if shown == 0.0 else None,
+        certainty=f"{number(epoch.tolerance, 2)} would be float32 rounding over "
+        f"{len(epoch.values):,} batches.",
+    )
 
 
 def _of_one_batch(key: str, epoch: _Epoch, shown: float, running: list[str]) -> Finding:
