@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from cast import Training, diverging, healthy, lying, silent
@@ -16,6 +18,7 @@ from trainsanity_server.services import judge as judge_module
 from trainsanity_server.services.rulebook import Opinion, Rulebook, changed_verdicts
 from trainsanity_server.services.runs import Alert
 from trainsanity_server.storage import runs as run_rows
+from trainsanity_server.storage.database import Database
 from trainsanity_server.storage.models import RunRow
 
 
@@ -245,6 +248,19 @@ def test_a_crash_before_the_commit_loses_nothing(stage):
     stage.judge_all()
     assert only_alert(stage, run).count == 50
     assert stage.runs.get(run.id).settled
+
+
+def test_what_a_killed_server_had_in_hand_is_judged_at_once_after_a_restart(sqlite_url, clock):
+    """On SQLite one process serves; on PostgreSQL another machine may have the run in hand."""
+    run, packets = lying(4)
+    with contextlib.closing(Database(sqlite_url)) as database, Stage(database, clock) as stage:
+        stage.play(packets[:1])
+        stage.send_all(packets[1:])  # and the process is killed
+        restarted = stage.another_judge()
+        restarted.start()
+        eventually(lambda: stage.runs.get(run.id).settled)
+        restarted.stop()
+        assert only_alert(stage, run).count == 75
 
 
 def test_two_judges_share_the_work(stage):

@@ -100,6 +100,13 @@ class Judge(Worker):
         self._cases: OrderedDict[str, Case] = OrderedDict()
         self.owner = new_id()
 
+    def start(self) -> None:
+        if self._database.is_sqlite:
+            # As a rule nobody else is there: what is in hand was in the hand of a killed process.
+            # Of a process that lives it costs a reading, since `advance` tells it to let go.
+            self._database.write(judging.take_over)
+        super().start()
+
     def stop(self, timeout_seconds: float = 10.0) -> None:
         super().stop(timeout_seconds)
         try:

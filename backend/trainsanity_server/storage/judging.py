@@ -44,6 +44,15 @@ def release(session: Session, owner: str) -> None:
     )
 
 
+def take_over(session: Session) -> None:
+    """Frees what is to be judged, whoever has it in hand."""
+    session.execute(
+        update(RunRow)
+        .where(RunRow.judge_due_at.is_not(None), RunRow.lease_owner.is_not(None))
+        .values(lease_owner=None, lease_until=0.0)
+    )
+
+
 def advance(session: Session, seen: RunRow, judged_seq: int, owner: str, until: float) -> bool:
     """Notes how far a run was judged, and whether there is more.
 
