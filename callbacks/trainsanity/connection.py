@@ -12,7 +12,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from trainsanity import wire
-from trainsanity.errors import DeliveryError, WrongPacket
+from trainsanity.errors import DeliveryError, RunRefused, WrongPacket
 
 Alert = dict[str, Any]
 
@@ -136,6 +136,8 @@ def _refusal(url: str, response: urllib3.BaseHTTPResponse, data: bytes) -> Deliv
     expected = problem.get("expected_seq")
     if status == 409 and isinstance(expected, int) and expected >= 0:
         return WrongPacket(text, expected)
+    if status == 410:
+        return RunRefused(text, status=status)
     return DeliveryError(
         text,
         status=status,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from trainsanity import wire
 from trainsanity.connection import ANSWER_SECONDS, Alert, Answer, Connection
-from trainsanity.errors import DeliveryError, SpoolDamaged, WrongPacket, log
+from trainsanity.errors import DeliveryError, RunRefused, SpoolDamaged, WrongPacket, log
 from trainsanity.spool import Spool
 from trainsanity.wire import Audit, Packet
 
@@ -120,10 +120,11 @@ class Delivery:
         is_stored_replaced = seq in self._replaced and expected <= self._attempted + 1
         if expected > seq and not is_stored_replaced:
             # Had it been ours, the server would have known it again.
-            raise DeliveryError(
-                f"{error}. Another process used the same run_id; give each run its own",
+            raise RunRefused(
+                f"{self._connection.url} has another run of this id. "
+                f"Received: run_id={self.spool.run_id!r}, of which it has {expected} packets that "
+                "are not ours. Leave run_id out, or give each run an id of its own",
                 status=409,
-                permanent=True,
             )
         if expected < seq:
             self._cursor = 0  # it counts in a database that is no more

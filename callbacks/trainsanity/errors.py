@@ -58,6 +58,13 @@ class DeliveryError(TrainsanityError):
         self.retry_after = retry_after
 
 
+class RunRefused(DeliveryError):  # noqa: N818 - as SpoolBusy
+    """The server will never take packets of this run: its id is another run's, or was deleted."""
+
+    def __init__(self, text: str, *, status: int) -> None:
+        super().__init__(text, status=status, permanent=True)
+
+
 class WrongPacket(DeliveryError):  # noqa: N818 - as SpoolBusy
     """The server expects another packet of this run next (409)."""
 

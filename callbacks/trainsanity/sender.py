@@ -53,7 +53,8 @@ class Sender(threading.Thread):
         self._closing_since = 0.0  # monotonic time
         self._was_failing = False  # when closing began
         self._has_delivered = False  # at least one packet
-        self.trouble = ""  # the last fault, until something is delivered again
+        # The last fault, until something is delivered again.
+        self.trouble: DeliveryError | None = None
         self._failures = 0  # in a row
         self._has_told = False  # about this row of failures
         self._done = threading.Event()
@@ -107,7 +108,7 @@ class Sender(threading.Thread):
         self._has_work = False
         while self.delivery.spool.pending:
             self._tell(self.delivery.send_next(self._seconds()))
-            self.trouble, self._failures, self._has_told = "", 0, False
+            self.trouble, self._failures, self._has_told = None, 0, False
             self._has_delivered = True
 
     def _settle(self) -> None:
@@ -131,7 +132,7 @@ class Sender(threading.Thread):
         return max(0.05, min(ANSWER_SECONDS, self._deadline - time.monotonic()))
 
     def _pause_after(self, error: DeliveryError) -> float:
-        self.trouble = str(error)
+        self.trouble = error
         self._failures += 1
         if not self._has_told and (error.permanent or self._failures >= self._patience.tell_after):
             self._has_told = True

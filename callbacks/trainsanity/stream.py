@@ -20,7 +20,7 @@ from trainsanity import forks, wire
 from trainsanity.boundary import Boundary
 from trainsanity.connection import Alert, Connection
 from trainsanity.delivery import Delivery
-from trainsanity.errors import SpoolError, log
+from trainsanity.errors import RunRefused, SpoolError, log
 from trainsanity.sender import Patience, Sender
 from trainsanity.settings import Settings, url_option
 from trainsanity.spool import SUFFIX, Spool
@@ -241,7 +241,10 @@ class RunStream:
         path, complaint = self._spool.path, self._writer.complaint or "the disk does not answer"
         if not self._writer.has_ended:
             return f"Not everything could be written to {path}: {complaint}."
-        reason = f" ({self._sender.trouble})" if self._sender and self._sender.trouble else ""
+        trouble = self._sender.trouble if self._sender else None
+        if isinstance(trouble, RunRefused):
+            return f"{pending} packets stay in {path} and cannot be sent: {trouble}."
+        reason = f" ({trouble})" if trouble else ""
         return (
             f"{pending} packets wait in {path}{reason}. "
             f"Send them with: trainsanity sync {shlex.quote(str(path.parent))}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from trainsanity import wire
 from trainsanity.connection import Connection
 from trainsanity.delivery import Delivery
-from trainsanity.errors import DeliveryError, SpoolBusy, SpoolError
+from trainsanity.errors import DeliveryError, RunRefused, SpoolBusy, SpoolError
 from trainsanity.spool import Spool, spools
 from trainsanity.wire import Audit, Packet
 
@@ -139,12 +139,17 @@ class _Sync:
             self._sent,
             spool.pending,
             is_cut_short,
-            str(trouble or "everything is delivered"),
+            self._said(trouble),
             "" if trouble else delivery.run_url,
         )
         if not trouble and not keep and _has_ended(spool):
             spool.delete()
         return result
+
+    def _said(self, trouble: DeliveryError | None) -> str:
+        if isinstance(trouble, RunRefused):
+            return f"{trouble}. It can never be sent: delete {self._path} when you are done with it"
+        return str(trouble or "everything is delivered")
 
     def _send_all(self, delivery: Delivery) -> DeliveryError | None:
         failures = 0

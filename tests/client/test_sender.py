@@ -129,10 +129,11 @@ def test_does_not_mix_with_another_process_of_the_same_run(server: Loopback, spo
     for seq in range(3):
         server.ledger.take(spool.run_id, wire.encode(Packet(spool.run_id, seq, 9.0)), 0)
 
-    with pytest.raises(DeliveryError, match="Another process used the same run_id") as caught:
+    with pytest.raises(DeliveryError, match="Leave run_id out") as caught:
         send_all(delivery(spool, server))
 
     assert caught.value.permanent
+    assert f"Received: run_id='{spool.run_id}', of which it has 3 packets" in str(caught.value)
     assert stored(server, spool) == [0, 1, 2]
 
 

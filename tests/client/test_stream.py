@@ -19,7 +19,7 @@ from trainsanity.settings import Settings
 from trainsanity.spool import Spool
 from trainsanity.spool_writer import Pace, SpoolWriter
 from trainsanity.stream import RunStream
-from trainsanity.wire import Signal, WireError
+from trainsanity.wire import Packet, Signal, WireError
 
 OpenStream = Callable[..., RunStream]
 
@@ -61,6 +61,22 @@ def test_delivers_and_cleans_up(open_stream: OpenStream, server: Loopback, spool
     assert report.hint == ""
     assert server.ledger.steps(stream.run_id) == list(range(1, 301))
     assert list(spool_dir.iterdir()) == []
+
+
+def test_does_not_advise_to_send_what_the_server_can_never_take(
+    open_stream: OpenStream, server: Loopback
+) -> None:
+    """Its run_id is another run's."""
+    run_id = identity.new_run_id()
+    server.ledger.take(run_id, wire.encode(Packet(run_id, 0, 9.0)), 0)
+    stream = open_stream(server.url, run_id=run_id)
+    measure(stream, 1, 3)
+
+    hint = stream.close("finished").hint
+
+    assert "Leave run_id out" in hint
+    assert str(path_of(stream)) in hint
+    assert "sync" not in hint
 
 
 def test_keeps_the_spool_when_asked(open_stream: OpenStream, server: Loopback) -> None:

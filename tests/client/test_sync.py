@@ -288,3 +288,18 @@ def test_two_syncs_at_once_do_not_disturb_each_other(
     for run_id in run_ids:
         assert server.ledger.steps(run_id) == list(range(1, 51))
     assert not any(os.scandir(spool_dir))
+
+
+def test_says_that_a_spool_of_another_runs_id_can_never_be_sent(
+    server: Loopback, spool_dir: Path
+) -> None:
+    run_id = kill_one(spool_dir)
+    for seq in range(20):
+        server.ledger.take(run_id, wire.encode(Packet(run_id, seq, 9.0)), 0)
+
+    (result,) = sync_directory(spool_dir, server.url)
+
+    assert result.outcome == "refused"
+    assert "has another run of this id" in result.message
+    assert f"delete {result.path}" in result.message
+    assert result.path.exists()
