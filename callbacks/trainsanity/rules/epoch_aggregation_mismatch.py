@@ -169,10 +169,10 @@ def _never_updated(key: str, epoch: _Epoch, shown: float) -> Finding:
         subject=key,
         title=f"{key} of the epoch is 0, the mean over its samples is {true}",
         message=f"For the epoch that ends at step {epoch.last_step:,} Keras shows {key} 0, in the "
-        f"history and to callbacks. The step returned {number(shown)} with the last batch. The mean "
-        f"over the samples of the epoch is {true}. For an epoch Keras asks its own metric of "
-        "this name, which your train_step does not update: checkpoints, early stopping and learning "
-        "rate schedules that watch it see 0.",
+        f"history and to callbacks. The step returned {number(shown)} with the last batch. The "
+        f"mean over the samples of the epoch is {true}. For an epoch Keras asks its own metric of "
+        "this name, which your train_step does not update: checkpoints, early stopping and "
+        "learning rate schedules that watch it see 0.",
         witnesses=(
             Witness(f"{key} of the epoch", epoch.shown),
             Witness("mean over samples", epoch.weighted),
