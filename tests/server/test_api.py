@@ -334,6 +334,23 @@ def test_people_act_on_alerts(client, actions, state):
     assert history[-1]["to_state"] == state
 
 
+@pytest.mark.parametrize(
+    ("action", "known"),
+    [("mute", "'reason', 'until'"), ("unmute", "'reason'"), ("resolve", "'reason'")],
+)
+def test_a_member_that_no_call_knows_is_named(client, action, known):
+    """`{"minutes": 30}` must not become a mute of a day."""
+    run, packets = lying()
+    play(client, packets)
+    (alert,) = client.get(f"/api/v1/runs/{run.id}/alerts").json()["alerts"]
+    body = {"reason": "known", "minutes": 30, "to": 1}
+    answer = client.post(f"/api/v1/alerts/{alert['id']}/{action}", json=body)
+    assert problem(answer, 422)["detail"] == (
+        f"body: no member is called 'minutes', 'to'; known are {known}"
+    )
+    assert client.get(f"/api/v1/alerts/{alert['id']}").json()["state"] == "open"
+
+
 def test_a_mute_takes_an_end(client):
     run, packets = lying()
     play(client, packets)

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from trainsanity_server.api import shapes
 from trainsanity_server.parts import PartsOf
@@ -15,7 +15,7 @@ from trainsanity_server.services.alerts import MAX_REASON
 router = APIRouter(prefix="/alerts/{alert_id}", tags=["alerts"], responses=shapes.PROBLEMS)
 
 
-class Why(BaseModel):
+class Why(shapes.Body):
     """Optional words for the record."""
 
     reason: str = Field("", max_length=MAX_REASON)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, PlainSerializer, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
 Severity = Literal["critical", "warning", "advice"]
 
@@ -34,6 +36,28 @@ Facts = Annotated[dict[str, Any], PlainSerializer(plain)]
 
 class Shape(BaseModel):
     model_config = ConfigDict(from_attributes=True)
+
+
+class Body(BaseModel):
+    """What a call is told. A member that it does not know may be a slip, so it says so."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known(cls, given: Any) -> Any:
+        unknown = sorted(set(given) - set(cls.model_fields)) if isinstance(given, dict) else []
+        if unknown:
+            raise PydanticCustomError(
+                "unknown_member",
+                "no member is called {unknown}; known are {known}",
+                {"unknown": _quoted(unknown), "known": _quoted(cls.model_fields)},
+            )
+        return given
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(repr(name[:40]) for name in names)
 
 
 class AlertCounts(Shape):
