@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainsanity.audit import audit
+    from trainsanity.auditing import audit
     from trainsanity.callback import SanityCallback
     from trainsanity.settings import Expect
 
@@ -25,12 +25,8 @@ def __getattr__(name: str) -> Any:
 
         return SanityCallback
     if name == "audit":
-        import sys
+        from trainsanity.auditing import audit
 
-        from trainsanity.audit import audit
-
-        # The module of this name must not take the function's place.
-        setattr(sys.modules[__name__], name, audit)
         return audit
     if name == "Expect":
         from trainsanity.settings import Expect

@@ -406,7 +406,7 @@ def audit(model: Path, data: Path, fail_on: str | None, causal: bool) -> None:
         loaded, parts["x"], parts.get("y"), parts.get("sample_weight"), expect
     )
     if report.obstacle:
-        raise Failure(f"{data} does not fit {model}: its x must be what `fit` takes.")
+        raise Failure(f"{data} does not fit {model}: its arrays must be what `fit` takes.")
     if fail_on is not None and report.judgement.at_least(fail_on):
         sys.exit(1)
 

@@ -15,6 +15,10 @@ class CannotAudit(TrainsanityError):  # noqa: N818 - says a state
     """An audit cannot be made of this model or data, for a reason that is nobody's mistake."""
 
 
+class SampleRefused(TrainsanityError, ValueError):  # noqa: N818 - says a state
+    """What was given to `audit` is no model with rows of data; the text says what to change."""
+
+
 class SettingsError(TrainsanityError, ValueError):
     """An argument or a TRAINSANITY_* variable cannot be used; the text says what to change."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -154,9 +155,17 @@ def refused(what: str) -> Iterator[None]:
     try:
         yield
     except expected as error:
-        text = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {text[0] if text else ''}"
-        raise CannotAudit(f"{what}: {reason[:200]}") from error
+        reason = f"{type(error).__name__}: {_first_line(str(error))}"
+        raise CannotAudit(f"{what}: {reason[:300]}") from error
+
+
+def _first_line(message: str) -> str:
+    """Keras puts the layer before the message, and the message in bold (traceback_utils.py)."""
+    plain = re.sub(r"\x1b\[\d*m", "", message)
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling "):
+        return f"{lines[0].rstrip('.').split()[-1]} says: {lines[1]}"
+    return lines[0] if lines else ""
 
 
 def fixed_batch(model: Any) -> int | None:

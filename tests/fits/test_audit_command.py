@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ from click.testing import CliRunner, Result
 from keras import layers
 
 import trainsanity
+from trainsanity.auditing import Report
 from trainsanity.cli import main
+from trainsanity.errors import SampleRefused
+from trainsanity.rules import Finding
+from trainsanity.rules.mask_coverage_mismatch import MaskCoverageMismatch
+from trainsanity.spooled import Judgement, SpooledRun
 
 IDS = np.random.default_rng(0).integers(1, 20, (8, 6))
 IDS[:, 4:] = 0
@@ -62,6 +68,57 @@ def test_rows_that_do_not_fit_the_model_are_no_good_news(tmp_path: Path) -> None
     done = audit(model, "--data", rows(tmp_path, x=IDS[:, :2].astype("float32")))
     assert (done.exit_code, "do not go through the model" in done.output) == (2, True)
     assert "no findings" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "told"),
+    [
+        (IDS[:0], TAGS[:0], r"at least one. Received: x of \[0\], y of \[0\]"),
+        (IDS, TAGS[:3], r"Received: x of \[8\], y of \[3\]"),
+        (IDS.tolist(), TAGS, "Received: int. Lists of numbers need numpy.asarray"),
+        (iter(()), None, "next\\(iter\\(dataset\\)\\)"),
+        (None, None, "x must be the rows"),
+    ],
+)
+def test_refuses_what_is_no_sample(x: Any, y: Any, told: str) -> None:
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(1)])
+    with pytest.raises(SampleRefused, match=told):
+        trainsanity.audit(model, x, y)
+    with pytest.raises(SampleRefused, match="Received: Dense"):
+        trainsanity.audit(model.layers[0], IDS)
+
+
+def test_rows_without_labels_for_them_end_the_command(tmp_path: Path) -> None:
+    model = tagger(tmp_path, keeps_mask=True)
+    done = audit(model, "--data", rows(tmp_path, **{"x:ids": IDS, "y": TAGS[:3]}))
+    assert (done.exit_code, "must have the same rows" in done.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("last", "x", "told"),
+    [
+        (layers.Dense(3), IDS, "cannot be evaluated on these rows: evaluate raises: ValueError"),
+        (layers.Dense(3), IDS[:, :2], "the rows do not go through the model: .*expected axis -1"),
+    ],
+)
+def test_what_the_model_does_not_take_is_no_fault_of_a_probe(last: Any, x: Any, told: str) -> None:
+    """Labels of the wrong kind, and rows of the wrong width: in the words of Keras."""
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(4), last])
+    model.compile("sgd", "categorical_crossentropy")
+    report = trainsanity.audit(model, x.astype("float32"), TAGS[:, 0])
+    assert re.search(told, str(report), re.IGNORECASE)
+    assert not report.run.audits("probe_failed")
+    assert "no findings" not in str(report)
+
+
+def test_says_each_thing_once() -> None:
+    """Rules look at every packet of what was audited, and may know more at the next."""
+    rule = MaskCoverageMismatch()
+    first, again = (Finding("add", title, "", (), "") for title in ("first", "again"))
+    better = Finding("tokens", "where it is from", "", (), "", replaces=("outputs",))
+    earlier = Finding("outputs", "lost", "", (), "")
+    said = Judgement([(rule, found) for found in (first, earlier, again, better)])
+    assert [found for _, found in Report(said, SpooledRun([])).findings] == [again, better]
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"\x93NUMPY", b"PK\x03\x04"])

@@ -132,7 +132,8 @@ class Roundtrip(Probe):
         # Building its metrics already moves the state of a stateful layer on.
         if any(recurrent_states(layer) for layer in model._flatten_layers()):
             return []
-        before = _evaluated(model, x, y, weight)
+        with refused("the model cannot be evaluated on the captured rows"):
+            before = _evaluated(model, x, y, weight)
         # A lambda is saved without the names that it uses.
         with refused("the reloaded model cannot be evaluated"):
             after = _evaluated(loaded, x, y, weight)

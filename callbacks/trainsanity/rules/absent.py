@@ -10,6 +10,20 @@ COMES = {
     "state_reset": "comes where layers keep a state between batches",
     "validation_overlap": "comes with the first validation",
     "val_*": "comes with validation",
+    "declared": "comes when training begins",
+    "logits": "comes when training ends",
+    **dict.fromkeys(
+        (
+            *("epoch", "weights", "units", "label_counts", "train_eval", "metric_state"),
+            *("log_keys", "data_epoch"),
+        ),
+        "comes with epochs of training",
+    ),
+    **dict.fromkeys(
+        ("gradient/*", "update/*", "weights/*", "optimizer/*", "time/*", "traces/*"),
+        "comes with steps of training",
+    ),
+    "table_updates": "comes when an embedding is trained",
     "inputs*/*": "comes where inputs are floating-point numbers",
     "sample_weight*/given_*": "comes where sample weights are given",
     "*/weighted": "comes where sample weights are given",

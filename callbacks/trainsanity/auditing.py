@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from trainsanity import backends, identity, wire
 from trainsanity.boundary import Boundary
 from trainsanity.callback import SanityCallback
 from trainsanity.columns import table
-from trainsanity.errors import CannotAudit
+from trainsanity.errors import CannotAudit, SampleRefused
 from trainsanity.fit_arguments import FitArguments
-from trainsanity.forward import evaluation_untouched, quiet_forward, untouched, unwarned
+from trainsanity.forward import evaluation_untouched, quiet_forward, refused, untouched, unwarned
 from trainsanity.probes import all_probes
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import rows_of
@@ -36,7 +38,8 @@ class Report:
     Attributes:
         judgement: findings, and one verdict for every rule.
         run: the audits themselves.
-        obstacle: what the model itself raises on these rows; empty where it takes them.
+        obstacle: what the model, its loss or its metrics raise on these rows; empty where they take
+            them.
     """
 
     judgement: Judgement
@@ -45,6 +48,13 @@ class Report:
 
     @property
     def findings(self) -> list[tuple[Rule, Finding]]:
+        """The newest of each rule and subject, without those of which another one knows more."""
+        newest = {(rule.id, found.subject): (rule, found) for rule, found in self._all}
+        known = {(rule.id, subject) for rule, found in self._all for subject in found.replaces}
+        return [told for key, told in newest.items() if key not in known]
+
+    @property
+    def _all(self) -> list[tuple[Rule, Finding]]:
         return self.judgement.findings
 
     def __str__(self) -> str:
@@ -60,7 +70,8 @@ class Report:
             yield f"    {finding.message}"
             yield f"    Try: {finding.suggestion}"
         if self.obstacle:
-            yield f"The rows do not go through the model, so little was checked: {self.obstacle}"
+            yield f"{self.obstacle}"
+            yield "Little was checked. Give rows, labels and weights as `fit` takes them."
         elif not self.findings:
             yield "no findings"
         yield ""
@@ -83,7 +94,11 @@ def audit(
 
     Returns:
         Findings and verdicts; `print(report)` shows them again.
+
+    Raises:
+        SampleRefused: what was given is no model with rows of data.
     """
+    _refuse_what_is_no_sample(model, {"x": x, "y": y, "sample_weight": sample_weight})
     with tempfile.TemporaryDirectory() as folder:
         report = _audited(model, (x, y, sample_weight), expect or Expect(), Path(folder))
     print(report, end="")
@@ -102,41 +117,75 @@ def _audited(model: Any, sample: tuple[Any, Any, Any], expect: Expect, folder: P
     boundary = Boundary(run.note_failure)
     obstacle = boundary.call("forward", _obstacle, model, sample[0], default="")
     _look(run, boundary)
-    evaluated = boundary.call("evaluate", _evaluated, model, sample, expect, folder, default=[])
+    evaluated: list[wire.Packet] = []
+    if not obstacle:
+        evaluated, obstacle = boundary.call(
+            "evaluate", _evaluated, model, sample, expect, folder, default=([], "")
+        )
     stream.close("finished")
     looked = SpooledRun.read(settings.spool_dir / f"{run_id}.spool")
     spooled = SpooledRun([*looked.packets, *evaluated])
     return Report(spooled.judge(), spooled, obstacle)
 
 
+def _refuse_what_is_no_sample(model: Any, parts: dict[str, Any]) -> None:
+    """
+    Raises:
+        SampleRefused: at what `fit` would not take either, or takes in another form.
+    """
+    if not isinstance(model, keras.Model):
+        raise SampleRefused(f"model must be a keras.Model. Received: {type(model).__name__}")
+    if parts["x"] is None:
+        raise SampleRefused("x must be the rows to check the model on. Received: None")
+    rows: dict[str, set[int]] = {}
+    for name, part in parts.items():
+        for leaf in keras.tree.flatten(part):
+            if leaf is not None and not len(getattr(leaf, "shape", ())):
+                raise SampleRefused(
+                    f"{name} must be an array, or a list, tuple or dict of arrays. Received: "
+                    f"{type(leaf).__name__}. Lists of numbers need numpy.asarray; of a data set "
+                    "give one batch: x, y = next(iter(dataset))."
+                )
+            if leaf is not None:
+                rows.setdefault(name, set()).add(int(leaf.shape[0]))
+    if len(set.union(*rows.values())) > 1 or 0 in rows["x"]:
+        told = ", ".join(f"{name} of {sorted(found)}" for name, found in rows.items())
+        raise SampleRefused(f"all arrays must have the same rows, at least one. Received: {told}")
+
+
 def _obstacle(model: Any, x: Any) -> str:
     try:
         quiet_forward(model, x)
     except CannotAudit as reason:
-        return str(reason)
+        return f"The rows do not go through the model: {reason}"
     return ""
 
 
 def _evaluated(
     model: Any, sample: tuple[Any, Any, Any], expect: Expect, folder: Path
-) -> list[wire.Packet]:
-    """What the loss and the metrics count, as measured in an evaluation of these rows."""
+) -> tuple[list[wire.Packet], str]:
+    """What the loss and the metrics count, as measured in an evaluation of these rows; and what
+    they raise.
+    """
     x, y, sample_weight = sample
     if y is None or not getattr(model, "compiled", False):
-        return []
+        return [], ""
     callback = SanityCallback(
         "offline", spool_dir=folder, keep_spool=True, verbose=False, expect=expect
     )
-    with evaluation_untouched(model), untouched(model), unwarned():
-        model.evaluate(
-            x,
-            y,
-            sample_weight=sample_weight,
-            batch_size=rows_of(x),
-            verbose=0,
-            callbacks=[callback],
-        )
-    return SpooledRun.read(folder / f"{callback.run_id}.spool").packets
+    try:
+        with evaluation_untouched(model), untouched(model), unwarned(), refused("evaluate raises"):
+            model.evaluate(
+                x,
+                y,
+                sample_weight=sample_weight,
+                batch_size=rows_of(x),
+                verbose=0,
+                callbacks=[callback],
+            )
+    except CannotAudit as reason:
+        return [], f"The model cannot be evaluated on these rows: {reason}"
+    return SpooledRun.read(folder / f"{callback.run_id}.spool").packets, ""
 
 
 def _look(run: Run, boundary: Boundary) -> None:
