@@ -200,6 +200,36 @@ def test_charts_are_made_when_they_come_into_view(page: Page, server: LiveServer
     expect(last).to_have_attribute("data-live-state", "ready")
 
 
+def test_many_signals_of_one_quantity_share_several_charts(page: Page, server: LiveServer) -> None:
+    """Hundreds of curves in one could not be told apart; nor are so many given at once."""
+    feed = server.feed("seventy layers")
+    feed.send({f"norm/layer_{i:02}": [float(i)] * 3 for i in range(70)}, state="finished")
+    page.goto(f"/runs/{feed.run_id}")
+    expect(page.locator("#signals .chart-title")).to_have_text(
+        ["norm, 1 to 24 of 70", "norm, 25 to 48 of 70", "norm, 49 to 70 of 70"]
+    )
+    figure = chart(page, "49 to 70")
+    assert len(drawn(figure)) == 22
+    expect(figure.locator(".chart-count")).to_have_text("66 of 66 points shown")
+
+
+def test_few_steps_get_a_tick_each(page: Page, server: LiveServer) -> None:
+    feed = server.feed("three steps")
+    feed.send({"loss/reported": [3.0, 2.0, 1.0]}, state="finished")
+    page.goto(f"/runs/{feed.run_id}")
+    expect(chart(page, "loss").locator(".xtick")).to_have_text(["1", "2", "3"])
+
+
+def test_long_names_stay_on_the_screen(page: Page, server: LiveServer) -> None:
+    feed = server.feed("long names", project="p" * 200, tags=["t" * 60])
+    name = "metric/" + "made_by_a_configuration_" * 10
+    feed.send({name: [1.0, 2.0], f"{name[:240]}/reported": [1.0, 2.0]}, state="finished")
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.goto(f"/runs/{feed.run_id}")
+    chart(page, "metric")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
 def test_a_witness_says_what_it_is(page: Page, long_run: str) -> None:
     page.goto(f"/runs/{long_run}")
     reported = chart(page, "loss").get_by_role("button", name="reported")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,9 @@ ORDER = (
     ("embedding", "labels", "inputs", "outputs", "batch"),
     ("time", "memory", "traces"),
 )
+
+
+MOST_TOGETHER = 24  # curves in one chart: more cannot be told apart, nor asked for at once
 
 
 class SignalFacts(Protocol):
@@ -94,9 +97,21 @@ def charts(signals: Iterable[SignalFacts]) -> list[Chart]:
     for signal in signals:
         groups.setdefault((_title(signal.name), signal.unit), []).append(signal)
     return [
-        Chart(_id("chart", title, unit), title, unit, sorted(members, key=_claim_first))
+        each
         for (title, unit), members in sorted(groups.items(), key=lambda group: _place(*group))
+        for each in _parted(title, unit, sorted(members, key=_claim_first))
     ]
+
+
+def _parted(title: str, unit: str, signals: Sequence[SignalFacts]) -> Iterator[Chart]:
+    """One chart, or several where one could not be read."""
+    if len(signals) <= MOST_TOGETHER:
+        yield Chart(_id("chart", title, unit), title, unit, signals)
+        return
+    for begin in range(0, len(signals), MOST_TOGETHER):
+        members = signals[begin : begin + MOST_TOGETHER]
+        part = f"{title}, {begin + 1} to {begin + len(members)} of {len(signals)}"
+        yield Chart(_id("chart", title, unit, str(begin)), part, unit, members)
 
 
 def chart(signals: Sequence[SignalFacts], title: str) -> Chart:

@@ -5,6 +5,7 @@ import { Series } from "./series.js";
 import { fetchData } from "./signal_data.js";
 
 const MOST_PLACES = 1000; // drawn for each witness
+const FEW_STEPS = 6; // so few get a tick each
 const FEW_PLACES = 60; // so few are drawn as dots too
 
 export class Chart {
@@ -125,10 +126,21 @@ export class Chart {
     return Math.max(-1, ...this.series.map((series) => series.lastStep));
   }
 
+  get firstStep() {
+    return Math.min(Infinity, ...this.series.map((series) => series.step[0] ?? Infinity));
+  }
+
+  // In steps, of what is drawn.
+  get width() {
+    const [first, last] = this.range ?? [this.firstStep, this.lastStep];
+    return last - first;
+  }
+
   draw() {
     const { Plotly } = window;
     const layout = frame({ range: this.range, log: this.log, canDrag: this.shared.canDrag });
     layout.yaxis = { ...layout.yaxis, ...this.height() };
+    if (this.width <= FEW_STEPS) layout.xaxis.dtick = 1; // there is no step between two steps
     layout.datarevision = ++this.revision; // series grow in place, which Plotly would not notice
     layout.shapes = this.marks();
     if (layout.shapes.length) layout.margin.t = 22;
@@ -192,7 +204,7 @@ export class Chart {
     if (part === undefined) return [];
     const x = Number(part);
     const ink = colour("--critical");
-    const isFirst = x <= Math.min(...this.series.map((series) => series.step[0] ?? Infinity));
+    const isFirst = x <= this.firstStep;
     return [{
       type: "line", x0: x, x1: x, y0: 0, y1: 1, yref: "paper", line: { color: ink, width: 1.25, dash: "3px 3px" },
       label: {
