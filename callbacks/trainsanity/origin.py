@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import FrameType
 from typing import Any
 
 import keras
@@ -16,6 +17,11 @@ PASSIVE = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
 def is_of_keras(code: Any) -> bool:
     """Whether a class, function or method is defined in Keras."""
     return _is_in("keras", code)
+
+
+def is_frame_of_keras(frame: FrameType) -> bool:
+    """Whether the running code is written in Keras."""
+    return str(frame.f_globals.get("__name__", "")).startswith("keras.")
 
 
 def is_ours(code: Any) -> bool:
@@ -35,7 +41,7 @@ def callbacks_beside_us() -> list[Any]:
 
 def _callbacks_of_call() -> list[Any]:
     for frame in outward(sys._getframe(1)):
-        owner = frame.f_locals.get("self")
+        owner = frame.f_locals.get("self") if is_frame_of_keras(frame) else None
         if isinstance(owner, keras.callbacks.CallbackList):
             return list(owner.callbacks)
     return []

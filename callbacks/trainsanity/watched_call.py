@@ -8,13 +8,15 @@ calls, which are only read.
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Iterator
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 from trainsanity.fit_arguments import FitArguments
 from trainsanity.frames import frames_of_last_error, outward
+from trainsanity.origin import is_frame_of_keras
 
 PASSES = ("fit", "evaluate")
 _CALLS = (*PASSES, "train_on_batch", "test_on_batch")
@@ -23,8 +25,23 @@ _CALLS = (*PASSES, "train_on_batch", "test_on_batch")
 def calls_of(model: Any, start: FrameType | None) -> Iterator[FrameType]:
     """Frames of the model's own calls that are running in this thread, the innermost first."""
     for frame in outward(start):
-        if frame.f_code.co_name in _CALLS and frame.f_locals.get("self") is model:
+        # Reading `f_locals` keeps what they hold now alive until the function returns (before
+        # Python 3.13): never of functions that are none of the model's.
+        is_call = frame.f_code.co_name in _CALLS and _is_of_keras_or(model, frame)
+        if is_call and frame.f_locals.get("self") is model:
             yield frame
+
+
+def _is_of_keras_or(model: Any, frame: FrameType) -> bool:
+    """Whether a frame runs code of Keras or a method of the model."""
+    if is_frame_of_keras(frame):
+        return True
+    methods = (vars(owner).get(frame.f_code.co_name) for owner in (model, *type(model).__mro__))
+    return any(frame.f_code is _code(method) for method in methods if callable(method))
+
+
+def _code(method: Any) -> CodeType | None:
+    return getattr(inspect.unwrap(getattr(method, "__func__", method)), "__code__", None)
 
 
 class WatchedCall:

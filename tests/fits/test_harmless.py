@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import pickle
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import closing
 from importlib.util import find_spec
@@ -240,6 +242,30 @@ def test_goes_along_with_other_callbacks_in_any_order(tmp_path: Path) -> None:
         run = run_of(callback)
         assert run.signal("batch/size")[0].tolist() == list(range(1, 9))
         assert [finding.title for _, finding in run.judge().at_least("warning")] == []
+
+
+class Rows(np.ndarray[Any, Any]):
+    """An array that can be referred to weakly."""
+
+
+class Averaged(keras.layers.Dense):
+    """A layer that writes to its weights at each call, as those do that keep them in bounds."""
+
+    def call(self, inputs: Any) -> Any:
+        self.kernel.assign(self.kernel * 0.5)
+        return super().call(inputs)
+
+
+def test_keeps_no_data_alive_after_fit(tmp_path: Path) -> None:
+    """Nor do the frames of functions that are still running, of which some are looked at."""
+    x = np.ones((8, 3), "float32").view(Rows)
+    still = weakref.ref(x)
+    model = keras.Sequential([keras.Input((3,)), Averaged(1)])
+    model.compile("sgd", "mse")
+    model.fit(x, np.ones((8, 1)), verbose=0, callbacks=[offline_callback(tmp_path)])
+    del x
+    gc.collect()
+    assert still() is None
 
 
 class Fails(keras.callbacks.Callback):

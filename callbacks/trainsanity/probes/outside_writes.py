@@ -9,7 +9,7 @@ import keras
 
 from trainsanity.assignments import assignments
 from trainsanity.frames import outward
-from trainsanity.origin import callbacks_beside_us, is_of_keras, is_ours
+from trainsanity.origin import callbacks_beside_us, is_frame_of_keras, is_of_keras, is_ours
 from trainsanity.probes.probe import Columns, Probe
 from trainsanity.tape import TapeRows
 
@@ -66,7 +66,12 @@ class OutsideWrites(Probe):
         for caller in outward(frame):
             if caller.f_code.co_name == "jax_state_sync":
                 return  # Keras puts back what it holds elsewhere; nothing changes
-            owner = _owner(caller)
+            of_keras = is_frame_of_keras(caller)
+            if self._in_step and of_keras and caller.f_code.co_name == "fit":
+                return
+            # Only in a step may it be a layer of the user's. Looking at a function's variables
+            # keeps what they hold now alive until it returns (before Python 3.13).
+            owner = _owner(caller) if of_keras or self._in_step else None
             if isinstance(owner, keras.optimizers.Optimizer):
                 return
             if isinstance(owner, keras.callbacks.CallbackList):
