@@ -200,6 +200,23 @@ def test_charts_are_made_when_they_come_into_view(page: Page, server: LiveServer
     expect(last).to_have_attribute("data-live-state", "ready")
 
 
+def test_follows_a_live_run_while_the_window_changes_its_size(
+    page: Page, server: LiveServer
+) -> None:
+    """Down to a window narrower than the margins of a chart; an error on the way fails the test."""
+    feed = server.feed("resized")
+    feed.send(tagger(30, lost=True), audits=setup_audits(lost=True))
+    page.goto(f"/runs/{feed.run_id}")
+    figure = chart(page, "loss")
+    for turn, width in enumerate((390, 1440, 60, 1440), 1):
+        feed.send(tagger(30, lost=True, after=30 * turn))
+        page.set_viewport_size({"width": width, "height": 700})
+        figure.scroll_into_view_if_needed()
+        expect(figure).to_have_attribute("data-live-last", str(30 + 30 * turn))
+    room = figure.evaluate("figure => figure.querySelector('.plot').clientWidth")
+    expect(figure.locator("svg.main-svg").first).to_have_attribute("width", str(room))
+
+
 def test_many_signals_of_one_quantity_share_several_charts(page: Page, server: LiveServer) -> None:
     """Hundreds of curves in one could not be told apart; nor are so many given at once."""
     feed = server.feed("seventy layers")
