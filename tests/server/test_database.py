@@ -8,9 +8,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from cast import Training
+from cast import Training, lying
 from fastapi.testclient import TestClient
 from sqlalchemy import event, inspect, select, text, update
 from sqlalchemy.exc import OperationalError
@@ -24,7 +26,7 @@ from trainsanity_server.storage import file_system
 from trainsanity_server.storage.database import WRITE_ATTEMPTS, Database
 from trainsanity_server.storage.file_system import Mount, network_file_system
 from trainsanity_server.storage.models import Base, RunRow
-from trainsanity_server.storage.schema import is_current, prepare, upgrade
+from trainsanity_server.storage.schema import is_current, migrations_folder, prepare, upgrade
 
 
 def start(url: str) -> None:
@@ -40,6 +42,22 @@ def test_the_migrations_make_what_the_models_say(database):
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection)
         assert compare_metadata(context, Base.metadata) == []
+
+
+def test_a_filled_database_goes_back_to_nothing_and_up_again(database, clock):
+    run, packets = lying(4)
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()))
+    for _ in range(2):
+        with Stage(database, clock) as stage:
+            stage.play(packets)
+            assert stage.runs.get(run.id).settled
+        with database.engine.connect() as connection:
+            config.attributes["connection"] = connection
+            command.downgrade(config, "base")
+            connection.commit()
+            assert set(inspect(connection).get_table_names()) == {"alembic_version"}
+        upgrade(database)
 
 
 def test_the_embedded_database_brings_itself_up_to_date(tmp_path):
