@@ -20,6 +20,16 @@ from typing import Any
 from trainsanity.frames import is_of_python, outward
 
 # Packages whose frames are not the user's.
+_OPERATIONS: dict[type[ast.operator], str] = {
+    ast.Add: "Add",
+    ast.Sub: "Subtract",
+    ast.Mult: "Multiply",
+    ast.Div: "TrueDivide",
+    ast.FloorDiv: "FloorDivide",
+    ast.Mod: "Mod",
+    ast.Pow: "Power",
+    ast.MatMult: "Matmul",
+}
 _OTHERS = ("keras", "tensorflow", "jax", "torch", "trainsanity", "tree", "optree")
 
 _sites: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
@@ -79,9 +89,9 @@ def remember_nodes() -> None:
     Node.__init__ = init
 
 
-def operation_between(filename: str, first: int, last: int) -> tuple[int, str] | None:
-    """The first operator or function call from line `first` to `last` of a file: its line and its
-    source text.
+def operation_between(filename: str, first: int, last: int) -> tuple[int, str, str | None] | None:
+    """The first operator from line `first` to `last` of a file: its line, its source text, and the
+    operation of `keras.ops` that it is.
 
     For a mask that was lost between two calls of layers: what happened in between is most likely
     it.
@@ -99,4 +109,4 @@ def operation_between(filename: str, first: int, last: int) -> tuple[int, str] |
     if not found:
         return None
     node = min(found, key=lambda n: (n.lineno, n.col_offset))
-    return node.lineno, ast.unparse(node)[:80]
+    return node.lineno, ast.unparse(node)[:80], _OPERATIONS.get(type(node.op))

@@ -135,7 +135,7 @@ def _lost_before(
     mask = _coverage(_mask_of(last_masked))
     return {
         "name": where[1] if where else f"before {call.operation.name}",
-        "class": "operation on tensors",
+        "class": (where[2] if where else None) or "operation on tensors",
         "operation": True,
         "inputs": [last_masked.operation.name],
         "mask_in": mask,

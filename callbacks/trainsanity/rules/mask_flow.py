@@ -62,7 +62,7 @@ class FlowLayer:
         if self.is_operation and self.kind in OPERATORS:
             what = f"operator `{OPERATORS[self.kind]}`"
         elif self.is_operation:
-            what = f"operation {self.kind}"
+            what = self.kind if " " in self.kind else f"operation {self.kind}"
         else:
             what = f"layer {self.kind}"
         return f"`{self.name}` ({', '.join(part for part in (what, self.site) if part)})"
@@ -90,8 +90,9 @@ class FlowLayer:
                 f"`{OPERATORS[self.kind]}`: layers carry masks on, operators do not."
             )
         if self.is_operation:
+            what = f"operation {self.kind}" if self.kind and " " not in self.kind else "operation"
             return (
-                f"Put the operation {self.kind} into a layer of your own with "
+                f"Put the {what} into a layer of your own with "
                 "`self.supports_masking = True`: operations do not carry masks on."
             )
         return (
