@@ -86,6 +86,14 @@ def test_a_wrong_setting_is_named_with_what_was_received(setting, value, expecte
     assert "Traceback" not in done.err
 
 
+def test_a_path_that_pages_have_already_is_refused_in_one_sentence(tmp_path: Path):
+    database, public = f"sqlite:///{tmp_path}/runs.db", "https://team.example/runs"
+    done = trainsanity("serve", "--port", "0", "--db", database, TRAINSANITY_BASE_URL=public)
+    assert done.status == 2
+    assert "TRAINSANITY_BASE_URL must not begin with /runs" in done.err
+    assert "Traceback" not in done.err
+
+
 def test_a_database_that_is_a_bare_path_is_told_how_to_write_it():
     done = trainsanity("serve", "--port", "0", "--db", "runs.db")
     assert done.status == 2

@@ -57,7 +57,8 @@ def serve(host: str, port: int, db: str | None, verbose: bool) -> None:
         address = _address(host, listener)
         if "base_url" not in settings.model_fields_set:
             settings = settings.model_copy(update={"base_url": address})
-        app = create_app(settings)
+        with plain_refusals():
+            app = create_app(settings)
         config = uvicorn.Config(
             app,
             log_config=None,
