@@ -142,9 +142,9 @@ class TestRecomputedMetrics:
 class TestSampleWeightEffect:
     ARRIVED: ClassVar = {"sample_weight/given_mean": 0.3, "sample_weight/mean": 0.3}
 
-    def found(self, signals, n=5):
+    def found(self, signals, n=5, audits=()):
         signals = {name: [value] * n for name, value in signals.items()}
-        return list(SampleWeightEffect().check(history(signals).view()))
+        return list(SampleWeightEffect().check(history(signals, audits=audits).view()))
 
     def test_weights_that_never_reach_the_loss_are_critical(self):
         (found,) = self.found({"sample_weight/given_mean": 0.3, "sample_weight/mean": 1.0})
@@ -155,6 +155,23 @@ class TestSampleWeightEffect:
         (found,) = self.found({"sample_weight/declared_mean": 5.5, "sample_weight/given_mean": 1.0})
         assert found.subject == "class_weight"
         assert "asks for a mean weight of 5.5" in found.message
+
+    @pytest.mark.parametrize(
+        ("keys", "width", "told"),
+        [
+            *[("1234", 4, True), ("12", 1, True), ("013", 3, True)],
+            *[("0123", 4, False), ("12", 3, False), ("01234", 4, False), ("ab", 4, False)],
+        ],
+    )
+    def test_class_weights_counted_from_one_are_a_warning(self, keys, width, told):
+        """Fewer keys than classes are a choice, and superfluous ones harmless."""
+        for loss, severities in ("crossentropy", [Severity.WARNING] * told), ("mse", []):
+            output = {"name": "", "shape": [None, width], "loss": loss}
+            weights = ("fit", 0, {"class_weight": dict.fromkeys(keys, 2.0)})
+            found = self.found(
+                self.ARRIVED, audits=[weights, ("columns", 1, {"outputs": [output]})]
+            )
+            assert [f.severity for f in found] == severities
 
     def test_a_loss_that_ignores_its_weights_is_told(self):
         loss = {"loss/differentiated": 2.0, "loss/batch": 0.7, "loss/batch_unweighted": 2.0}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from trainsanity.rules.comparison import (
     Parting,
     finding_of,
+    maps,
     mean_tolerance,
     merged,
     name_of,
@@ -17,6 +18,7 @@ from trainsanity.rules.comparison import (
     number,
     parting,
     real,
+    text,
     two_numbers,
 )
 from trainsanity.rules.history import RunHistory, RunView, history
@@ -29,11 +31,12 @@ LOSS = ("loss/differentiated", "loss/batch", "loss/batch_unweighted")
 class SampleWeightEffect(Rule):
     """The weights that were given are not the weights that entered the loss.
 
-    Compares: the mean weight that class_weight asks for with the mean weight of the batch; the mean
-    weight that came with the batch with the mean weight that reached the loss; the loss that was
-    differentiated with the loss recomputed with and without the weights; the smallest and largest
-    weight of a batch with the number of losses that they multiply; and a loss that only code of
-    your own can compute, for the captured rows, with the same under other weights.
+    Compares: the keys of class_weight with the classes of the output; the mean weight that
+    class_weight asks for with the mean weight of the batch; the mean weight that came with the
+    batch with the mean weight that reached the loss; the loss that was differentiated with the loss
+    recomputed with and without the weights; the smallest and largest weight of a batch with the
+    number of losses that they multiply; and a loss that only code of your own can compute, for the
+    captured rows, with the same under other weights.
 
     Why: weights that get lost leave no trace: a train step that forgets `sample_weight`, class
     weights with keys that match no label, a loss class that ignores its third argument, a loss
@@ -65,7 +68,7 @@ class SampleWeightEffect(Rule):
         given = run.quantities("given_mean", "mean")
         declared = run.quantities("declared_mean", "given_mean")
         can_recount = run.has(*LOSS)
-        yield from merged(_without_effect(run))
+        yield from merged([*_without_effect(run), *_of_no_class(run)])
         if not (given or declared or can_recount):
             raise not_measured(run, "sample_weight/given_mean")
         if given and not declared and all(_weighs_nothing(run, quantity) for quantity in given):
@@ -189,6 +192,38 @@ def _without_effect(run: RunView) -> Iterator[Finding]:
             "a loss class override `call`, not `__call__`.",
             certainty="Losses are compared to the bit; two computations with the same weights "
             "agree.",
+        )
+
+
+def _of_no_class(run: RunView) -> Iterator[Finding]:
+    """Keys of class_weight that are no class, while a class has none: they are shifted."""
+    given = run.audit("fit").facts.get("class_weight") if run.has_audit("fit") else None
+    if not isinstance(given, Mapping) or not run.has_audit("columns"):
+        return
+    for audit in run.new_audits("columns"):
+        outputs = maps(audit.facts, "outputs")
+        is_classifier = len(outputs) == 1 and "crossentropy" in (text(outputs[0], "loss") or "")
+        shape = outputs[0].get("shape") if is_classifier else None
+        if not isinstance(shape, (list, tuple)) or not shape or not isinstance(shape[-1], int):
+            continue
+        classes = max(shape[-1], 2)
+        named = {int(key) for key in given if str(key).isdecimal()}
+        beyond, without = sorted(named - set(range(classes))), set(range(classes)) - named
+        if not beyond or not without or len(named) < len(given):
+            continue
+        yield finding_of(
+            audit,
+            "class_weight",
+            f"class_weight names class {beyond[-1]}, the last class is {classes - 1}",
+            f"class_weight has a weight for class {beyond[-1]}, and the output has {classes} "
+            f"classes, 0 to {classes - 1}. Class {min(without)} has none, and so weighs 1.",
+            (
+                Witness("largest key of class_weight", beyond[-1]),
+                Witness("last class of the output", classes - 1),
+            ),
+            "Count classes from 0 in class_weight, as the labels do.",
+            certainty="Whole numbers are compared.",
+            severity=Severity.WARNING,
         )
 
 
