@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 import pytest
 from tests.watched import watched_fit
 from tests.zoo.data import classes, points
@@ -50,6 +51,18 @@ def test_a_softmax_loss_behind_a_sigmoid_trains_what_does_not_come_out():
     """The other way round is in the zoo."""
     sigmoid = keras.layers.Activation("sigmoid")
     assert spoken("sparse_categorical_crossentropy", end=sigmoid) == {"output-range-mismatch"}
+
+
+@on_tensorflow
+@pytest.mark.parametrize("axis", [1, -1])
+def test_a_softmax_goes_along_the_axis_that_the_loss_reads(axis):
+    """Channels first, or over time instead of over the classes."""
+    x = np.random.default_rng(0).normal(size=(24, 3, 4)).astype("float32")
+    softmax = keras.layers.Softmax(axis=1)
+    model = keras.Sequential([keras.Input((3, 4)), keras.layers.Dense(4), softmax])
+    model.compile("sgd", LOSSES.CategoricalCrossentropy(axis=axis))
+    run = watched_fit(model, x, np.eye(3)[x.argmax(axis=1)].transpose(0, 2, 1), batch_size=8)
+    assert len(run.judge().of("output-range-mismatch")) == (axis == -1)
 
 
 @on_tensorflow

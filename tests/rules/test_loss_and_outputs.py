@@ -126,6 +126,15 @@ class TestOutputRange:
         assert not self.found(0.1, 0.9, logits=True, activation="linear")
         assert not self.found(0.1, 0.9, logits=True, sums=(0.7, 1.6))
 
+    def test_a_softmax_along_another_axis_is_a_warning(self):
+        softmax = {"loss": "sparse_categorical_crossentropy", "activation": "softmax"}
+        (found,) = self.found(0.0, 0.4, logits=False, sums=(0.3, 0.9), **softmax)
+        assert found.severity is None
+        assert "the outputs sum to 0.3 along it instead of 1" in found.message
+        assert not self.found(0.0, 1.0, logits=False, sums=(1 - 1e-6, 1.0), **softmax)
+        assert not self.found(0.0, 0.4, logits=False, sums=(0.3, 0.9), loss="mean_squared_error")
+        assert not self.found(0.0, 0.4, logits=False, sums=(0.3, 0.9), axis=1, **softmax)
+
     def test_a_metric_with_a_threshold_of_probabilities_on_logits_is_a_warning(self):
         accuracy = {"key": "accuracy", "output": "o", "threshold": 0.5}
         (found,) = self.found(-4.0, 3.0, logits=True, metrics=[accuracy])

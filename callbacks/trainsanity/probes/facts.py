@@ -193,6 +193,7 @@ def _output(model: Any, output: OutputEvidence) -> dict[str, Any]:
         "from_logits": from_logits if isinstance(from_logits, bool) else None,
         "activation": _activation(model, output.name),
         "ignore_class": option(loss, "ignore_class"),
+        "axis": plain(option(loss, "axis")),
         "aligned_with_mask": _is_aligned(output),
     }
 

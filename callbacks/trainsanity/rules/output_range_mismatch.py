@@ -32,9 +32,9 @@ class OutputRangeMismatch(Rule):
     """What the outputs are and what the loss takes them for differ.
 
     Compares: the range and the sums of the outputs with what the compiled loss was told they are:
-    probabilities, or logits (`from_logits=True`), and with the thresholds of metrics, which are
-    probabilities; and the crossentropy that is compiled with the same of the bare outputs, where
-    the model ends in the activation of the other kind.
+    probabilities, or logits (`from_logits=True`), with the thresholds of metrics, which are
+    probabilities, and, behind a softmax, with 1; and the crossentropy that is compiled with the
+    same of the bare outputs, where the model ends in the activation of the other kind.
 
     Why: logits taken for probabilities are clipped to 0..1, and most of the gradient is gone.
     Probabilities taken for logits go through softmax twice, which flattens them. Both train, badly.
@@ -95,6 +95,7 @@ class OutputRangeMismatch(Rule):
         if not measured:
             raise not_measured(run, "outputs/min", "outputs/max")
         for quantity, facts in measured:
+            yield from self._of_another_axis(run, quantity, facts)
             if facts["from_logits"]:
                 yield from self._taken_for_logits(run, quantity, facts)
                 yield from self._logits_in_metrics(run, quantity, facts)
@@ -171,6 +172,35 @@ class OutputRangeMismatch(Rule):
             ),
             suggestion="Leave out from_logits=True, or the softmax or sigmoid of the last layer.",
             severity=Severity.ADVICE if healed else None,
+        )
+
+    def _of_another_axis(
+        self, run: RunView, quantity: str, facts: Mapping[str, Any]
+    ) -> Iterator[Finding]:
+        """A softmax whose classes do not sum to 1: it goes along another axis than the loss."""
+        names = f"{quantity}/sum_min", f"{quantity}/sum_max"
+        is_softmax = text(facts, "activation") == "softmax" and facts.get("axis") in (None, -1)
+        if not (is_softmax and "categorical" in (text(facts, "loss") or "") and run.has(*names)):
+            return
+        rows = run.rows(*names)
+        least, most = rows[names[0]], rows[names[1]]
+        furthest = np.where(np.abs(least - 1) > np.abs(most - 1), least, most)
+        one = np.ones_like(furthest)
+        part = parting(rows, furthest, one, self._slack(facts), patience=self.outside)
+        if part is None:
+            return
+        yield _finding(
+            facts,
+            part,
+            (Witness("sum over the classes", part.shown), Witness("sum of probabilities", 1.0)),
+            title=f"Probabilities of the classes sum to {number(part.shown)}",
+            message=f"The model ends in softmax, and {_loss(facts)[0].lower() + _loss(facts)[1:]} "
+            "reads the classes along the last axis. Since step "
+            f"{part.first_step:,} the outputs sum to {number(part.shown)} along it instead of 1: "
+            "the softmax goes along another axis, as over time. "
+            "Keras divides by the sum, so that another model is trained than the one whose "
+            "outputs you get.",
+            suggestion="Use softmax along the last axis (axis=-1), as the last layer.",
         )
 
     def _logits_in_metrics(
