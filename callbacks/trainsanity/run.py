@@ -13,7 +13,7 @@ import numpy as np
 
 from trainsanity import backends, identity
 from trainsanity.pace import Pace
-from trainsanity.wire import Signal
+from trainsanity.wire import Signal, as_name
 
 if TYPE_CHECKING:
     from trainsanity.backends.backend import Backend
@@ -96,10 +96,11 @@ class Run:
         """Hands in samples: each column has shape (n,), like `steps`."""
         if not len(steps) or not columns:
             return
-        names = tuple(columns)
+        # Users name metrics and layers as they like; one such name must not cost all the others.
+        names = tuple(map(as_name, columns))
         for name in names:
             self._declare(name)
-        values = np.stack([np.asarray(columns[name], np.float64) for name in names])
+        values = np.stack([np.asarray(column, np.float64) for column in columns.values()])
         # The tape is float32, and so are most signals; means over an epoch are worth no more.
         self.stream.samples(names, steps, values.astype(np.float32))
 

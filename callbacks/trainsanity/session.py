@@ -399,7 +399,8 @@ class Session:
     def _close_stream(self, state: str) -> None:
         if self._stream is None:
             return
-        report = self._boundary.call("stream", self._stream.close, state)
+        # Not "stream": where that is off, the run must come to its end all the same.
+        report = self._boundary.call("end of the stream", self._stream.close, state)
         if report is not None and self._begun and not self._has_said_end:
             self._has_said_end = True
             self._terminal.end(report, self.alerts, self.run_url)

@@ -7,6 +7,7 @@ NaN and infinity arrive as they are, and an empty column costs nothing.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ VERSION = 1
 MEDIA_TYPE = "application/vnd.trainsanity.packet+msgpack"
 MAX_PACKET_BYTES = 8 * 1024 * 1024
 MAX_NAME_LENGTH = 256  # characters of a signal or audit name
+LONGEST_WITNESS = 64  # characters that stay of it where a name is cut
 MAX_STEP = 2**53  # steps are exact in every language that reads them
 STATES = ("running", "finished", "failed")
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -235,6 +237,19 @@ def _rows(message: Mapping[str, Any], key: str) -> list[Any]:
     if not isinstance(rows, list):
         raise WireError(f"{key} must be a list. Received: {type(rows).__name__}")
     return rows
+
+
+def as_name(text: str) -> str:
+    """A text as it may name a signal: one that is too long is cut, and what is not printable
+    replaced. Its witness, behind the last slash, stays, and different texts stay different.
+    """
+    if 1 <= len(text) <= MAX_NAME_LENGTH and text.isprintable():
+        return text
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    plain = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    quantity, slash, witness = plain.rpartition("/")
+    tail = f"~{digest}{slash}{witness[:LONGEST_WITNESS]}" if slash else f"~{digest}"
+    return (quantity if slash else plain)[: MAX_NAME_LENGTH - len(tail)] + tail
 
 
 def _name(value: Any) -> str:

@@ -126,3 +126,19 @@ def test_never_estimates_too_little() -> None:
     pending.add_block(block(("ключ",), [1]))
     (load,) = pending.loads(10_000)
     assert size(load) <= load.size + 120
+
+
+@given(st.text(min_size=0, max_size=400), st.text(max_size=400))
+def test_any_text_can_name_a_signal_and_two_texts_name_two(one: str, other: str) -> None:
+    names = [wire.as_name(text) for text in (one, other)]
+    packet = Packet(RUN, 0, 0.0, signals=tuple(Signal(name) for name in names))
+    assert [signal.name for signal in wire.decode(wire.encode(packet)).signals] == names
+    assert (names[0] == names[1]) == (one == other)
+
+
+def test_a_name_that_is_cut_keeps_its_witness() -> None:
+    assert wire.as_name("accuracy/reported") == "accuracy/reported"
+    cut = wire.as_name("a" * 300 + "/reported")
+    assert cut.endswith("/reported")
+    assert len(cut) == wire.MAX_NAME_LENGTH
+    assert wire.as_name("two\nlines/batch").endswith("/batch")

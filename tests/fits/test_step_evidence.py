@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from watched import watched_fit
 
+from trainsanity.run import Run
 from trainsanity.spooled import SpooledRun
 
 BACKEND = keras.backend.backend()
@@ -368,3 +369,28 @@ class Trained(keras.callbacks.Callback):
     def wait_for(self, batches: int) -> None:
         with self._changed:
             assert self._changed.wait_for(lambda: self._batches >= batches, 60)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="names are the same everywhere")
+def test_a_metric_with_an_impossible_name_does_not_cost_the_others() -> None:
+    """Names of metrics may be as long as one likes, and have line ends in them."""
+    metrics = [keras.metrics.MeanSquaredError(name=name) for name in ("long_" * 60, "two\nlines")]
+    run = watched_fit(line(metrics=metrics), rows(), rows(12, 1), batch_size=4)
+    assert len(values(run, "loss/reported")) == 3
+    for start in ("long_long_", "two\N{REPLACEMENT CHARACTER}lines"):
+        (name,) = [n for n in run.names if n.startswith(start) and n.endswith("/reported")]
+        np.testing.assert_array_equal(values(run, name), values(run, "loss/reported"))
+    assert not run.audits("probe_failed")
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="the end is the same everywhere")
+def test_a_run_comes_to_its_end_where_its_samples_could_not_be_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(self: Run, *_: Any) -> None:
+        raise OverflowError("too much")
+
+    monkeypatch.setattr(Run, "emit", broken)
+    run = watched_fit(line(), rows(), rows(12, 1), batch_size=4)
+    assert run.packets[-1].state == "finished"
+    assert "stream" in [audit.facts["probe"] for audit in run.audits("probe_failed")]
