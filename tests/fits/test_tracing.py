@@ -12,6 +12,7 @@ import pytest
 from tests.watched import offline_callback
 
 from trainsanity import backends, forward, sample_audits
+from trainsanity.probes.probe import Update
 
 
 class Counted(keras.layers.Layer):
@@ -66,3 +67,23 @@ def test_traces_of_audits_are_not_held_against_the_user() -> None:
         assert "triggered tf.function retracing" in heard[0]
     finally:
         tf.get_logger().removeHandler(handler)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="TorchDynamo is PyTorch's")
+def test_an_update_is_carried_over_a_break_of_the_graph() -> None:
+    """As where gradients are accumulated: what Dynamo cannot make anew would end the training."""
+    import torch
+
+    optimizer, weight = keras.optimizers.SGD(0.1), keras.Variable([1.0])
+    optimizer.build([weight])
+    seen: list[Any] = []
+
+    def step(gradient: Any) -> Any:
+        update = Update("", optimizer, [gradient], [gradient], [weight], {})
+        seen.append(update)
+        torch._dynamo.graph_break()
+        return update.in_turn(lambda: gradient + 1)
+
+    compiled = torch.compile(step, backend="eager")
+    assert compiled(torch.ones(1)).tolist() == [2.0]
+    assert len(seen) == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from operator import call
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from keras import ops
@@ -116,6 +115,11 @@ class Step:
         return replace(self, calls=list(self.calls), losses=list(self.losses))
 
 
+def _now(compute: Callable[[], Any]) -> Any:
+    """As `operator.call`, which TorchDynamo cannot carry over a break of its graph."""
+    return compute()
+
+
 @dataclass
 class Update:
     """One call of an optimizer while it is traced.
@@ -140,7 +144,7 @@ class Update:
     variables: list[Any]
     shared: dict[Any, Any]
     copies: Callable[[list[Any]], list[Any]] = list
-    in_turn: Callable[[Callable[[], Any]], Any] = call
+    in_turn: Callable[[Callable[[], Any]], Any] = _now
     updated: Any = None
     scale_before: Any = None
     _entering: list[Any] | None = None
