@@ -173,6 +173,18 @@ class TestDrift:
     def test_augmentation_noise_is_usual(self):
         assert not self.epochs(0.5, 0.52, 0.48, noise=0.05)
 
+    @pytest.mark.parametrize(
+        ("mean", "std", "told"),
+        [(-2.1, 0.017, True), (128.0, 60.0, True), (0.4, 1.3, False), (0.0, 0.0, False)],
+    )
+    def test_validation_data_of_another_scale_is_told(self, mean, std, told):
+        """Normalized twice, or not at all."""
+        other = {"rows": 200, "mean": mean, "std": std}
+        train = {"name": "x", "rows": 256, "mean": 0.01, "std": 1.02, "validation": other}
+        raw = ("raw_data", 0, {"inputs": [train]})
+        run = history(inputs__mean=[0.0], inputs__std=[1.0], audits=[raw])
+        assert ["validation data"] * told == [f.subject for f in InputDrift().check(run.view())]
+
     def test_borders_that_were_black_before_are_no_fault(self):
         raw = ("raw_data", 0, {"inputs": [{"name": "x", "border_zero": 0.9}]})
         signals = {f"inputs/{w}": [v] * 30 for w, v in {"mean": 0.1, "std": 0.3}.items()}

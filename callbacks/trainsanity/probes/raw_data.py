@@ -13,7 +13,7 @@ ROWS = 256  # looked at, evenly spread
 
 
 class RawData(Probe):
-    """Makes the audit `raw_data` of floating-point arrays given to `fit`."""
+    """Makes the audit `raw_data` of floating-point arrays given to `fit`, and those to validate."""
 
     name = "raw_data"
 
@@ -24,13 +24,33 @@ class RawData(Probe):
             self.run.audit(self.name, {"not_testable": reason}, 0)
             return
         leaves = [x for x in keras.tree.flatten(fit.get("x")) if isinstance(x, np.ndarray)]
+        others = _validation_inputs(fit.get("validation_data"), like=leaves)
         names = getattr(self.run.model, "input_names", None) or []
         rows = [
             _row(names[i] if i < len(names) else f"input_{i}", leaf)
+            | {"validation": _row("", others[i]) if others else None}
             for i, leaf in enumerate(leaves)
-            if leaf.dtype.kind in "fu" and leaf.size
+            if _is_measured(leaf)
         ]
         self.run.audit(self.name, {"inputs": rows}, 0)
+
+
+def _validation_inputs(
+    given: Any, *, like: list[np.ndarray[Any, Any]]
+) -> list[np.ndarray[Any, Any]] | None:
+    """Those of `validation_data`, where they are arrays of the same kinds."""
+    if not isinstance(given, (tuple, list)) or not given:
+        return None
+    leaves = keras.tree.flatten(given[0])
+    same = len(leaves) == len(like) and all(
+        isinstance(leaf, np.ndarray) and _is_measured(leaf) == _is_measured(other)
+        for leaf, other in zip(leaves, like, strict=True)
+    )
+    return leaves if same else None
+
+
+def _is_measured(leaf: np.ndarray[Any, Any]) -> bool:
+    return leaf.dtype.kind in "fu" and bool(leaf.size)
 
 
 def _row(name: str, leaf: np.ndarray[Any, Any]) -> dict[str, Any]:

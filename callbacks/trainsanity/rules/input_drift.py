@@ -20,6 +20,7 @@ from trainsanity.rules.comparison import (
     share,
     text,
     trailing_mean,
+    two_numbers,
     whole,
     why_thinned,
 )
@@ -30,13 +31,15 @@ from trainsanity.wire import Audit
 
 @dataclass(frozen=True)
 class InputDrift(Rule):
-    """The inputs that reach the model drift from the raw data or from the first epoch.
+    """The inputs drift from the raw data, from the first epoch, or from the validation data.
 
     Compares: the share of zero border pixels of what reaches the first layer with weights with that
-    of the raw images; and the mean input of each epoch with that of the first.
+    of the raw images; the mean input of each epoch with that of the first; and mean and standard
+    deviation of the arrays to validate with those of the arrays to train.
 
     Why: augmentation that fills with zeros teaches the model black borders that real images do not
     have. A pipeline whose numbers wander between epochs feeds another problem than it began with.
+    Validation data that was normalized twice, or not at all, says nothing of the model.
 
     Try: `fill_mode="reflect"` or "nearest" in rotations and shifts; look at one batch as pictures.
 
@@ -53,6 +56,8 @@ class InputDrift(Rule):
     border: float = 0.05  # of the border pixels, more than the raw images have
     errors: float = 6.0  # standard errors of an epoch's mean
     material: float = 0.25  # of the first epoch's standard deviation
+    apart: float = 5.0  # standard deviations, or times one, to the validation data; our judgement
+    least_rows: int = 20  # of each
 
     @staticmethod
     def fires_on() -> RunHistory:
@@ -63,17 +68,37 @@ class InputDrift(Rule):
         return _example(border=0.021)
 
     def check(self, run: RunView) -> Iterable[Finding]:
+        found = list(self._validation(run))
         inputs = [
             q for q in run.quantities("mean", "std") if q == "inputs" or q.startswith("inputs:")
         ]
-        if not inputs:
-            raise not_measured(run, "inputs/mean")
         reasons = [self._why_not(run, quantity) for quantity in inputs]
-        if all(reasons):
+        if not found and not inputs:
+            raise not_measured(run, "inputs/mean")
+        if not found and all(reasons):
             raise NotTestable(reasons[0] or "")
         for quantity in inputs:
-            yield from self._borders(run, quantity)
-            yield from merged(self._epochs(run, quantity))
+            found.extend(self._borders(run, quantity))
+            found.extend(merged(self._epochs(run, quantity)))
+        return found
+
+    def _validation(self, run: RunView) -> Iterator[Finding]:
+        """Other data may be meant: only scales that have nothing to do with each other are told."""
+        for audit in run.new_audits("raw_data") if run.has_audit("raw_data") else []:
+            inputs = maps(audit.facts, "inputs")
+            for facts in inputs:
+                given = facts.get("validation")
+                other = given if isinstance(given, Mapping) else {}
+                rows = [whole(each, "rows") or 0 for each in (facts, other)]
+                numbers = [real(each, key) for each in (facts, other) for key in ("mean", "std")]
+                if min(rows) < self.least_rows or None in numbers:
+                    continue
+                mean, spread, seen, other_spread = (float(each or 0.0) for each in numbers)
+                wide, narrow = max(spread, other_spread), min(spread, other_spread)
+                if abs(seen - mean) > self.apart * wide or wide > self.apart * narrow > 0:
+                    of = f" of {text(facts, 'name')}" if len(inputs) > 1 else ""
+                    name = f"validation data{of}"
+                    yield _of_another_scale(name, audit, (mean, spread), (seen, other_spread))
 
     def _why_not(self, run: RunView, quantity: str) -> str | None:
         """Epochs cannot be compared by some of their batches: they may be sorted."""
@@ -136,6 +161,31 @@ class InputDrift(Rule):
             return None
         error = float(means.std(ddof=1) / np.sqrt(len(means)))
         return float(means.mean()), error, float(np.mean(deviations))
+
+
+def _of_another_scale(
+    name: str, audit: Audit, train: tuple[float, float], validation: tuple[float, float]
+) -> Finding:
+    means, spreads = two_numbers(train[0], validation[0]), two_numbers(train[1], validation[1])
+    return Finding(
+        subject=name,
+        title="Validation data has another scale than training data",
+        message=f"The inputs to train have mean {means[0]} and standard deviation {spreads[0]}; "
+        f"those to validate {means[1]} and {spreads[1]}. One of them was normalized twice, or not "
+        "at all, or with numbers of its own.",
+        witnesses=(
+            Witness("mean of the validation inputs", validation[0]),
+            Witness("mean of the training inputs", train[0]),
+            Witness("standard deviation of the validation inputs", validation[1]),
+            Witness("standard deviation of the training inputs", train[1]),
+        ),
+        suggestion="Normalize both by the same function with the numbers of the training data, or "
+        "put a Normalization layer into the model.",
+        first_step=audit.step,
+        last_step=audit.step,
+        certainty="Means of rows spread over both arrays; up to five standard deviations, or five "
+        "times one, are allowed.",
+    )
 
 
 def _drifted(quantity: str, audit: Audit, first: float, now: float, allowed: float) -> Finding:
