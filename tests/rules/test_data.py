@@ -174,14 +174,13 @@ class TestDrift:
         assert not self.epochs(0.5, 0.52, 0.48, noise=0.05)
 
     @pytest.mark.parametrize(
-        ("mean", "std", "told"),
-        [(-2.1, 0.017, True), (128.0, 60.0, True), (0.4, 1.3, False), (0.0, 0.0, False)],
+        ("shift", "spread", "told"),
+        [(2.0, 0.017, True), (2.0, 60.0, True), (9.0, 1.0, True), (0.4, 1.3, False)],
     )
-    def test_validation_data_of_another_scale_is_told(self, mean, std, told):
-        """Normalized twice, or not at all."""
-        other = {"rows": 200, "mean": mean, "std": std}
-        train = {"name": "x", "rows": 256, "mean": 0.01, "std": 1.02, "validation": other}
-        raw = ("raw_data", 0, {"inputs": [train]})
+    def test_validation_data_of_another_scale_is_told(self, shift, spread, told):
+        """Normalized twice, not at all, or only divided."""
+        other = {"rows": 200, "shift": shift, "spread": spread}
+        raw = ("raw_data", 0, {"inputs": [{"name": "x", "rows": 256, "validation": other}]})
         run = history(inputs__mean=[0.0], inputs__std=[1.0], audits=[raw])
         assert ["validation data"] * told == [f.subject for f in InputDrift().check(run.view())]
 

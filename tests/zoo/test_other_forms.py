@@ -227,3 +227,20 @@ def test_a_compute_loss_of_ones_own(weighs: bool, flat: bool, found: set[Any]) -
     weights = np.linspace(0.1, 2, len(x)).astype("float32")
     y = y[:, 0] if flat else y
     assert alarms(watched_fit(model, x, y, sample_weight=weights, epochs=1)) == found
+
+
+@pytest.mark.parametrize("normalized", [1, 2])
+def test_validation_data_that_was_normalized_twice(normalized: int) -> None:
+    x = np.random.default_rng(0).normal(100, 20, (64, 4)) * [1, 10, 100, 1000]
+    mean, spread = x.mean(axis=0), x.std(axis=0)
+    other = x[40:]
+    for _ in range(normalized):
+        other = (other - mean) / spread
+    y = x[:, :1] / 100
+    model = network(layers.Dense(1))
+    model.compile("sgd", "mse")
+    run = watched_fit(
+        model, (x[:40] - mean) / spread, y[:40], epochs=1, validation_data=(other, y[40:])
+    )
+    assert not alarms(run)
+    assert len(run.judge().of("input-drift")) == normalized - 1

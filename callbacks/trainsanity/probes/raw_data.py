@@ -28,7 +28,7 @@ class RawData(Probe):
         names = getattr(self.run.model, "input_names", None) or []
         rows = [
             _row(names[i] if i < len(names) else f"input_{i}", leaf)
-            | {"validation": _row("", others[i]) if others else None}
+            | {"validation": _beside(others[i], leaf) if others else None}
             for i, leaf in enumerate(leaves)
             if _is_measured(leaf)
         ]
@@ -53,9 +53,28 @@ def _is_measured(leaf: np.ndarray[Any, Any]) -> bool:
     return leaf.dtype.kind in "fu" and bool(leaf.size)
 
 
-def _row(name: str, leaf: np.ndarray[Any, Any]) -> dict[str, Any]:
+def _beside(validation: np.ndarray[Any, Any], train: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Medians over features (the last axis), of those that vary in both: a few may be odd."""
+    pair = _chosen(validation), _chosen(train)
+    features = [rows.reshape(-1, rows.shape[-1] if rows.ndim > 1 else 1) for rows in pair]
+    facts: dict[str, Any] = {"rows": len(pair[0]), "shift": None, "spread": None}
+    if features[0].shape[1] == features[1].shape[1]:
+        spread, usual = (rows.std(axis=0) for rows in features)
+        both = (spread > 0) & (usual > 0)
+        if both.any():
+            shift = features[0].mean(axis=0) - features[1].mean(axis=0)
+            facts["shift"] = float(np.median((np.abs(shift) / np.where(both, usual, 1))[both]))
+            facts["spread"] = float(np.median(spread[both] / usual[both]))
+    return facts
+
+
+def _chosen(leaf: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     chosen = np.unique(np.linspace(0, len(leaf) - 1, min(ROWS, len(leaf))).astype(int))
-    rows = np.asarray(leaf[chosen], np.float64)
+    return np.asarray(leaf[chosen], np.float64)
+
+
+def _row(name: str, leaf: np.ndarray[Any, Any]) -> dict[str, Any]:
+    rows = _chosen(leaf)
     return {
         "name": name,
         "rows": len(rows),

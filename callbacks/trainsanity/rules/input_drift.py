@@ -20,7 +20,6 @@ from trainsanity.rules.comparison import (
     share,
     text,
     trailing_mean,
-    two_numbers,
     whole,
     why_thinned,
 )
@@ -56,7 +55,7 @@ class InputDrift(Rule):
     border: float = 0.05  # of the border pixels, more than the raw images have
     errors: float = 6.0  # standard errors of an epoch's mean
     material: float = 0.25  # of the first epoch's standard deviation
-    apart: float = 5.0  # standard deviations, or times one, to the validation data; our judgement
+    apart: float = 5.0  # from the validation data: standard deviations, or times; own judgement
     least_rows: int = 20  # of each
 
     @staticmethod
@@ -89,16 +88,15 @@ class InputDrift(Rule):
             for facts in inputs:
                 given = facts.get("validation")
                 other = given if isinstance(given, Mapping) else {}
-                rows = [whole(each, "rows") or 0 for each in (facts, other)]
-                numbers = [real(each, key) for each in (facts, other) for key in ("mean", "std")]
-                if min(rows) < self.least_rows or None in numbers:
+                shift, spread = real(other, "shift"), real(other, "spread")
+                rows = min(whole(each, "rows") or 0 for each in (facts, other))
+                if rows < self.least_rows or shift is None or not spread:
                     continue
-                mean, spread, seen, other_spread = (float(each or 0.0) for each in numbers)
-                wide, narrow = max(spread, other_spread), min(spread, other_spread)
-                if abs(seen - mean) > self.apart * wide or wide > self.apart * narrow > 0:
+                if shift > self.apart or max(spread, 1 / spread) > self.apart:
                     of = f" of {text(facts, 'name')}" if len(inputs) > 1 else ""
-                    name = f"validation data{of}"
-                    yield _of_another_scale(name, audit, (mean, spread), (seen, other_spread))
+                    yield _of_another_scale(
+                        f"validation data{of}", audit, shift, spread, self.apart
+                    )
 
     def _why_not(self, run: RunView, quantity: str) -> str | None:
         """Epochs cannot be compared by some of their batches: they may be sorted."""
@@ -164,27 +162,26 @@ class InputDrift(Rule):
 
 
 def _of_another_scale(
-    name: str, audit: Audit, train: tuple[float, float], validation: tuple[float, float]
+    name: str, audit: Audit, shift: float, spread: float, apart: float
 ) -> Finding:
-    means, spreads = two_numbers(train[0], validation[0]), two_numbers(train[1], validation[1])
     return Finding(
         subject=name,
         title="Validation data has another scale than training data",
-        message=f"The inputs to train have mean {means[0]} and standard deviation {spreads[0]}; "
-        f"those to validate {means[1]} and {spreads[1]}. One of them was normalized twice, or not "
-        "at all, or with numbers of its own.",
+        message="Feature by feature, the inputs to validate have a standard deviation of "
+        f"{number(spread)} times that of the inputs to train, and a mean {number(shift)} standard "
+        "deviations from theirs (medians over the features). One of the two was normalized twice, "
+        "or not at all, or with numbers of its own.",
         witnesses=(
-            Witness("mean of the validation inputs", validation[0]),
-            Witness("mean of the training inputs", train[0]),
-            Witness("standard deviation of the validation inputs", validation[1]),
-            Witness("standard deviation of the training inputs", train[1]),
+            Witness("standard deviation of validation by training inputs", spread),
+            Witness("the same for one population", 1.0),
+            Witness("distance of the means", shift, "standard deviations"),
         ),
         suggestion="Normalize both by the same function with the numbers of the training data, or "
         "put a Normalization layer into the model.",
         first_step=audit.step,
         last_step=audit.step,
-        certainty="Means of rows spread over both arrays; up to five standard deviations, or five "
-        "times one, are allowed.",
+        certainty=f"Of rows spread over both arrays; {number(1 / apart)} to {number(apart)} times, "
+        f"and {number(apart)} standard deviations, are allowed.",
     )
 
 
