@@ -154,12 +154,14 @@ class Session:
         return None if reason is None else f"training is not watched here: {reason}"
 
     def _is_second(self) -> bool:
-        """Whether another callback of ours watches this call; one that was left is ended here."""
+        """Whether another callback of ours watches this call; one that was left is ended here, and
+        taken off the model where that is all that is left to do.
+        """
         reference = _watching.get(self.model)
         other = reference() if reference is not None else None
-        if other is None or other.ended:
+        if other is None:
             return False
-        if other._call and not other.is_left():
+        if not other.ended and other._call and not other.is_left():
             self.ended = self._rests = True
             self.run_id = other.run_id
             log.warning("another SanityCallback watches this call already; this one rests")

@@ -208,6 +208,26 @@ def test_ends_although_a_notebook_keeps_the_traceback(
     assert run_of(callback).signal("batch/size")[0][-1] == count.batches
 
 
+def test_the_next_call_is_watched_although_a_notebook_keeps_the_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a step that failed, as that of a call whose data cannot be read."""
+    for name in ("last_exc", "last_value", "last_type", "last_traceback"):
+        monkeypatch.setattr(sys, name, None, raising=False)
+    model = small("an exception in the data")
+    first, second = (offline_callback(tmp_path / name) for name in ("first", "second"))
+    shell = code.InteractiveInterpreter({"fit": lambda: fit_broken_data(model, [first])})
+    shell.write = lambda _: None  # type: ignore[method-assign]
+    shell.runsource("fit()")
+    assert sys.last_value is not None
+
+    model.fit(Data(), verbose=0, shuffle=False, callbacks=[second])
+    run = run_of(second)
+    assert run.packets[-1].state == "finished"
+    assert run.signal("batch/size")[0].tolist() == list(range(1, BATCHES + 1))
+    assert not {"make_train_function", "train_step", "compute_loss"} & vars(model).keys()
+
+
 def test_a_call_that_rests_in_a_debugger_is_not_taken_for_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
