@@ -19,13 +19,24 @@ class Judgement:
     """What all rules say about a run.
 
     Attributes:
-        findings: (rule, finding) in the order in which they were found; the last of a subject is
-        the newest.
+        found: by rule and subject, in the order in which they were found first.
         verdicts: rule slug -> ("ok" | "alert" | "not_testable", reason).
     """
 
-    findings: list[tuple[Rule, Finding]] = field(default_factory=list)
+    found: dict[tuple[str, str], tuple[Rule, Finding]] = field(default_factory=dict)
     verdicts: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def findings(self) -> list[tuple[Rule, Finding]]:
+        return list(self.found.values())
+
+    def add(self, rule: Rule, finding: Finding) -> None:
+        """What is known more exactly, or once more, takes the place of what was told before."""
+        for subject in finding.replaces:
+            self.found.pop((rule.id, subject), None)
+        key = (rule.id, finding.subject)
+        _, earlier = self.found.get(key, (rule, None))
+        self.found[key] = (rule, finding if earlier is None else finding.after(earlier))
 
     def of(self, slug: str) -> list[Finding]:
         return [finding for rule, finding in self.findings if rule.id == slug]
@@ -119,7 +130,8 @@ def _apply(rule: Rule, history: RunHistory, judgement: Judgement) -> None:
         if known in ("", "not_testable"):
             judgement.verdicts[rule.id] = ("not_testable", str(reason))
         return
-    judgement.findings.extend((rule, finding) for finding in findings)
+    for finding in findings:
+        judgement.add(rule, finding)
     if findings:
         judgement.verdicts[rule.id] = ("alert", findings[-1].title)
     elif known != "alert":

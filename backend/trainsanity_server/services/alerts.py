@@ -339,17 +339,7 @@ def _says_the_same(row: AlertRow, finding: Finding, words: dict[str, Any]) -> bo
     )
 
 
-def counted(count: int, last_step: int, finding: Finding) -> int:
-    """Of how many steps is known after a finding, if it was `count` up to `last_step`.
-
-    A rule counts the steps that are new to it. One that counts more steps than there can be new
-    ones speaks of the whole run, and what was counted before is in its count.
-    """
-    may_be_new = finding.count <= finding.last_step - last_step
-    return count + finding.count if may_be_new else max(count, finding.count)
-
-
 def _count(row: AlertRow, finding: Finding) -> None:
-    row.count = counted(row.count, row.last_step, finding)
+    row.count = finding.counted_after(row.count, row.last_step)
     row.first_step = min(row.first_step, int(finding.first_step))
     row.last_step = max(row.last_step, int(finding.last_step))

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from trainsanity.rules import RunHistory
 from trainsanity_server.errors import ConflictError
-from trainsanity_server.services.alerts import Alerts, Found, counted
+from trainsanity_server.services.alerts import Alerts, Found
 from trainsanity_server.services.judge import facts_of, take
 from trainsanity_server.services.replay import Window, windows
 from trainsanity_server.services.rulebook import Opinion, Rulebook, Verdicts, changed_verdicts
@@ -179,17 +179,7 @@ def _is_settled(session: Session, key: str, found: Found) -> bool:
 
 
 def _merged(earlier: Found, later: Found) -> Found:
-    """One finding of two windows: the later words, all of the steps."""
-    old, new = earlier.finding, later.finding
-    return replace(
-        later,
-        finding=replace(
-            new,
-            first_step=min(old.first_step, new.first_step),
-            last_step=max(old.last_step, new.last_step),
-            count=counted(old.count, old.last_step, new),
-        ),
-    )
+    return replace(later, finding=later.finding.after(earlier.finding))
 
 
 def _states(session: Session, run_id: str) -> States:

@@ -6,7 +6,7 @@ import enum
 import inspect
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
@@ -73,6 +73,24 @@ class Finding:
     severity: Severity | None = None
     certainty: str = ""
     replaces: tuple[str, ...] = ()
+
+    def after(self, earlier: Finding) -> Finding:
+        """One finding of two windows: these words, the steps of both."""
+        return replace(
+            self,
+            first_step=min(earlier.first_step, self.first_step),
+            last_step=max(earlier.last_step, self.last_step),
+            count=self.counted_after(earlier.count, earlier.last_step),
+        )
+
+    def counted_after(self, count: int, last_step: int) -> int:
+        """Of how many steps is known, if it was `count` up to `last_step` before.
+
+        A rule counts the steps that are new to it. One that counts more steps than there can be new
+        ones speaks of the whole run, and what was counted before is in its count.
+        """
+        may_be_new = self.count <= self.last_step - last_step
+        return count + self.count if may_be_new else max(count, self.count)
 
 
 class Threshold(NamedTuple):
