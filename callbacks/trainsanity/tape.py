@@ -80,8 +80,10 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
 
     def write(self, columns: Mapping[str, Any]) -> None:
         """Writes one row; `columns` are scalar tensors. Called while the step is traced."""
-        row = self._row({**dict.fromkeys(self._flushed_now, 0.0), **columns}, GAP)
-        self._flushed_now = set()
+        if self._flushed_now:
+            columns = {**dict.fromkeys(self._flushed_now, 0.0), **columns}
+            self._flushed_now = set()  # Keras sees every new attribute, which takes its time
+        row = self._row(columns, GAP)
         if self.pending is not None:
             row = row + self.pending
             self.pending.assign(ops.zeros((self.width,), "float32"))
@@ -153,7 +155,7 @@ class TapeReader:
         self._seen = 0  # rows of the tape that have been dealt with
         self._foreign = 0  # of these, rows of calls that are not watched
         self._copies: list[tuple[Any, Any]] = []
-        self._copied = 0.0
+        self._copied: float | None = None
         self._since_copy = 0
 
     @property
@@ -179,6 +181,10 @@ class TapeReader:
             return True
         self._since_copy += batches
         now = time.monotonic()
+        if self._copied is None:
+            self._copied = (
+                now  # a copy must be compiled first, for which the first batch is no time
+            )
         if self._since_copy < self.tape.depth // 4 and now - self._copied < COPY_SECONDS:
             return False
         self._copied, self._since_copy = now, 0

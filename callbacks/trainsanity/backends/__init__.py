@@ -6,9 +6,12 @@ or torch before Keras has done so itself.
 
 from __future__ import annotations
 
+import functools
+
 from trainsanity.backends.backend import Backend
 
 
+@functools.cache
 def active() -> Backend:
     """What the backend that Keras runs on offers.
 

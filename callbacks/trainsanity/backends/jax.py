@@ -49,10 +49,9 @@ class Jax(Backend):
                 .set(jnp.stack([*scalars.values()]))
             )
         # XLA compiles each part of a long concatenation by itself; choices become one program.
-        row = jnp.asarray(fixed)
+        row, here = jnp.asarray(fixed), np.eye(width, dtype=bool)
         for i, scalar in jax.lax.stop_gradient(scalars).items():
-            here = jax.lax.eq(places, jax.lax.full_like(places, i))
-            row = jax.lax.select(here, jax.lax.broadcast(scalar, (width,)), row)
+            row = jax.lax.select(here[i], jax.lax.broadcast(scalar, (width,)), row)
         return row
 
     def write_row(self, ring: Any, count: Any, row: Any) -> None:

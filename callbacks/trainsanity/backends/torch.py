@@ -24,9 +24,8 @@ class Torch(Backend):
     def row(self, cells: Mapping[int, Any], width: int, rest: float) -> Any:
         """Of numbers on the host where the step runs there: an operation of a tensor costs more."""
         if get_device() == "cpu":
-            row = np.full(width, rest, np.float32)
-            with np.errstate(over="ignore"):
-                row[list(cells)] = [_number(value) for value in cells.values()]
+            row = np.full(width, rest, np.float64)
+            row[list(cells)] = [_number(value) for value in cells.values()]
             return row
         values = side_by_side(cells, rest)
         filler = torch.full((width - len(values),), rest, device=get_device())
@@ -37,7 +36,8 @@ class Torch(Backend):
         """In place; called within `observing`."""
         tensor, counter = ring.value, count.value
         if isinstance(row, np.ndarray):
-            tensor.detach().numpy()[int(counter) % len(tensor)] = row
+            with np.errstate(over="ignore"):
+                tensor.detach().numpy()[int(counter) % len(tensor)] = row
         else:
             at = torch.remainder(counter, len(tensor)).reshape(1).to(torch.int64)
             tensor.index_copy_(0, at, row.detach().reshape(1, -1))
@@ -82,6 +82,12 @@ class Torch(Backend):
 
     def dense_part(self, tensor: Any) -> Any:
         return tensor.coalesce().values() if tensor.is_sparse else tensor
+
+    def on_host(self, tensor: Any) -> np.ndarray[Any, Any] | None:
+        if tensor.device.type != "cpu" or tensor.is_sparse:
+            return None
+        array: np.ndarray[Any, Any] = tensor.detach().float().numpy()
+        return array
 
     def total(self, tensor: Any) -> Any:
         return _number(torch.as_tensor(tensor).sum(dtype=torch.float32))

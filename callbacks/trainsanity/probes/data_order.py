@@ -89,9 +89,26 @@ class DataOrder(Probe):
 
 def _sums(backend: Backend, tensor: Any) -> list[Any]:
     """Two sums over the rows of a batch: the place of a row counts in one and not in the other."""
+    array = backend.on_host(tensor)
+    if array is not None:
+        return _sums_of_array(array)
     rows = _weighed(backend, tensor)
     factors = ops.reshape(_factors(backend, rows), (-1,) + (1,) * (len(rows.shape) - 1))
     return backend.sums_and_largest([rows, rows * factors], [])[0]
+
+
+def _sums_of_array(array: np.ndarray[Any, Any]) -> list[Any]:
+    """`_sums`, where operations of tensors would take longer. Not by a matrix product, which may
+    round the same numbers otherwise at another place in memory.
+    """
+    flat = array.reshape(len(array), -1)
+    chosen = _chosen(flat.shape[1])
+    flat = flat[:, chosen] if len(chosen) < flat.shape[1] else flat
+    rows = (flat * _weights(len(chosen))).sum(axis=1)
+    sums = [float(rows.sum()), float((rows * _roots(len(rows))).sum())]
+    if all(map(math.isfinite, sums)):
+        return sums
+    return _sums_of_array(np.nan_to_num(array, nan=1.0, posinf=1.0, neginf=1.0))
 
 
 def _weighed(backend: Backend, tensor: Any) -> Any:
