@@ -14,6 +14,10 @@ from trainsanity.run import Run
 START_UP_SECONDS = 0.2  # that audits of the sample may take after the first batch
 EPOCH_END_SECONDS = 0.5  # that those left may take at the end of an epoch
 LAST_SECONDS = 3.0  # that those left at the end of training may take at least
+MOST_SECONDS = 30.0  # that audits may take at once, however long the training was
+NO_SAMPLE = "no sample of the data could be taken; pass probe_data=(x, y)"
+NONE = "audit_budget is 0"
+USED_UP = "audits had used up their share of the training time"
 SHARED = "audits of a sample run on one copy of the model; this one is trained on several"
 
 
@@ -24,7 +28,7 @@ class SampleAudits:
         self._run = run
         self._listeners = listeners
         self._boundary = boundary
-        self._opened = time.monotonic()
+        self._opened = self._ended = time.monotonic()
         self._has_peeked = False
         self._is_shown = False
         self._left: list[Probe] = []  # whose audits are still to come
@@ -44,13 +48,23 @@ class SampleAudits:
 
     def begin(self) -> None:
         run = self._run
-        if run.is_shared:
-            self._is_shown = True
-            for probe in self._listeners.hearing("on_sample"):
-                run.refuse(probe, SHARED)
+        reason = self._why_none()
+        if reason is not None:
+            self._refuse_all(reason)
         elif run.fit is None or run.fit.call != "fit":
             self._show()
         # Else after the first batch, which would come later for it.
+
+    def _refuse_all(self, reason: str) -> None:
+        self._is_shown = True
+        for probe in self._listeners.hearing("on_sample"):
+            self._run.refuse(probe, reason)
+
+    def _why_none(self) -> str | None:
+        """Why nothing of the sample may be audited; None where it may."""
+        if self._run.is_shared:
+            return SHARED
+        return NONE if self._run.settings.audit_budget == 0 else None
 
     def peek(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Takes the first rows of the first batch where the data comes from a Python iterator.
@@ -93,11 +107,24 @@ class SampleAudits:
     def end(self) -> None:
         """What is left, as far as the share of the training time allows it."""
         self._show()
-        spent = time.monotonic() - self._opened
-        self._audit(max(LAST_SECONDS, self._run.settings.audit_budget * spent))
+        if not self._is_shown:
+            self._refuse_all(self._run.not_testable.get("sample", NO_SAMPLE))
+        self._ended = time.monotonic()
+        spent = self._ended - self._opened
+        share = self._run.settings.audit_budget * spent
+        self._audit(min(MOST_SECONDS, max(LAST_SECONDS, share)))
         while self._left:
-            reason = "audits had used up their share of the training time"
-            self._run.refuse(self._left.pop(0), reason)
+            self._run.refuse(self._left.pop(0), USED_UP)
+
+    def released(self) -> None:
+        """Those of the model as it is without our taps, at the end."""
+        is_none = self._run.settings.audit_budget == 0
+        for probe in sorted(self._listeners.hearing("on_released"), key=lambda p: p.cost):
+            is_late = time.monotonic() - self._ended >= MOST_SECONDS
+            if probe.cost and (is_none or is_late):
+                self._run.refuse(probe, NONE if is_none else USED_UP)
+            else:
+                self._listeners.tell_one(probe, "on_released")
 
     def _show(self, *, is_borrowed: bool = False) -> None:
         run = self._run

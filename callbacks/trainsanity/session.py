@@ -16,7 +16,7 @@ from typing import Any
 
 import keras
 
-from trainsanity import backends, compiled, forks, forward
+from trainsanity import backends, compiled, forks, forward, optimizers
 from trainsanity.boundary import Boundary
 from trainsanity.compiled import CompiledFunctions
 from trainsanity.executions import batches_of, counting, steps_per_execution
@@ -194,6 +194,10 @@ class Session:
         self._audits = SampleAudits(run, self._listeners, self._boundary)
         self._audits.take(self._probe_data)
         self._listeners.tell("on_begin")
+        for name, optimizer in optimizers.of_model(self.model).items():
+            if optimizer.built and kind == "fit":
+                variables = optimizer._trainable_variables
+                self._listeners.tell("on_optimizer", name, optimizer, variables)
         if run.processes > 1:
             run.not_testable["processes"] = OF_THE_FIRST
         self._audits.begin()
@@ -332,7 +336,7 @@ class Session:
         self._boundary.call("callback", self._audits.end)
         self._listeners.tell("on_end")
         self._boundary.call("taps", self._remove)
-        self._listeners.tell("on_released")
+        self._boundary.call("callback", self._audits.released)
         self._close(state)
         self._let_go()
 

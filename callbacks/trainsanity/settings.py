@@ -103,7 +103,7 @@ class Settings:
         spool_dir: folder in which what was measured waits until the server has it.
         keep_spool: keep the spool of a run that was delivered completely.
         close_timeout: seconds that the end of training may take at most.
-        audit_budget: share of the training time so far that audits may take.
+        audit_budget: share of the training time so far that audits of the sample may take; 0: none.
         verbose: print one line when a run begins and one when it ends.
     """
 

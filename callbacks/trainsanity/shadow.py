@@ -7,7 +7,7 @@ gradients. For an optimizer that works element by element it must move them as t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ class Sampled:
         return len(self.coordinates)
 
 
-def choose(variables: list[Any]) -> list[Sampled]:
+def choose(variables: Sequence[Any]) -> list[Sampled]:
     """The largest variables, and of each some elements spread evenly over it."""
     usable = [v for v in variables if None not in v.shape and np.prod(v.shape)]
     largest = sorted(usable, key=lambda v: -int(np.prod(v.shape)))[:VARIABLES]

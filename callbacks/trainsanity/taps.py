@@ -13,7 +13,7 @@ import inspect
 import operator
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ Function = Callable[..., Any]
 
 OF_ONE_REPLICA = "it is measured on each replica, and the values do not add up to that of the batch"
 IN_THE_UPDATE = "the gradients of the replicas are added up inside the optimizer's update"
+PARTS = ("x", "y", "y_pred", "sample_weight")  # of `compute_loss` and `compute_metrics`
 OF_UPDATES = (
     "gradient/norm",
     "gradient/nonfinite",
@@ -254,7 +255,7 @@ class Taps:
                 self._finish_with_others(step)
                 return
             self._collect(step, "trace_end", step)
-            if (pace := self._decides(step)) is not None:
+            if (pace := self._decides(step)) is not None and not step.is_rehearsal:
                 self._boundary.call("taps", self._take_turn, step, pace)
             self._boundary.call("tape", self._tapes[step.training].write, step.columns)
 
@@ -338,7 +339,7 @@ class Taps:
         return call
 
     def _after_loss(self, original: Function) -> Function:
-        signature = inspect.signature(original)
+        names = _positional(original)
 
         def compute_loss(*args: Any, **kwargs: Any) -> Any:
             step = self._step
@@ -347,11 +348,12 @@ class Taps:
             step.losses.clear()
             step.asked_with.clear()
             step.asked.add("loss")
-            weights = self._boundary.call("taps", self._weights, signature, args, kwargs)
+            given = _given(names, args, kwargs)
+            weights = self._boundary.call("taps", self._weights, given)
             with self._first_loss(training=step.training):
                 loss = original(*args, **kwargs)
             with self.run.backend.observing():
-                self._boundary.call("taps", self._note, step, signature, args, kwargs, weights)
+                self._boundary.call("taps", self._note, step, given, weights)
                 step.loss = self._boundary.call("taps", self._whole_loss, loss)
                 self._collect(step, "trace_loss", step)
                 self._look_closer(step)
@@ -375,7 +377,7 @@ class Taps:
         return seen if self.run.replicas == 1 else seen * self.run.replicas
 
     def _after_metrics(self, original: Function) -> Function:
-        signature = inspect.signature(original)
+        names = _positional(original)
 
         def compute_metrics(*args: Any, **kwargs: Any) -> Any:
             results = original(*args, **kwargs)
@@ -383,25 +385,17 @@ class Taps:
             if step is not None:
                 step.asked.add("metrics")
                 with self.run.backend.observing():
-                    self._boundary.call("taps", self._note, step, signature, args, kwargs)
+                    self._boundary.call("taps", self._note, step, _given(names, args, kwargs))
                     self._collect(step, "trace_metrics", step)
             return results
 
         return compute_metrics
 
-    def _note(
-        self,
-        step: Step,
-        signature: inspect.Signature,
-        args: tuple[Any, ...],
-        kwargs: Any,
-        weights: Any = None,
-    ) -> None:
+    def _note(self, step: Step, given: Mapping[str, Any], weights: Any = None) -> None:
         """What `compute_loss` or `compute_metrics` was given, by its parameters' names; `weights`
         as they were before.
         """
-        given = signature.bind(*args, **kwargs).arguments
-        seen = [given.get(name) for name in ("x", "y", "y_pred", "sample_weight")]
+        seen = [given.get(name) for name in PARTS]
         if weights is not None:
             seen[3] = weights
         if step.asked_with and all(map(operator.is_, seen, step.asked_with)):
@@ -414,9 +408,8 @@ class Taps:
             self.run.model, step.y, step.y_pred, step.sample_weight, step.given[2]
         )
 
-    def _weights(self, signature: inspect.Signature, args: tuple[Any, ...], kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments.get("sample_weight")
-        return self.run.backend.unshared(given)
+    def _weights(self, given: Mapping[str, Any]) -> Any:
+        return self.run.backend.unshared(given.get("sample_weight"))
 
     def _observed(self, structure: Any) -> Any:
         """The tensors for probes to look at; under XLA behind a barrier, with their masks."""
@@ -477,7 +470,7 @@ class Taps:
 
     def _update(
         self, name: str, optimizer: Any, step: Step, args: tuple[Any, ...], kwargs: Any
-    ) -> Update:
+    ) -> Update | None:
         gradients = args[0] if args else kwargs["grads"]
         variables = args[1] if len(args) > 1 else kwargs.get("trainable_variables")
         if variables is None:
@@ -486,10 +479,12 @@ class Taps:
             # Reading an iterator would take from it what the optimizer needs.
             raise TypeError("gradients and variables are no lists, so they cannot be looked at")
         if not optimizer.built:
-            # As `apply` would a moment later; what is measured before it needs the slots.
-            with keras.name_scope(optimizer.name, caller=optimizer):
-                optimizer.build(list(variables))
-            optimizer.built = True
+            self._build(optimizer, variables, step)
+        if not self._is_stateless:
+            with self.run.backend.outside_trace():
+                self._listeners.tell("on_optimizer", name, optimizer, variables)
+        if step.is_rehearsal:
+            return None
         given = list(gradients)
         seen = self._observed(given)
         copies = functools.partial(self.run.backend.copies, xla=self.run.compiled_by_xla)
@@ -498,6 +493,15 @@ class Taps:
             turn = self._turn(step, pace)
             update.in_turn = lambda compute: self.run.backend.when(turn, compute, GAP)
         return update
+
+    def _build(self, optimizer: Any, variables: Sequence[Any], step: Step) -> None:
+        """As `apply` would a moment later; what is measured before it needs the slots."""
+        before = len(optimizer.variables)
+        with keras.name_scope(optimizer.name, caller=optimizer):
+            optimizer.build(list(variables))
+        optimizer.built = True
+        makes_variables = len(optimizer.variables) > before
+        step.is_rehearsal = makes_variables and self.run.is_traced and self.run.backend.TRACES_AGAIN
 
     def _before_update(self, step: Step, update: Update) -> None:
         began = time.perf_counter()
@@ -511,7 +515,7 @@ class Taps:
             self._collect(step, "trace_update", update)
 
     def _collect(self, step: Step, hook: str, evidence: Any) -> None:
-        every_batch = None if step.full else True
+        every_batch = None if step.full and not step.is_rehearsal else True
         if self._decides(step) is not None and hook != "trace_after_update":
             every_batch = True
             step.put_off.append((hook, step.as_it_is() if evidence is step else evidence))
@@ -522,6 +526,19 @@ class Taps:
 
     def _pace(self, step: Step) -> Pace:
         return self.run.pace if step.training else self.run.test_pace
+
+
+def _positional(function: Function) -> list[str]:
+    """Names of the parameters that take positional arguments; Keras' own for one that takes any."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return list(PARTS)
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def _given(names: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by the names of their parameters. Not `Signature.bind`, which takes its time."""
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _measurable(structure: Any) -> Any:

@@ -16,7 +16,7 @@ from keras import optimizers
 from keras.optimizers import schedules
 from watched import watched_fit
 
-from trainsanity import sample_audits, shadow
+from trainsanity import shadow
 from trainsanity.shadow import ELEMENTS
 from trainsanity.spooled import SpooledRun
 
@@ -26,14 +26,6 @@ BATCHES = 12
 HALVED_AFTER = 6  # updates
 
 Optimizer = keras.optimizers.Optimizer
-
-
-@pytest.fixture(autouse=True)
-def _no_audits_of_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They say nothing about optimizers, and take longer than these fits."""
-    monkeypatch.setattr(sample_audits, "START_UP_SECONDS", 0.0)
-    monkeypatch.setattr(sample_audits, "EPOCH_END_SECONDS", 0.0)
-    monkeypatch.setattr(sample_audits, "LAST_SECONDS", 0.0)
 
 
 def net(optimizer: Any) -> keras.Model:
@@ -48,6 +40,7 @@ def fit(model: keras.Model, *, epochs: int = 1, **options: Any) -> SpooledRun:
     """An epoch of 12 batches, or several of 4."""
     x = np.random.default_rng(0).normal(size=(48 if epochs == 1 else 16, 3)).astype("float32")
     y = x @ np.ones((3, 2), "float32")
+    # Audits say nothing about optimizers, and take longer than these fits.
     options.setdefault("options", {})["audit_budget"] = 0.0
     return watched_fit(model, x, y, batch_size=4, epochs=epochs, shuffle=False, **options)
 

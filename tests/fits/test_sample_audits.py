@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from watched import watched_fit
 
+from trainsanity import sample_audits
+
 IDS = np.random.default_rng(5).integers(1, 9, size=(24, 6)).astype("int32")
 IDS[:, 4:] = 0
 Y = np.ones((24, 6, 1), "float32")
@@ -41,3 +43,20 @@ def test_audits_the_sample_between_two_batches_and_trains_the_same() -> None:
     assert flow.facts["outputs"]["output"]["mask"] == pytest.approx(4 / 6)
     for a, b in zip(every_value(plain), every_value(watched), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_audits_nothing_where_no_time_is_given_for_it() -> None:
+    run = watched_fit(tagger(), IDS, Y, batch_size=4, options={"audit_budget": 0.0})
+    for name in ("mask_flow", "roundtrip"):
+        (audit,) = run.audits(name)
+        assert audit.facts == {"not_testable": "audit_budget is 0"}
+
+
+def test_audits_no_longer_at_once_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the training was."""
+    for name in ("START_UP_SECONDS", "EPOCH_END_SECONDS", "MOST_SECONDS"):
+        monkeypatch.setattr(sample_audits, name, 0.0)
+    run = watched_fit(tagger(), IDS, Y, batch_size=4, options={"audit_budget": 1.0})
+    for name in ("paths", "roundtrip"):
+        (audit,) = run.audits(name)
+        assert "used up" in audit.facts["not_testable"]

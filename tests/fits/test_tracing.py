@@ -9,10 +9,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from tests.watched import offline_callback
+from tests.watched import offline_callback, watched_fit
 
 from trainsanity import backends, forward, sample_audits
-from trainsanity.probes.probe import Update
+from trainsanity.probes.learning_rate import LearningRate
+from trainsanity.probes.probe import Step, Update
 
 
 class Counted(keras.layers.Layer):
@@ -25,21 +26,57 @@ class Counted(keras.layers.Layer):
         return x
 
 
-def traces(*callbacks: Any) -> int:
+def traces(optimizer: str, *callbacks: Any, tf_data: bool) -> int:
     counted = Counted()
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.layers.Dense(2)(counted(inputs)))
-    model.compile("adam", "mse", metrics=["mae"])
+    model.compile(optimizer, "mse")
     before = counted.traces
-    x, y = np.ones((12, 3), "float32"), np.ones((12, 2), "float32")
-    model.fit(x, y, batch_size=4, verbose=0, callbacks=[*callbacks])
+    arrays = np.ones((12, 3), "float32"), np.ones((12, 2), "float32")
+    data: Any = {"x": arrays[0], "y": arrays[1], "batch_size": 4}
+    if tf_data:
+        tf = pytest.importorskip("tensorflow")
+        data = {"x": tf.data.Dataset.from_tensor_slices(arrays).batch(4)}
+    model.fit(**data, shuffle=False, verbose=0, callbacks=[*callbacks])
     return counted.traces - before
 
 
-def test_compiles_a_step_as_often_as_keras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "tf_data"),
+    [("adam", False), ("sgd", False)] + [("sgd", True)] * (keras.backend.backend() == "tensorflow"),
+)
+def test_compiles_a_step_as_often_as_keras(
+    optimizer: str, tf_data: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the step makes no variables of its own."""
     for name in ("START_UP_SECONDS", "EPOCH_END_SECONDS", "LAST_SECONDS"):
         monkeypatch.setattr(sample_audits, name, 0.0)  # audits trace the model too
-    assert traces(offline_callback(tmp_path)) == traces()
+    watched = traces(optimizer, offline_callback(tmp_path), tf_data=tf_data)
+    assert watched == traces(optimizer, tf_data=tf_data)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="traces once")
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])  # with slots, and without any variables
+def test_measures_in_the_trace_that_is_run(
+    optimizer: str, jit_compile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Step] = []
+    trace_end = LearningRate.trace_end
+
+    def noted(probe: LearningRate, step: Step) -> Any:
+        asked.append(step)
+        return trace_end(probe, step)
+
+    monkeypatch.setattr(LearningRate, "trace_end", noted)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile(optimizer, "mse", jit_compile=jit_compile)
+    x, y = np.ones((12, 3), "float32"), np.ones((12, 2), "float32")
+    run = watched_fit(model, x, y, batch_size=4, options={"audit_budget": 0.0})
+    assert len(asked) == 1
+    steps, rates = run.signal("learning_rate/effective")
+    assert steps.tolist() == [1, 2, 3]
+    assert np.all(rates > 0)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow counts traces")

@@ -27,11 +27,13 @@ class Backend(ABC):
         TAPE_DEPTH: rows of a tape, at least.
         READABLE_IN_EPOCH: variables hold their values between steps.
         HAS_GRADIENT_BOUNDARY: a value made inside the gradient leaves it only through a variable.
+        TRACES_AGAIN: a trace in which variables are made is thrown away, and the next one is run.
     """
 
     TAPE_DEPTH = 1024
     READABLE_IN_EPOCH = True
     HAS_GRADIENT_BOUNDARY = False
+    TRACES_AGAIN = False
 
     # The tape and the step it is written in
 
@@ -237,6 +239,10 @@ class Backend(ABC):
         counts = ops.sum(sets, axis=tuple(range(1, len(sets.shape))))
         found = ops.divide_no_nan(counts[: len(parts)], counts[len(parts) :])
         return list(ops.unstack(found, len(parts)))
+
+    def on_host(self, tensor: Any) -> np.ndarray[Any, Any] | None:
+        """Its values in float32, not to be changed, where they are at hand at no cost."""
+        return None
 
     def sums_and_largest(self, sums: list[Any], largest: list[Any]) -> tuple[list[Any], list[Any]]:
         """The sum over each of some vectors, and the largest element of each of others; float32,

@@ -14,6 +14,7 @@ from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.eager import context
 from tensorflow.python.eager.polymorphic_function import polymorphic_function
+from tensorflow.python.ops.resource_variable_ops import default_variable_creator_v2
 
 from trainsanity.backends.backend import Backend, side_by_side
 
@@ -33,6 +34,10 @@ class Uncounted:
 
 
 class TensorFlow(Backend):
+    # Source: `Function._call` in tensorflow/python/eager/polymorphic_function. The first one is run
+    # only where the variables' first values cannot be taken out of it; zeros can.
+    TRACES_AGAIN = True
+
     def row(self, cells: Mapping[int, Any], width: int, rest: float) -> Any:
         values = side_by_side(cells, rest)
         filler = tf.fill([width - len(values)], tf.constant(rest, tf.float32))
@@ -88,9 +93,13 @@ class TensorFlow(Backend):
         scope: AbstractContextManager[Any] = tf.name_scope(OUR_SCOPE)
         return scope
 
-    def outside_trace(self) -> AbstractContextManager[Any]:
-        scope: AbstractContextManager[Any] = tf.init_scope()
-        return scope
+    @contextlib.contextmanager
+    def outside_trace(self) -> Iterator[None]:
+        """A function has creators of its own for variables, also in the scope of what is run first:
+        what they make costs a trace more, and they refuse to make it in a later one.
+        """
+        with tf.init_scope(), tf.variable_creator_scope(_made_at_once):
+            yield
 
     @contextlib.contextmanager
     def own_traces(self) -> Iterator[None]:
@@ -141,7 +150,7 @@ class TensorFlow(Backend):
             why = "the data has parts that are no dense tensors of known shape"
             run.not_testable["sample"] = why
             return False
-        with tf.init_scope():
+        with self.outside_trace():
             done = tf.Variable(False, trainable=False)
             run.shared["caught"] = (done, [_room_for(leaf) for leaf in leaves], None)
         return True
@@ -362,6 +371,10 @@ def _room_for(leaf: Any) -> tf.Variable:
 def _fits(variable: tf.Variable, leaf: Any) -> bool:
     is_same = isinstance(leaf, tf.Tensor) and leaf.dtype == variable.dtype
     return is_same and leaf.shape.rank == variable.shape.rank
+
+
+def _made_at_once(_: Any, **options: Any) -> Any:
+    return default_variable_creator_v2(**options)
 
 
 def own_copy(variable: Any) -> Any:

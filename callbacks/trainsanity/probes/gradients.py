@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -33,10 +34,9 @@ class Gradients(Probe):
 
     # on the host
 
-    def on_begin(self) -> None:
-        for optimizer in optimizers.of_model(self.run.model).values():
-            if optimizer.built and self.run.kind == "fit":
-                self._largest[id(optimizer)] = _Largest(self.run, optimizer._trainable_variables)
+    def on_optimizer(self, name: str, optimizer: Any, variables: Sequence[Any]) -> None:
+        if id(optimizer) not in self._largest:
+            self._largest[id(optimizer)] = _Largest(self.run, variables)
 
     def on_epoch_begin(self, epoch: int) -> None:
         for largest in self._largest.values():
@@ -50,12 +50,6 @@ class Gradients(Probe):
         return found
 
     # inside the step
-
-    def trace_before_update(self, update: Update) -> None:
-        is_new = id(update.optimizer) not in self._largest
-        if is_new and not self.run.backend.HAS_GRADIENT_BOUNDARY:
-            with self.run.backend.outside_trace():
-                self._largest[id(update.optimizer)] = _Largest(self.run, update.variables)
 
     def trace_update(self, update: Update) -> Columns:
         self._note_paths(update)
@@ -100,7 +94,7 @@ class Gradients(Probe):
 class _Largest:
     """The largest absolute gradient of each small variable of an optimizer in the epoch."""
 
-    def __init__(self, run: Any, variables: list[Any]) -> None:
+    def __init__(self, run: Any, variables: Sequence[Any]) -> None:
         self._backend = run.backend
         small = [v for v in variables if None not in v.shape and 0 < np.prod(v.shape) <= WHOLE]
         self._places = {id(v): place for place, v in enumerate(small)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -37,18 +37,9 @@ class LearningRate(Probe):
 
     # on the host
 
-    def on_begin(self) -> None:
-        if self.run.kind != "fit":
-            return
-        for name, optimizer in optimizers.of_model(self.run.model).items():
-            # One that is not built yet will be by its first update, inside the step.
-            if optimizer.built:
-                self._follow(name, optimizer, optimizer._trainable_variables)
-
-    def _follow(self, name: str, optimizer: Any, variables: list[Any]) -> _Follower:
-        follower = _Follower(self.run, name, optimizer, variables)
-        self._followers[id(optimizer)] = follower
-        return follower
+    def on_optimizer(self, name: str, optimizer: Any, variables: Sequence[Any]) -> None:
+        if id(optimizer) not in self._followers:
+            self._followers[id(optimizer)] = _Follower(self.run, name, optimizer, variables)
 
     def on_epoch_begin(self, epoch: int) -> None:
         self._next_declared = 0
@@ -108,14 +99,9 @@ class LearningRate(Probe):
     # inside the step
 
     def trace_before_update(self, update: Update) -> None:
-        optimizer = update.optimizer
-        follower = self._followers.get(id(optimizer))
-        if follower is None:
-            if self.run.backend.HAS_GRADIENT_BOUNDARY:
-                return
-            with self.run.backend.outside_trace():
-                follower = self._follow(update.name, optimizer, update.variables)
-        follower.before(update)
+        follower = self._followers.get(id(update.optimizer))
+        if follower is not None:
+            follower.before(update)
 
     def trace_after_update(self, update: Update) -> Columns:
         follower = self._followers.get(id(update.optimizer))
@@ -156,7 +142,7 @@ class _Follower:
         is_behind: steps have run since its last turn.
     """
 
-    def __init__(self, run: Any, name: str, optimizer: Any, variables: list[Any]) -> None:
+    def __init__(self, run: Any, name: str, optimizer: Any, variables: Sequence[Any]) -> None:
         self._run = run
         self._name = name
         self._optimizer = optimizer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -85,6 +85,8 @@ class Step:
         asked: which of "loss" and "metrics" the step has asked the model to compute.
         full: whether all probes have their turn, not only those that see every batch.
         turn: the same, a bool tensor, where the graph itself decides; else None.
+        is_rehearsal: whether this trace is thrown away, so that only what is measured at every
+            batch is worth its time.
         put_off: hooks of probes that need not see every batch, with what they are given; called
             last of all, where it is their turn.
         shared: intermediate tensors that one probe computes and another uses.
@@ -93,6 +95,7 @@ class Step:
     training: bool
     full: bool = True
     turn: Any = None
+    is_rehearsal: bool = False
     put_off: list[tuple[str, Any]] = field(default_factory=list)
     given: tuple[Any, Any, Any] = (None, None, None)
     x: Any = None
@@ -242,8 +245,8 @@ class Probe:
     # Whether its columns must come from every batch, as what adds up over an epoch does; the others
     # may get fewer turns where the step runs as Python code (`trainsanity.pace`).
     every_batch: ClassVar[bool] = False
-    # Seconds, roughly, that `on_sample` takes: cheap audits come first. 0 for those that look at
-    # the one inference pass and do nothing else.
+    # Seconds, roughly, that `on_sample` or `on_released` takes: cheap audits come first. 0 for
+    # those that look at the one inference pass and do nothing else.
     cost: ClassVar[float] = 0.0
     # Whether `on_sample` runs functions that Keras compiles; on JAX they give the variables' values
     # away.
@@ -283,6 +286,11 @@ class Probe:
     # on the host
     def on_begin(self) -> None:
         """Before Keras makes its functions: the place to create variables and to hand in audits."""
+
+    def on_optimizer(self, name: str, optimizer: Any, variables: Sequence[Any]) -> None:
+        """An optimizer of the model that is built, once or more often: the place to create
+        variables for it. Where one is built by its first update, that is while a step is traced.
+        """
 
     def on_sample(self) -> None:
         """Once, when `run.sample` holds rows of the data and the model is whole: the time for

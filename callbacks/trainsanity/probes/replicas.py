@@ -25,6 +25,7 @@ class Replicas(Probe):
     """Makes the audit `replicas` where `Expect(deterministic=True)` was given."""
 
     name = "replicas"
+    cost = 2.0
 
     def on_released(self) -> None:
         if self.run.settings.expect.deterministic:

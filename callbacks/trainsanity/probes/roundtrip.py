@@ -50,6 +50,7 @@ class Roundtrip(Probe):
     """Makes the audit `roundtrip` when training has ended."""
 
     name = "roundtrip"
+    cost = 1.0
 
     def on_released(self) -> None:
         run = self.run

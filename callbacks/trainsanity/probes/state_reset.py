@@ -22,6 +22,7 @@ class StateReset(Probe):
     """
 
     name = "state_reset"
+    cost = 0.1
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
