@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-MODELS = ("dense", "cnn", "lstm", "transformer")  # of models.py, which needs Keras to be imported
+# Of models.py, which needs Keras to be imported.
+MODELS = ("dense", "cnn", "deep-cnn", "lstm", "transformer")
 Row = dict[str, Any]
 Command = Callable[..., None]
 
