@@ -48,13 +48,6 @@ class Report:
 
     @property
     def findings(self) -> list[tuple[Rule, Finding]]:
-        """The newest of each rule and subject, without those of which another one knows more."""
-        newest = {(rule.id, found.subject): (rule, found) for rule, found in self._all}
-        known = {(rule.id, subject) for rule, found in self._all for subject in found.replaces}
-        return [told for key, told in newest.items() if key not in known]
-
-    @property
-    def _all(self) -> list[tuple[Rule, Finding]]:
         return self.judgement.findings
 
     def __str__(self) -> str:

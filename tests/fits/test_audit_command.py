@@ -13,12 +13,8 @@ from click.testing import CliRunner, Result
 from keras import layers
 
 import trainsanity
-from trainsanity.auditing import Report
 from trainsanity.cli import main
 from trainsanity.errors import SampleRefused
-from trainsanity.rules import Finding
-from trainsanity.rules.mask_coverage_mismatch import MaskCoverageMismatch
-from trainsanity.spooled import Judgement, SpooledRun
 
 IDS = np.random.default_rng(0).integers(1, 20, (8, 6))
 IDS[:, 4:] = 0
@@ -109,16 +105,6 @@ def test_what_the_model_does_not_take_is_no_fault_of_a_probe(last: Any, x: Any, 
     assert re.search(told, str(report), re.IGNORECASE)
     assert not report.run.audits("probe_failed")
     assert "no findings" not in str(report)
-
-
-def test_says_each_thing_once() -> None:
-    """Rules look at every packet of what was audited, and may know more at the next."""
-    rule = MaskCoverageMismatch()
-    first, again = (Finding("add", title, "", (), "") for title in ("first", "again"))
-    better = Finding("tokens", "where it is from", "", (), "", replaces=("outputs",))
-    earlier = Finding("outputs", "lost", "", (), "")
-    said = Judgement([(rule, found) for found in (first, earlier, again, better)])
-    assert [found for _, found in Report(said, SpooledRun([])).findings] == [again, better]
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"\x93NUMPY", b"PK\x03\x04"])
