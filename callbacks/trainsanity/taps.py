@@ -26,6 +26,7 @@ from trainsanity.compiled import CompiledFunctions, TraceTime
 from trainsanity.first_layers import first_weighted_layers
 from trainsanity.masking import mask_of, put_mask
 from trainsanity.observed import Observed
+from trainsanity.origin import is_of_keras
 from trainsanity.outputs import outputs_of
 from trainsanity.pace import GraphPace, Pace
 from trainsanity.probes.probe import Columns, LayerCall, Step, Update
@@ -111,6 +112,7 @@ class Taps:
             if not any(metric is self._tapes[True] for metric in model.metrics):
                 self.remove()
                 return "the model overrides `metrics`, so Keras on JAX carries no state of ours"
+        self.run.shared["is_keras_step"] = is_of_keras(model.train_step)
         self._wrappers.put(model, "train_step", self._around_step(model.train_step, training=True))
         self._wrappers.put(model, "test_step", self._around_step(model.test_step, training=False))
         self._wrappers.put(model, "compute_loss", self._after_loss(model.compute_loss))

@@ -224,8 +224,14 @@ class _Follower:
             worker = optimizers.working(update.optimizer)
             columns["optimizer/iterations"] = ops.convert_to_tensor(worker.iterations)
         if self._sampled:
-            own["after"] = self._pick()
+            own["after"] = None if self._can_wait() else self._pick()
         return columns
+
+    def _can_wait(self) -> bool:
+        """Whether nothing writes to the weights between the update and the end of the step, where
+        they are read in turns only.
+        """
+        return self._run.pace.in_graph and bool(self._run.shared.get("is_keras_step"))
 
     def note_gradients(self, update: Update) -> None:
         if self._sampled:
@@ -239,7 +245,8 @@ class _Follower:
         own = self._own(step.shared)
         if "after" not in own:
             return {}
-        before, after, gradient = own["before"], own["after"], own["gradient"]
+        after = self._pick() if own["after"] is None else own["after"]
+        before, gradient = own["before"], own["gradient"]
         moved = after - before
         terms = {"moved": moved * moved, "after": after * after, "nonfinite": _nonfinite(after)}
         if gradient is not None:
