@@ -24,10 +24,10 @@ from trainsanity.wire import Audit
 
 @dataclass(frozen=True)
 class TrainEvalDisagreement(Rule):
-    """A metric over the same rows and weights differs between training and inference mode.
+    """The loss over the same rows and weights differs between training and inference mode.
 
-    Compares: each metric over captured training rows in training mode with the same in inference
-    mode, with the weights as they are at the end of the epoch.
+    Compares: the compiled loss over captured training rows in training mode with the same in
+    inference mode, with the weights as they are at the end of the epoch.
 
     Why: what is trained is not what will be used. Without dropout, noise or batch norm the two must
     be equal. With them inference should be as good or better; statistics that do not follow, or a
