@@ -515,6 +515,17 @@ def test_a_proxy_may_leave_the_path_or_take_it_off(make_app, path):
         problem(client.get(f"{path}nity", headers={"Host": "ts.example"}), 404)
 
 
+def test_tls_that_a_proxy_has_taken_off_is_known_by_the_setting(make_app):
+    app = make_app(base_url="https://ts.example", api_keys=KEY)
+    with TestClient(app, base_url="http://ts.example", follow_redirects=False) as client:
+        secure = client.post("/sign-in", data={"key": KEY}).headers["Set-Cookie"]
+        key = {"Authorization": f"Bearer {KEY}"}
+        assert 'SanityCallback("https://ts.example"' in client.get("/", headers=key).text
+        inside = client.post("http://127.0.0.1:8321/sign-in", data={"key": KEY})
+    assert "Secure" in secure
+    assert "Secure" not in inside.headers["Set-Cookie"]  # plain HTTP would not get it back
+
+
 # Who may come in
 
 

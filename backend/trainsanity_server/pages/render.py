@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse
@@ -49,6 +50,18 @@ def wants_part(request: Request) -> bool:
 def path_of(request: Request) -> str:
     """The path that was asked for, as this server names it."""
     return request.url.path.removeprefix(request.app.state.path_prefix)
+
+
+def address_of_server(request: Request, public: str) -> str:
+    """As the visitor has it.
+
+    Args:
+        public: by the setting; it holds where the host is the same, since a proxy may have taken
+            TLS off without telling.
+    """
+    if request.url.netloc == urlsplit(public).netloc:
+        return public
+    return str(request.base_url).rstrip("/")
 
 
 def render(

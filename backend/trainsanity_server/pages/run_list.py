@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from typing import Annotated
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from trainsanity_server.errors import NotFoundError
-from trainsanity_server.pages.render import render, wants_part
+from trainsanity_server.pages.render import address_of_server, render, wants_part
 from trainsanity_server.parts import PartsOf
 from trainsanity_server.storage.models import RUN_STATES
 
@@ -47,7 +47,7 @@ def run_list(
         projects=parts.runs.projects(),
         is_first_visit=is_unfiltered and not page.runs,
         has_keys=bool(parts.settings.api_keys),
-        address=_server_address(request, parts.settings.base_url),
+        address=address_of_server(request, parts.settings.base_url),
         is_first_page=not cursor,
         first_page=_address(filters),
         next_page=_address(filters, page.next_cursor or ""),
@@ -62,16 +62,6 @@ def run_row(parts: PartsOf, request: Request, run_id: str) -> Response:
     except NotFoundError:  # deleted: the line goes too
         return Response(headers={"HX-Reswap": "delete"})
     return render(request, "partials/run_row.html", run=run, now=parts.clock())
-
-
-def _server_address(request: Request, public: str) -> str:
-    """As the visitor has it; by the setting where that has the same host.
-
-    A proxy may have taken TLS off without telling.
-    """
-    if request.url.netloc == urlsplit(public).netloc:
-        return public
-    return str(request.base_url).rstrip("/")
 
 
 def _address(filters: dict[str, str], cursor: str = "") -> str:

@@ -10,6 +10,8 @@ from fastapi.responses import RedirectResponse, Response
 
 from trainsanity_server.access import COOKIE, Keys
 from trainsanity_server.pages.errors import sign_in_page
+from trainsanity_server.pages.render import address_of_server
+from trainsanity_server.parts import PartsOf
 
 router = APIRouter(include_in_schema=False)
 
@@ -18,6 +20,7 @@ THIRTY_DAYS = 30 * 86400  # seconds
 
 @router.post("/sign-in", name="page_sign_in")
 def sign_in(
+    parts: PartsOf,
     request: Request,
     key: Annotated[str, Form(max_length=1000)],
     wanted: Annotated[str, Form(max_length=500)] = "",
@@ -35,7 +38,7 @@ def sign_in(
         path=_cookie_path(request),  # other programs on the host shall not get it
         httponly=True,
         samesite="lax",
-        secure=request.url.scheme == "https",
+        secure=address_of_server(request, parts.settings.base_url).startswith("https:"),
     )
     return answer
 
