@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import logging
@@ -87,6 +88,7 @@ class Session:
         self._open_epoch: int | None = None
         self._stop = False
         self._ending = threading.RLock()  # held while what a left call has measured is handed in
+        self._is_certainly_left = False
         self._has_seen_left = False
         self._has_said_end = False
         self._stand_in: Any = None  # for the result of the batch that a failure of ours has lost
@@ -147,7 +149,8 @@ class Session:
         iterator = self._call.iterator
         if iterator is not None:
             # `fit` may be left by an exception, of which callbacks are not told.
-            weakref.finalize(iterator, self.abandon)
+            weakref.finalize(iterator, self._iterator_is_gone).atexit = False
+        atexit.register(self.abandon)
 
     def _why_not_here(self) -> str | None:
         reason = backends.active().why_not_in_this_process(self.model)
@@ -359,14 +362,22 @@ class Session:
             read = functools.partial(self._readings.read_train, whole=True)
             self._boundary.call("callback", read)
 
+    def _iterator_is_gone(self) -> None:
+        """A finalizer, which may come at any point of any thread: here nobody may be waited for,
+        and an interrupt would be lost.
+        """
+        self._is_certainly_left = True
+
     def _beat(self) -> None:
         self._boundary.call("callback", self._look_if_left)
 
     def _look_if_left(self) -> None:
-        """In the writing thread: an exception may have left the call while somebody keeps its
+        """In the writing thread: an exception may have left the call, also while somebody keeps its
         traceback, as notebooks do for the last one, and with it the iterator.
         """
-        if self.ended or self._has_seen_left or not self._call.is_known_left():
+        if self.ended or self._has_seen_left:
+            return
+        if not (self._is_certainly_left or self._call.is_known_left()):
             return
         self._has_seen_left = True
         threading.Thread(target=self._tell_that_left, name="trainsanity-end", daemon=True).start()
@@ -376,7 +387,8 @@ class Session:
         with self._ending:
             if not self.ended:
                 self._read_rest()
-                self._close_stream(self._state_when_left)
+                self._close(self._state_when_left)
+                self._let_go()
 
     def leave_to_parent(self) -> None:
         """In a forked child: the run is the parent's, and here a backend whose threads are gone
@@ -429,6 +441,7 @@ class Session:
 
     def _let_go(self) -> None:
         """The callback may live on; data, tapes and copies of weights need not."""
+        atexit.unregister(self.abandon)
         self._run = self._readings = self._audits = None
         self._listeners = Listeners([], self._boundary)
         self._call = self._call.forgotten()

@@ -5,6 +5,7 @@ completes the run on a real server, and the model is as if nobody had watched it
 from __future__ import annotations
 
 import code
+import gc
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from loopback import LONG
 from watched import offline_callback, run_of
 
 from trainsanity.spooled import SpooledRun
+from trainsanity.stream import RunStream
 from trainsanity.watched_call import WatchedCall
 
 BACKEND = keras.backend.backend()
@@ -206,6 +208,31 @@ def test_ends_although_a_notebook_keeps_the_traceback(
     model.fit(Data(), epochs=1, verbose=0, shuffle=False)
     assert "make_train_function" not in vars(model), "the next call has it to itself"
     assert run_of(callback).signal("batch/size")[0][-1] == count.batches
+
+
+def test_the_end_of_a_left_call_is_not_awaited_in_a_finalizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes at any point of any thread, and would swallow an interrupt."""
+    closing, close = [], RunStream.close
+
+    def noted(stream: RunStream, *args: Any, **kwargs: Any) -> Any:
+        closing.append(threading.current_thread().name)
+        return close(stream, *args, **kwargs)
+
+    monkeypatch.setattr(RunStream, "close", noted)
+    known, callback = set(threading.enumerate()), offline_callback(tmp_path)
+    other = keras.callbacks.Callback()
+    other.on_epoch_end = lambda *_, **__: fail()
+    with pytest.raises(RuntimeError, match="the user's own error"):
+        small("fail").fit(Data(), verbose=0, callbacks=[callback, other])
+    gc.collect()  # pytest's cycle of the error and the frames that it holds
+    for thread in set(threading.enumerate()) - known:
+        if thread.name == "trainsanity-spool":
+            thread.join(LONG)
+    assert closing == ["trainsanity-end"]
+    assert run_of(callback).packets[-1].state == "failed"
+    assert "write" not in vars(sys.stdout)
 
 
 def test_the_next_call_is_watched_although_a_notebook_keeps_the_traceback(
