@@ -244,3 +244,15 @@ def test_validation_data_that_was_normalized_twice(normalized: int) -> None:
     )
     assert not alarms(run)
     assert len(run.judge().of("input-drift")) == normalized - 1
+
+
+def test_a_layer_that_is_unfrozen_for_the_next_phase_when_this_one_ends() -> None:
+    """A file written now would be loaded with more slots than the optimizer has."""
+    x, y = points(rows=32)
+    model = network(layers.Dense(1))
+    model.layers[0].trainable = False
+    model.compile("adam", "mse")
+    thaw = keras.callbacks.LambdaCallback(
+        on_train_end=lambda logs: setattr(model.layers[0], "trainable", True)
+    )
+    assert not alarms(watched_fit(model, x, y, epochs=1, callbacks=[thaw]))

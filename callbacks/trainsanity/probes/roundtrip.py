@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from trainsanity import optimizers
 from trainsanity.difference import coarsest_dtype, difference, elements_of
 from trainsanity.forward import (
     evaluation_untouched,
@@ -236,6 +237,10 @@ def _slots(model: Any, loaded: Any) -> dict[str, int] | None:
     own, other = getattr(model, "optimizer", None), getattr(loaded, "optimizer", None)
     # One that has never been used is not built, and is when it has been loaded.
     if own is None or other is None or not own.built:
+        return None
+    # A file says which weights are trainable, and not which were when the model was compiled.
+    known = {id(v) for v in optimizers.working(own)._trainable_variables}
+    if known != {id(v) for v in model.trainable_variables}:
         return None
     return {"before": len(own.variables), "after": len(other.variables)}
 
