@@ -273,8 +273,26 @@ class Backend(ABC):
         return structure
 
     @abstractmethod
-    def gradient(self, function: Callable[[], Any], variables: list[Any]) -> tuple[Any, list[Any]]:
+    def gradient(
+        self, function: Callable[[], Any], variables: list[Any], *, compiled: bool
+    ) -> tuple[Any, list[Any]]:
         """What `function()` returns, and its gradient by each variable; None where it has none."""
+
+    def of_values(
+        self, function: Callable[[], Any], variables: list[Any], *, compiled: bool
+    ) -> Callable[[list[np.ndarray[Any, Any]]], Any]:
+        """`function` by the values of variables, which may keep those that they are given last.
+
+        Args:
+            compiled: whether `function` can be compiled, where that saves time.
+        """
+
+        def with_values(values: list[np.ndarray[Any, Any]]) -> Any:
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+            return function()
+
+        return with_values
 
     def gradients_by_row(
         self, function: Callable[[], Any], variables: list[Any]

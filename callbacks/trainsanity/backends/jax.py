@@ -203,13 +203,23 @@ class Jax(Backend):
         (count,), (least, most) = _in_one_pass([odd], [-values, values])
         return -least, most, count
 
-    def gradient(self, function: Callable[[], Any], variables: list[Any]) -> tuple[Any, list[Any]]:
-        def of_values(values: list[Any]) -> Any:
+    def gradient(
+        self, function: Callable[[], Any], variables: list[Any], *, compiled: bool
+    ) -> tuple[Any, list[Any]]:
+        gradient = jax.value_and_grad(self.of_values(function, variables, compiled=False))
+        # One program is compiled faster than one for each operation.
+        gradient = jax.jit(gradient) if compiled else gradient
+        value, found = gradient([variable.value for variable in variables])
+        return value, list(found)
+
+    def of_values(
+        self, function: Callable[[], Any], variables: list[Any], *, compiled: bool
+    ) -> Callable[[list[np.ndarray[Any, Any]]], Any]:
+        def with_values(values: list[Any]) -> Any:
             with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
                 return function()
 
-        value, found = jax.value_and_grad(of_values)([variable.value for variable in variables])
-        return value, list(found)
+        return jax.jit(with_values) if compiled else with_values
 
     def device_memory(self) -> float | None:
         device = jax.devices()[0]

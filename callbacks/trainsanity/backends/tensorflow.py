@@ -214,7 +214,9 @@ class TensorFlow(Backend):
     def forward_errors(self) -> tuple[type[Exception], ...]:
         return (tf.errors.OpError,)
 
-    def gradient(self, function: Callable[[], Any], variables: list[Any]) -> tuple[Any, list[Any]]:
+    def gradient(
+        self, function: Callable[[], Any], variables: list[Any], *, compiled: bool
+    ) -> tuple[Any, list[Any]]:
         with tf.GradientTape() as tape:
             value = function()
         found = tape.gradient(value, [variable._value for variable in variables])

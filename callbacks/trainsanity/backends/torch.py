@@ -115,7 +115,9 @@ class Torch(Backend):
         flat = values.detach().reshape(-1).float()
         return torch.dot(flat, flat)
 
-    def gradient(self, function: Callable[[], Any], variables: list[Any]) -> tuple[Any, list[Any]]:
+    def gradient(
+        self, function: Callable[[], Any], variables: list[Any], *, compiled: bool
+    ) -> tuple[Any, list[Any]]:
         value = function()
         if not value.requires_grad:
             return value, [None] * len(variables)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,10 +55,13 @@ class GradientCheck(Probe):
         model = run.model
         variables = list(model.trainable_variables)
         with untouched(model), _weights_kept(variables), refused("the loss of the sample raises"):
-            loss, gradients = run.backend.gradient(lambda: loss_of_sample(run), variables)
+            options: dict[str, Any] = {"compiled": not model.run_eagerly}
+            of_sample = functools.partial(loss_of_sample, run)
+            loss, gradients = run.backend.gradient(of_sample, variables, **options)
+            line = _Line(variables, run.backend.of_values(of_sample, variables, **options))
             value = float(array_of(loss))
             checks = [
-                self._check(layer, group, value)
+                self._check(line, layer, group, value)
                 for layer, group in _groups(model, variables, gradients)
             ]
         run.audit(self.name, {"checks": checks})
@@ -71,19 +75,20 @@ class GradientCheck(Probe):
         if not 0 < size <= MOST_PARAMETERS:
             raise CannotAudit(f"the model has {size:,} trainable parameters")
 
-    def _check(self, layer: Any, group: list[tuple[Any, Any]], loss: float) -> dict[str, Any]:
+    def _check(
+        self, line: _Line, layer: Any, group: list[tuple[Any, Any]], loss: float
+    ) -> dict[str, Any]:
         variables = [variable for variable, _ in group]
         slopes = [
             np.zeros(tuple(v.shape)) if g is None else np.asarray(array_of(g), np.float64)
             for v, g in group
         ]
-        start = [np.asarray(array_of(v), np.float64) for v in variables]
         direction = _direction(slopes)
-        size = max(_norm(start), 1e-3)
+        size = max(_norm([line.start[id(v)] for v in variables]), 1e-3)
         steps = [step * size for step in STEPS]
         numeric = []
         for step in steps:
-            sides = [self._loss_at(variables, start, direction, way * step) for way in (1, -1)]
+            sides = [line.loss_at(variables, direction, way * step) for way in (1, -1)]
             numeric.append((sides[0] - sides[1]) / (2 * step))
         automatic = sum(float((g * d).sum()) for g, d in zip(slopes, direction, strict=True))
         rounding = float(np.finfo(np.float32).eps) * max(abs(loss), 1e-6)
@@ -99,15 +104,20 @@ class GradientCheck(Probe):
             "loss": loss,
         }
 
-    def _loss_at(
-        self, variables: list[Any], start: list[Any], direction: list[Any], step: float
-    ) -> float:
-        for variable, value, way in zip(variables, start, direction, strict=True):
-            variable.assign((value + step * way).astype("float32"))
-        found = float(array_of(loss_of_sample(self.run)))
-        for variable, value in zip(variables, start, strict=True):
-            variable.assign(value.astype("float32"))
-        return found
+
+class _Line:
+    """The loss as a function of all weights, along lines from where they are."""
+
+    def __init__(self, variables: list[Any], loss: Callable[[list[Any]], Any]) -> None:
+        self._variables = variables
+        self._loss = loss
+        self.start = {id(v): np.asarray(array_of(v), np.float64) for v in variables}
+
+    def loss_at(self, variables: list[Any], direction: list[Any], step: float) -> float:
+        """With some of them moved."""
+        ways = {id(v): way for v, way in zip(variables, direction, strict=True)}
+        values = [self.start[id(v)] + step * ways.get(id(v), 0.0) for v in self._variables]
+        return float(array_of(self._loss([value.astype("float32") for value in values])))
 
 
 def _groups(
