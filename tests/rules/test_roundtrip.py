@@ -69,9 +69,10 @@ def change(path, before, after):
     return {"config_changed": [{"path": path, "before": before, "after": after}]}
 
 
-def policy(after, *, of_keras):
+def policy(after, *, of_keras, kind="zoo.Scale"):
     policies = {"policy_before": "mixed_float16", "policy_after": after}
-    return {"layers": [{"name": "a", "of_keras": of_keras} | policies]}
+    layer = {"name": "a", "of_keras": of_keras, "class_before": kind, "class_after": kind}
+    return {"layers": [layer | policies]}
 
 
 @pytest.mark.parametrize(
@@ -118,6 +119,7 @@ def test_each_part_that_comes_back_different_is_named(facts, subject, severity):
         },
         {"trainable_after": None},
         policy("mixed_float16", of_keras=False),
+        policy("float32", of_keras=True, kind="keras.src.layers.core.input_layer.InputLayer"),
         change("layers[1].config.trainable", False, True),  # a nested Sequential, frozen
     ],
     ids=str,

@@ -225,6 +225,8 @@ def _policies(audit: Audit) -> Iterator[Finding]:
         before, after = text(row, "policy_before"), text(row, "policy_after")
         if before is None or after is None or before == after:
             continue
+        if _class(text(row, "class_before") or "") == "InputLayer":  # computes nothing
+            continue
         name = text(row, "name") or "?"
         yield _finding(
             audit,
