@@ -92,6 +92,17 @@ class TestRecomputedMetrics:
         )
         assert "times the" in found.certainty
 
+    @pytest.mark.parametrize(
+        ("labels", "told"), [([None], 1), ([None, 1], 1), ([None, 4], 0), ([], 0)]
+    )
+    def test_class_numbers_are_no_one_hot_labels(self, labels, told):
+        metric = {"key": "hits", "kind": "CategoricalAccuracy", "output": ""}
+        output = {"name": "", "shape": [None, 4], "label_shape": labels}
+        columns = ("columns", 1, {"metrics": [metric], "outputs": [output]})
+        same = {"loss/reported": 0.4, "loss/recomputed": 0.4}
+        found = self.found(same, audits=[columns])
+        assert [f.severity for f in found] == [Severity.WARNING] * told
+
     def test_what_the_number_is_instead_is_told(self):
         (found,) = self.found(
             {"accuracy/reported": 0.9, "accuracy/recomputed": 0.4, "accuracy/all": 0.9}

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from trainsanity.rules.comparison import Parting, finding, finite_rows, parting, quantities_of
+from trainsanity.rules.comparison import (
+    Parting,
+    finding,
+    finding_of,
+    finite_rows,
+    maps,
+    parting,
+    quantities_of,
+    text,
+)
 from trainsanity.rules.history import RunHistory, RunView, history
-from trainsanity.rules.rule import Finding, NotTestable, Rule, Severity
+from trainsanity.rules.rule import Finding, NotTestable, Rule, Severity, Witness
 from trainsanity.rules.shown_metrics import ShownMetric, in_words, rounding_of, shown_metrics
 
 # What else the number shown may be, and what that would mean.
@@ -26,7 +35,8 @@ class MetricRecomputeMismatch(Rule):
     """A metric or loss as shown differs from the same, recomputed on the same outputs.
 
     Compares: what Keras shows with the value recomputed from the labels, outputs, mask and weights
-    that reached it, by a routine of ours, batch by batch since the epoch began.
+    that reached it, by a routine of ours, batch by batch since the epoch began. Of
+    CategoricalAccuracy also the numbers of each label with those of each output.
 
     Why: a number that decides which model is kept must be what its name says. Metrics resolved
     under another name, data that was swapped, state that was not reset, a train step that
@@ -61,10 +71,12 @@ class MetricRecomputeMismatch(Rule):
             for key in quantities_of(run, "*", "reported", "recomputed")
             if not (key.removeprefix("val_").endswith("loss") and _shows_own_loss(run))
         ]
-        if not keys:
+        of_classes = list(_of_class_numbers(run))
+        if not keys and not of_classes:
             raise NotTestable(
                 "the model's own train_step may show any loss, and no other metric is recomputed"
             )
+        yield from of_classes
         for key in keys:
             metric = metrics.get(key.removeprefix("val_"), ShownMetric(key))
             found = self._of(run, key, metric)
@@ -92,6 +104,34 @@ class MetricRecomputeMismatch(Rule):
             because="float32 rounding of a mean since the epoch began",
             severity=Severity.WARNING if metric.is_own else None,
         )
+
+
+def _of_class_numbers(run: RunView) -> Iterator[Finding]:
+    """CategoricalAccuracy takes the place of the largest number of a label for its class."""
+    for audit in run.new_audits("columns") if run.has_audit("columns") else []:
+        outputs = {text(facts, "name"): facts for facts in maps(audit.facts, "outputs")}
+        for metric in maps(audit.facts, "metrics"):
+            output = outputs.get(text(metric, "output"), {})
+            shape, labels = (list(output.get(key) or []) for key in ("shape", "label_shape"))
+            is_one_hot = not labels or labels not in (shape[:-1], [*shape[:-1], 1])
+            key, classes = text(metric, "key"), shape[-1] if shape else None
+            if metric.get("kind") != "CategoricalAccuracy" or is_one_hot or not key:
+                continue
+            if not isinstance(classes, int) or classes < 2:
+                continue
+            yield finding_of(
+                audit,
+                key,
+                f"{key} reads class numbers as one-hot labels",
+                f"{key} is a CategoricalAccuracy: of each label it takes the place of the largest "
+                f"of {classes} numbers. The labels have 1 number each, the class itself, so that "
+                f"{key} compares the outputs with another class than the label says.",
+                (Witness("numbers of a label", 1), Witness("numbers of an output", classes)),
+                "Compile SparseCategoricalAccuracy, or the metric as 'accuracy', for labels that "
+                "are class numbers.",
+                certainty="Shapes are compared exactly.",
+                severity=Severity.WARNING,
+            )
 
 
 def _meaning(run: RunView, key: str, part: Parting) -> str:
