@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src.utils import module_utils
 
 from trainsanity import backends
 from trainsanity.errors import CannotAudit
@@ -72,6 +74,29 @@ def unwarned() -> Iterator[None]:
     with warnings.catch_warnings(), backends.active().own_traces():
         warnings.simplefilter("ignore")
         yield
+
+
+class _OnlyImported(module_utils.LazyModule):  # type: ignore[misc] # Keras is Any to mypy
+    @property
+    def available(self) -> bool:
+        return self.name in sys.modules and bool(super().available)
+
+
+@contextmanager
+def tensorflow_as_imported() -> Iterator[None]:
+    """Within, Keras does not import TensorFlow to see whether an object is of it, as it does when
+    it saves on other backends: where nobody has imported it, there is none.
+    """
+    lazy = module_utils.tensorflow
+    is_known = type(lazy) is not module_utils.LazyModule or lazy._available is not None
+    if is_known:
+        yield
+        return
+    lazy.__class__ = _OnlyImported
+    try:
+        yield
+    finally:
+        lazy.__class__ = module_utils.LazyModule
 
 
 @contextmanager

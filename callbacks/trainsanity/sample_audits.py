@@ -124,7 +124,8 @@ class SampleAudits:
             if probe.cost and (is_none or is_late):
                 self._run.refuse(probe, NONE if is_none else USED_UP)
             else:
-                self._listeners.tell_one(probe, "on_released")
+                with forward.tensorflow_as_imported():
+                    self._listeners.tell_one(probe, "on_released")
 
     def _show(self, *, is_borrowed: bool = False) -> None:
         run = self._run
@@ -150,7 +151,7 @@ class SampleAudits:
         if not self._left:
             return
         started = time.monotonic()
-        with forward.names_untouched(), forward.unwarned():
+        with forward.names_untouched(), forward.unwarned(), forward.tensorflow_as_imported():
             for probe in [p for p in self._left if not (is_borrowed and p.runs_compiled)]:
                 if time.monotonic() - started >= seconds and not self._is_nearly_done(probe):
                     break

@@ -8,6 +8,8 @@ import copy
 import functools
 import gc
 import pickle
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -19,12 +21,14 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from command_line import clean_environment
 from keras import layers
 from loopback import Loopback, right, says_nothing
 from tests.watched import offline_callback, run_of
 
 from trainsanity import SanityCallback
 from trainsanity.probes.masks import Masks
+from trainsanity.spooled import SpooledRun
 
 BACKEND = keras.backend.backend()
 
@@ -345,3 +349,31 @@ def test_watches_a_lone_evaluate(tmp_path: Path) -> None:
     steps, reported = run.signal("loss/reported")
     assert steps.tolist() == [1, 2, 3, 4]
     assert reported[-1] == pytest.approx(shown["loss"], rel=1e-6)
+
+
+PROCESS = """
+import sys
+import keras, numpy as np
+from trainsanity import SanityCallback
+
+x = np.ones((32, 3), "float32")
+model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+model.compile("adam", "mse")
+callback = SanityCallback("offline", spool_dir=sys.argv[1], verbose=False)
+model.fit(x, x[:, :1], verbose=0, callbacks=[callback])
+assert "tensorflow" not in sys.modules
+model.save(sys.argv[1] + "/own.keras")
+assert "tensorflow" in sys.modules, "Keras does so by itself"
+"""
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="it is there")
+def test_tensorflow_is_not_brought_into_the_process(tmp_path: Path) -> None:
+    """It takes seconds and hundreds of MiB, and may get in the way of the other one on a GPU."""
+    command = [sys.executable, "-c", PROCESS, str(tmp_path)]
+    environment = clean_environment(KERAS_BACKEND=BACKEND)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (spool,) = tmp_path.glob("*.spool")
+    (audit,) = SpooledRun.read(spool).audits("roundtrip")
+    assert "not_testable" not in audit.facts
