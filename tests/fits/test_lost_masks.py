@@ -11,6 +11,8 @@ import pytest
 from keras import layers
 from tests.watched import watched_fit
 
+import trainsanity
+
 IDS = np.random.default_rng(0).integers(1, 20, (32, 8))
 IDS[::2, 3:] = IDS[:, 6:] = 0
 
@@ -45,3 +47,17 @@ def test_names_the_operator_in_the_code_at_which_a_mask_is_lost(keeps_mask: bool
     named = {f.subject: f for f in found}["words + self.deep(words)"]
     assert re.search(r"\(operator `\+`, .*test_lost_masks\.py:\d+\)", named.message)
     assert "Add()([x, y])" in named.suggestion
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="a fault of torch")
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_gradient_of_attention_over_padding_is_wrong_on_torch(masked: bool) -> None:
+    """Of rows in which everything is masked, which count where the mask is lost behind them."""
+    keras.utils.set_random_seed(1)
+    ids = keras.Input((8,), dtype="int32")
+    words = layers.Embedding(20, 8, mask_zero=masked)(ids)
+    joined = layers.Add()([words, layers.MultiHeadAttention(2, 4)(words, words)])
+    model = keras.Model(ids, layers.Dense(4, activation="softmax")(joined))
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    found = trainsanity.audit(model, IDS, IDS % 4).judgement.of("gradient-mismatch")
+    assert ("value" in {f.subject for f in found}) is masked
