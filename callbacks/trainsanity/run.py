@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -63,7 +62,6 @@ class Run:
     # Variables that the step writes to besides the tape; Keras carries them along with the tape.
     kept: list[Any] = field(default_factory=list)
     _declared: set[str] = field(default_factory=set)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def is_shared(self) -> bool:
