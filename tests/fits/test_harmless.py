@@ -351,6 +351,23 @@ def test_watches_a_lone_evaluate(tmp_path: Path) -> None:
     assert reported[-1] == pytest.approx(shown["loss"], rel=1e-6)
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="elsewhere taps are compiled with the step")
+def test_leaves_a_step_alone_that_torch_compiles(tmp_path: Path) -> None:
+    def fitted(*callbacks: Any) -> list[Any]:
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+        model.compile("adam", "mse", jit_compile=True)
+        x = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
+        model.fit(x, x[:, :1], batch_size=4, shuffle=False, verbose=0, callbacks=[*callbacks])
+        return [keras.ops.convert_to_numpy(v) for v in model.weights]
+
+    watched = offline_callback(tmp_path)
+    for a, b in zip(fitted(), fitted(watched), strict=True):
+        np.testing.assert_array_equal(a, b)
+    run = run_of(watched)
+    assert "torch.compile" in run.audits("columns")[-1].facts["not_testable"]["taps"]
+
+
 PROCESS = """
 import sys
 import keras, numpy as np

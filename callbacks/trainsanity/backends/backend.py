@@ -91,6 +91,10 @@ class Backend(ABC):
         """Why no tap can go into the step of this model, or None."""
         return None
 
+    def follows_code(self, model: Any) -> bool:
+        """Whether a compiler follows every line of Python that a step runs, ours among them."""
+        return False
+
     def is_our_failure(self, error: BaseException) -> bool:
         """Whether an operation failed that was made within `observing`; never where taps run as
         they are called, or where a step that failed has lost its state.

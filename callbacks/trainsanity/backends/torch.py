@@ -153,6 +153,16 @@ class Torch(Backend):
     def is_traced_step(self, model: Any) -> bool:
         return bool(model.jit_compile)
 
+    def follows_code(self, model: Any) -> bool:
+        """As torch.compile does."""
+        return bool(model.jit_compile and not model.run_eagerly)
+
+    def why_untappable(self, model: Any) -> str | None:
+        """The compiler would take many times as long for our lines as for the step, and fuse the
+        step's own operations otherwise, which rounds them otherwise.
+        """
+        return "torch.compile would compile them too" if self.follows_code(model) else None
+
     def processes(self, model: Any) -> int:
         distributed = torch.distributed
         together = distributed.is_available() and distributed.is_initialized()

@@ -25,7 +25,8 @@ class Memory(Probe):
         self._counted_at = 0
         optimizer = getattr(run.model, "optimizer", None)
         known = [*run.model.variables, *(optimizer.variables if optimizer else ())]
-        self._variables = LiveVariables(known)
+        is_heard = not run.backend.follows_code(run.model)
+        self._variables = LiveVariables(known) if is_heard else None
 
     def on_sample_time(self) -> None:
         # One sample a step: steps of a signal must increase.
@@ -39,9 +40,10 @@ class Memory(Probe):
         self.run.points(self.run.step, readings)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
-        if self.run.step > self._counted_at:
+        if self._variables is not None and self.run.step > self._counted_at:
             self._counted_at = self.run.step
             self.run.points(self.run.step, {"memory/live_variables": float(len(self._variables))})
 
     def on_closed(self) -> None:
-        self._variables.stop()
+        if self._variables is not None:
+            self._variables.stop()

@@ -51,7 +51,8 @@ class OutsideWrites(Probe):
         self._said: dict[str, Any] | None = None
 
     def on_begin(self) -> None:
-        if self.run.kind == "fit" and self.run.guard is not None:
+        run = self.run
+        if run.kind == "fit" and run.guard is not None and not run.backend.follows_code(run.model):
             self._others = sorted({type(c).__name__ for c in callbacks_beside_us() if _has_turn(c)})
             assignments.listen(self._hear)
 
