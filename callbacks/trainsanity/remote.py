@@ -99,7 +99,7 @@ class Remote:
             said = body.get("detail") or body.get("title") or "no reason"
             hint = ""
             if response.status == 404 and str(said).startswith("there is nothing at"):
-                hint = f". Is {self.url} the server's address, with nothing after it but its path?"
+                hint = f". Is {self.url} the address of the server, with nothing but its path?"
             raise RemoteError(f"{said} ({response.status}){hint}", status=response.status)
         return body
 

@@ -56,6 +56,7 @@ class Sender(threading.Thread):
         # The last fault, until something is delivered again.
         self.trouble: DeliveryError | None = None
         self._failures = 0  # in a row
+        self._failing_since = 0.0  # monotonic time of the first of them
         self._has_told = False  # about this row of failures
         self._done = threading.Event()
 
@@ -65,10 +66,15 @@ class Sender(threading.Thread):
             self._has_work = True
             self._woken.notify_all()
 
-    def finish(self, deadline: float) -> None:
-        """Waits until all is sent and settled, or `deadline` (monotonic time) comes."""
+    def finish(self, deadline: float, since: float) -> None:
+        """Waits until all is sent and settled, or `deadline` comes.
+
+        Args:
+            deadline, since: monotonic time; `since` is when closing began.
+        """
         with self._woken:
-            self._was_failing = self._failures > 0
+            # The last packet may have failed for the first time just now.
+            self._was_failing = self._failures > 0 and self._failing_since < since
             self._closing_since = time.monotonic()
             self._deadline = deadline
             self._has_work = True
@@ -133,6 +139,8 @@ class Sender(threading.Thread):
 
     def _pause_after(self, error: DeliveryError) -> float:
         self.trouble = error
+        if not self._failures:
+            self._failing_since = time.monotonic()
         self._failures += 1
         if not self._has_told and (error.permanent or self._failures >= self._patience.tell_after):
             self._has_told = True

@@ -85,6 +85,7 @@ class RunStream:
         self._settings = settings
         self._pid = os.getpid()
         self._closing: float | None = None  # monotonic time at which `close` returns at the latest
+        self._closing_since = 0.0  # monotonic time
         self._declared: set[str] = set()
         self._checked_names: set[tuple[str, ...]] = set()
         header = _checked(Packet(run_id, 0, 0.0, run=header)).run or {}
@@ -213,7 +214,8 @@ class RunStream:
             return CloseReport(False, False, 0, None, 0, "The run belongs to the parent process.")
         if self._closing is None:
             seconds = self._settings.close_timeout if timeout is None else timeout
-            self._closing = time.monotonic() + seconds
+            self._closing_since = time.monotonic()
+            self._closing = self._closing_since + seconds
             self._writer.end(state)
         if threading.current_thread() in (self._writer, self._sender):
             # The garbage collector has let go of a call here: these threads cannot wait for
@@ -256,7 +258,7 @@ class RunStream:
         if self._spool is None or self._closing is None:
             return
         if self._sender:
-            self._sender.finish(self._closing - TIDYING_SECONDS)
+            self._sender.finish(self._closing - TIDYING_SECONDS, self._closing_since)
         with contextlib.suppress(OSError):
             is_done = self._writer.has_ended and self._spool.pending == 0
             if is_done and not self._settings.keep_spool:

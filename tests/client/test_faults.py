@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +26,8 @@ from loopback import (
 )
 from measuring import IMPATIENT, QUICK, measure, spooled, steps_of
 
+from trainsanity.errors import DeliveryError
+from trainsanity.sender import Sender
 from trainsanity.stream import RunStream
 from trainsanity.sync import sync_directory
 
@@ -121,21 +124,52 @@ def test_a_server_with_another_database_gets_the_run_from_its_start(
 def test_a_server_that_fails_only_at_the_end_is_asked_until_the_time_is_up(
     open_stream: OpenStream, server: Loopback
 ) -> None:
-    quiet = replace(QUICK, echo_seconds=LONG)  # nothing is on its way when the end comes
-    stream = open_stream(server.url, close_timeout=LONG, pace=quiet)
-    measure(stream, 1, 50)
-    server.wait_for_step(stream.run_id, 50)
-    fails_left = 3
-
-    def restarts(exchange: Exchange) -> None:
-        nonlocal fails_left
-        fails_left -= 1
-        fails(exchange) if fails_left >= 0 else right(exchange)
-
-    server.behaviour = restarts
+    stream = open_and_wait(open_stream, server)
+    server.behaviour = restarts = Restarts()
 
     assert stream.close("finished").delivered
-    assert fails_left < 0
+    assert restarts.fails_left < 0
+
+
+def test_a_failure_of_the_very_last_packet_is_no_failure_of_before(
+    open_stream: OpenStream, server: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may come before the sender knows that it is the last."""
+    failed, finish, pause_after = threading.Event(), Sender.finish, Sender._pause_after
+
+    def noted(sender: Sender, error: DeliveryError) -> float:
+        pause = pause_after(sender, error)
+        failed.set()
+        return pause
+
+    def late(sender: Sender, *times: float) -> None:
+        assert failed.wait(LONG)
+        finish(sender, *times)
+
+    monkeypatch.setattr(Sender, "_pause_after", noted)
+    monkeypatch.setattr(Sender, "finish", late)
+    stream = open_and_wait(open_stream, server)
+    server.behaviour = Restarts()
+
+    assert stream.close("finished").delivered
+
+
+def open_and_wait(open_stream: OpenStream, server: Loopback) -> RunStream:
+    """Nothing is on its way when the end comes."""
+    stream = open_stream(server.url, close_timeout=LONG, pace=replace(QUICK, echo_seconds=LONG))
+    measure(stream, 1, 50)
+    server.wait_for_step(stream.run_id, 50)
+    return stream
+
+
+class Restarts:
+    """A server that is away for three requests."""
+
+    fails_left = 3
+
+    def __call__(self, exchange: Exchange) -> None:
+        self.fails_left -= 1
+        fails(exchange) if self.fails_left >= 0 else right(exchange)
 
 
 def test_goes_to_the_server_past_the_proxies_of_the_environment(

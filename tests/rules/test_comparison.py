@@ -181,7 +181,11 @@ def test_says_by_how_much_as_exactly_as_it_matters(factor, words):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (carries_no("epoch", kind="audit "), "the run carries no audit epoch"),
+        (carries_no("oracle", kind="audit "), "the run carries no audit oracle"),
+        (
+            carries_no("epoch", kind="audit "),
+            "the run carries no audit epoch (comes with epochs of training)",
+        ),
         (
             carries_no("loss/reported", "val_loss/reported"),
             "the run carries no loss/reported with val_loss/reported (comes with validation)",
