@@ -113,17 +113,18 @@ def _sums_of_array(array: np.ndarray[Any, Any]) -> list[Any]:
 
 def _weighed(backend: Backend, tensor: Any) -> Any:
     """Some elements of each row with irregular weights; shape (batch,) or (batch, elements)."""
-    tensor = backend.finite(ops.cast(tensor, "float32"))
     if len(tensor.shape) == 1:
-        return tensor
+        return backend.finite(ops.cast(tensor, "float32"))
     inner = tensor.shape[1:]
     if None in inner:
-        return ops.reshape(tensor, (ops.shape(tensor)[0], -1))
+        rows = ops.reshape(tensor, (ops.shape(tensor)[0], -1))
+        return backend.finite(ops.cast(rows, "float32"))
     size = math.prod(inner)
     chosen = _chosen(size)
     flat = ops.reshape(tensor, (-1, size)) if len(inner) > 1 else tensor
+    # First of all: the other elements need not be looked at.
     flat = ops.take(flat, backend.constant(chosen), axis=1) if len(chosen) < size else flat
-    return flat * backend.constant(_weights(len(chosen)))
+    return backend.finite(ops.cast(flat, "float32")) * backend.constant(_weights(len(chosen)))
 
 
 def _factors(backend: Backend, rows: Any) -> Any:
