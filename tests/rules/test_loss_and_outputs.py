@@ -132,6 +132,8 @@ class TestOutputRange:
         assert found.severity is None
         assert "the outputs sum to 0.3 along it instead of 1" in found.message
         assert not self.found(0.0, 1.0, logits=False, sums=(1 - 1e-6, 1.0), **softmax)
+        of_float64 = {"dtype": "float64", "shape": [None, 3], **softmax}  # measured in float32
+        assert not self.found(0.0, 1.0, logits=False, sums=(1 - 1e-7, 1 + 2e-7), **of_float64)
         assert not self.found(0.0, 0.4, logits=False, sums=(0.3, 0.9), loss="mean_squared_error")
         assert not self.found(0.0, 0.4, logits=False, sums=(0.3, 0.9), axis=1, **softmax)
 

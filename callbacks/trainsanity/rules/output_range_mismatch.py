@@ -222,7 +222,9 @@ class OutputRangeMismatch(Rule):
         shape = facts.get("shape")
         last = shape[-1] if isinstance(shape, (list, tuple)) and shape else None
         classes = last if isinstance(last, int) and last > 0 else 1024
-        return float(self.roundings * unit_roundoff(text(facts, "dtype") or "") * np.sqrt(classes))
+        # Outputs are looked at in float32, also those of finer types.
+        unit = max(unit_roundoff(text(facts, "dtype") or ""), unit_roundoff())
+        return float(self.roundings * unit * np.sqrt(classes))
 
 
 def _metric_finding(
