@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+NO_SAMPLE = "no sample of the data could be taken; pass probe_data=(x, y)"
+
 
 @dataclass(frozen=True)
 class FitArguments:

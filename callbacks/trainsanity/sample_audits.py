@@ -15,7 +15,6 @@ START_UP_SECONDS = 0.2  # that audits of the sample may take after the first bat
 EPOCH_END_SECONDS = 0.5  # that those left may take at the end of an epoch
 LAST_SECONDS = 3.0  # that those left at the end of training may take at least
 MOST_SECONDS = 30.0  # that audits may take at once, however long the training was
-NO_SAMPLE = "no sample of the data could be taken; pass probe_data=(x, y)"
 NONE = "audit_budget is 0"
 USED_UP = "audits had used up their share of the training time"
 SHARED = "audits of a sample run on one copy of the model; this one is trained on several"
@@ -108,7 +107,7 @@ class SampleAudits:
         """What is left, as far as the share of the training time allows it."""
         self._show()
         if not self._is_shown:
-            self._refuse_all(self._run.not_testable.get("sample", NO_SAMPLE))
+            self._refuse_all(self._run.not_testable.get("sample", fit_arguments.NO_SAMPLE))
         self._ended = time.monotonic()
         spent = self._ended - self._opened
         share = self._run.settings.audit_budget * spent

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import httpx2
-import uvicorn
-from scene import serve
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
@@ -51,18 +47,3 @@ def proxy(upstream: str) -> Starlette:
     return Starlette(
         routes=[Route(f"{PATH}/{{rest:path}}", forward, methods=METHODS)], lifespan=lifespan
     )
-
-
-@contextlib.contextmanager
-def proxied(listener: socket.socket, upstream: str) -> Iterator[None]:
-    config = uvicorn.Config(proxy(upstream), log_level="warning", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    started = threading.Event()
-    thread = threading.Thread(target=serve, args=(server, listener, started), daemon=True)
-    thread.start()
-    assert started.wait(30), "the proxy did not start"
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        thread.join(30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -56,23 +57,29 @@ class Watched:
             self.strangers.append(url)
 
 
+@contextlib.contextmanager
+def serving(app: Any, listener: socket.socket) -> Iterator[None]:
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    started = threading.Event()
+    thread = threading.Thread(target=serve, args=(server, listener, started), daemon=True)
+    thread.start()
+    assert started.wait(30), "the server did not start"
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
 def run_server(folder: Path, **settings: Any) -> Iterator[LiveServer]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         database = f"sqlite:///{folder / 'trainsanity.db'}"
         given = {"database_url": database, "base_url": address, **settings}
         app = create_app(Settings(**given))
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        started = threading.Event()
-        thread = threading.Thread(target=serve, args=(server, listener, started), daemon=True)
-        thread.start()
-        assert started.wait(30), "the server did not start"
-        try:
+        with serving(app, listener):
             yield LiveServer(address, app.state.parts)
-        finally:
-            server.should_exit = True
-            thread.join(30)
 
 
 def serve(server: uvicorn.Server, listener: socket.socket, started: threading.Event) -> None:

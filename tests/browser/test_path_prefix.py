@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from feed import HTTP, setup_audits, tagger
 from playwright.sync_api import Browser, Page, expect
-from proxy import PATH, proxied
-from scene import LiveServer, Watched, run_server, wait_until_settled
+from proxy import PATH, proxy
+from scene import LiveServer, Watched, run_server, serving, wait_until_settled
 
 from trainsanity.remote import Remote
 from trainsanity_server.pages import front_end
@@ -23,7 +23,7 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"http://127.0.0.1:{listener.getsockname()[1]}{PATH}"
         for server in run_server(tmp_path_factory.mktemp("behind"), base_url=address):
-            with proxied(listener, server.address):
+            with serving(proxy(server.address), listener):
                 yield LiveServer(address, server.parts)
 
 

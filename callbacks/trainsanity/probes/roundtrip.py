@@ -18,6 +18,7 @@ import numpy as np
 
 from trainsanity import optimizers
 from trainsanity.difference import coarsest_dtype, difference, elements_of
+from trainsanity.fit_arguments import NO_SAMPLE
 from trainsanity.forward import (
     evaluation_untouched,
     names_untouched,
@@ -83,7 +84,7 @@ class Roundtrip(Probe):
 
     def _why_not(self) -> str | None:
         if self.run.sample is None:
-            return "no sample of the data could be taken; pass probe_data=(x, y)"
+            return NO_SAMPLE
         parameters = elements_of(self.run.model.weights)
         if parameters > MAX_PARAMETERS:
             return f"the model has {parameters:,} parameters, more than {MAX_PARAMETERS:,}"
