@@ -1,4 +1,4 @@
-"""What can go wrong, each with its HTTP status. `api/problems.py` gives it its shape."""
+"""What can go wrong, each with its HTTP status. `problems.py` gives it its shape."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Subscription:
         self._run_id = run_id
         self._waiting: dict[Event, None] = {}
         self._news = asyncio.Event()
-        self.is_closed = False  # the server stops: the stream shall end
+        self.is_closed = False  # the stream shall end
 
     def offer(self, event: Event) -> None:
         """Called from any thread."""
@@ -95,6 +95,11 @@ class LiveHub:
         """Ends all streams, so that a server that stops need not wait for open pages."""
         with self._lock:
             self._is_closed = True
+        self.end_streams()
+
+    def end_streams(self) -> None:
+        """Whoever watches comes again and looks at everything anew: events may have been missed."""
+        with self._lock:
             subscriptions = list(self._subscriptions)
         for subscription in subscriptions:
             subscription.close()

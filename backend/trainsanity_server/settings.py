@@ -27,6 +27,7 @@ from trainsanity_server.errors import StartupError
 PREFIX = "TRAINSANITY_"
 # Of letters that mean themselves in addresses, pages and cookies.
 PLAIN_PATH = re.compile(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-])*")
+LOGIN = re.compile("//.*@")  # of an address: a user's name and password
 # Variables of the client, and of docker-compose.yml, which are none of ours.
 OTHERS = ("TRAINSANITY_URL", "TRAINSANITY_API_KEY", "TRAINSANITY_SPOOL_DIR", "TRAINSANITY_PORT")
 
@@ -137,6 +138,17 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return _list(value)
 
+    @field_validator("api_keys")
+    @classmethod
+    def _fit_for_a_header(cls, value: list[SecretStr]) -> list[SecretStr]:
+        for number, key in enumerate((key.get_secret_value() for key in value), 1):
+            if not (key.isascii() and key.isprintable()):
+                raise ValueError(
+                    "keys must be made of ASCII letters, digits and signs, since requests carry "
+                    f"them in a header and a cookie. Received: another character in key {number}"
+                )
+        return value
+
     @field_validator("base_url")
     @classmethod
     def _web_address(cls, value: str) -> str:
@@ -161,7 +173,7 @@ class Settings(BaseSettings):
         if not value.startswith(("sqlite://", "postgresql+psycopg://")):
             raise ValueError(
                 "must begin with sqlite:/// or postgresql://, e.g. sqlite:///runs.db. "
-                f"Received: {value!r}"
+                f"Received: {LOGIN.sub('//***@', value)!r}"
             )
         return value
 

@@ -53,9 +53,14 @@ class Feed:
         *,
         audits: Iterable[tuple[str, Mapping[str, Any]]] = (),
         state: str = "running",
+        after: int | None = None,
     ) -> None:
-        """The next samples, one a step, and what else there is to say."""
-        blocks = [self._block(columns)] if columns else []
+        """The next samples, one a step, and what else there is to say.
+
+        Args:
+            after: the step behind which the samples lie; the last one sent where it is None.
+        """
+        blocks = [self._block(columns, after)] if columns else []
         packet = Packet(
             run_id=self.run_id,
             seq=self._seq,
@@ -74,10 +79,11 @@ class Feed:
         self._seq += 1
         self._header = None
 
-    def _block(self, columns: Mapping[str, ArrayLike]) -> Block:
+    def _block(self, columns: Mapping[str, ArrayLike], after: int | None) -> Block:
         values = np.stack([np.asarray(column, np.float32) for column in columns.values()])
-        steps = np.arange(self._step + 1, self._step + 1 + values.shape[1], dtype=np.int64)
-        self._step = int(steps[-1])
+        begin = self._step if after is None else after
+        steps = np.arange(begin + 1, begin + 1 + values.shape[1], dtype=np.int64)
+        self._step = max(self._step, int(steps[-1]))
         return Block(tuple(columns), steps, values)
 
 

@@ -111,6 +111,22 @@ def test_follows_the_run_by_asking_only_for_what_is_new(page: Page, server: Live
         assert len(response.body()) < 500
 
 
+def test_draws_a_witness_that_is_read_later_than_another(page: Page, server: LiveServer) -> None:
+    """The learning rate declared is known before a step, the one applied when a ring is read."""
+    declared, applied = "learning_rate/declared", "learning_rate/applied"
+    feed = server.feed("read later")
+    feed.send({declared: [0.1, 0.1, 0.1], applied: [0.1, 0.1, 0.1]})
+    page.goto(f"/runs/{feed.run_id}")
+    figure = chart(page, "learning_rate")
+    expect(page.locator("#link-state")).to_contain_text("Live")
+    feed.send({declared: [0.1, 0.1]})
+    expect(figure).to_have_attribute("data-live-last", "5")
+    feed.send({applied: [0.2, 0.3]}, after=3)
+    expect(figure).to_have_attribute("data-live-shown", "10")
+    (late,) = [trace for trace in drawn(figure) if trace["name"] == applied]
+    assert late["x"] == [1, 2, 3, 4, 5]
+
+
 def test_the_drawing_stays_the_same_element_when_its_surroundings_are_replaced(
     page: Page, server: LiveServer
 ) -> None:
@@ -139,12 +155,15 @@ def test_a_chart_draws_other_witnesses_when_its_alert_has_others(
     figure = page.locator(".alert figure[data-chart]")
     expect(figure).to_have_attribute("data-live-last", "100")
     assert names(figure) == {"accuracy/reported", "accuracy/unmasked"}
+    logarithmic = figure.get_by_role("button", name="Logarithmic scale")
+    logarithmic.click()
     others = [{"name": f"loss/{w}", "value": 0.5, "unit": "1"} for w in ("reported", "batch")]
     of_run = update(AlertRow).where(AlertRow.run_id == feed.run_id)
     server.parts.database.write(lambda s: s.execute(of_run.values(witnesses=others)) and None)
     server.parts.alerts.tell(feed.run_id)
     expect(figure.get_by_role("button", name="batch")).to_have_text(re.compile(r"batch\d"))
     assert names(figure) == {"loss/reported", "loss/batch"}
+    expect(logarithmic).to_have_attribute("aria-pressed", "true")
 
 
 def names(figure: Locator) -> set[str]:
@@ -174,7 +193,26 @@ def test_nan_and_infinity_are_marked_not_hidden(page: Page, server: LiveServer) 
     expect(figure.locator(".chart-count")).to_contain_text("× marks NaN or infinity")
     marks = figure.locator(".plot").evaluate("plot => plot.data.at(-1).x")
     assert marks == [2, 4]
-    expect(figure.locator(".legend .number")).to_have_text("∞")
+    shown = figure.locator(".legend .number")
+    expect(shown).to_have_text("∞")
+    for step, text in ((2, "NaN"), (4, "∞")):
+        box = figure.locator(".nsewdrag").first.bounding_box()
+        page.mouse.move(box["x"] + box["width"] * (step - 1) / 3, box["y"] + box["height"] / 2)
+        expect(shown).to_have_text(text)
+
+
+def test_buttons_of_a_chart_that_could_not_be_drawn_yet_do_no_harm(
+    page: Page, long_run: str
+) -> None:
+    page.route("**/signals/data*", lambda route: route.fulfill(status=503, json={"detail": "busy"}))
+    page.goto(f"/runs/{long_run}")
+    figure = page.locator("#signals figure[data-chart]").first
+    figure.scroll_into_view_if_needed()
+    expect(figure.locator(".chart-count")).to_have_text("Not up to date: busy")
+    figure.get_by_role("button", name="Zoom into loss").click()
+    figure.get_by_role("button", name="Logarithmic scale for loss").click()
+    expect(page.locator("#zoom-reset")).to_be_hidden()
+    expect(figure.locator(".plot")).to_be_empty()
 
 
 def test_a_table_stands_behind_each_chart(page: Page, long_run: str) -> None:

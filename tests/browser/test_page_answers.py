@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from urllib.parse import urlencode
 
+import numpy as np
 import pytest
 import urllib3
 from feed import HTTP
 from scene import LiveServer, run_server
+from sqlalchemy import event
 
 from trainsanity_server.pages import front_end
+from trainsanity_server.services import runs
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml", "Sec-Fetch-Site": "same-origin"}
 SCRIPT = {**BROWSER, "HX-Request": "true", "HX-Request-Type": "partial"}
@@ -82,11 +87,20 @@ def test_programs_get_problem_documents(server: LiveServer, path: str) -> None:
     assert answer.headers["Content-Type"] == "application/problem+json"
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/rules/no-such-rule", "/runs/x/parts/nothing"])
+@pytest.mark.parametrize(
+    "path",
+    ["/nowhere", "/rules/no-such-rule", "/runs/x/parts/nothing", "/settings/channels/pigeons"],
+)
 def test_whatever_does_not_exist_is_a_page(server: LiveServer, path: str) -> None:
     answer = get(server, path)
     assert answer.status == 404
     assert b"Not Found" in answer.data
+
+
+def test_the_address_of_a_button_says_that_it_is_no_page(server: LiveServer) -> None:
+    answer = get(server, "/settings/channels/slack/test")
+    assert answer.status == 405
+    assert b"a button on another page leads there" in answer.data
 
 
 def test_a_form_that_makes_no_sense_is_a_page(server: LiveServer) -> None:
@@ -118,6 +132,73 @@ def test_what_the_browser_has_is_not_sent_again(server: LiveServer, right_run: s
     for part in parts:
         answer = get(server, f"/runs/{part}".replace("&amp;", "&"), SCRIPT)
         assert (answer.status, answer.data) == (204, b"")
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_a_table_leads_to_more_than_it_shows(server: LiveServer, count: int) -> None:
+    """However many signals it has, of each of which there may be fewer points then."""
+    feed = server.feed("long tables")
+    names = [f"class {i}/recall" for i in range(count)]
+    feed.send(dict.fromkeys(names, np.linspace(0, 1, 500)), state="finished")
+    query = urlencode([("name", name) for name in names])
+    body = get(server, f"/runs/{feed.run_id}/table?{query}").data.decode()
+    link = re.search('href="(/api/v1/[^"]+)"', body)
+    assert link is not None
+    answer = get(server, unescape(link[1]), {"Accept": "*/*"})
+    assert answer.status == 200
+    assert len(answer.json()["signals"]) == count
+
+
+def test_the_list_says_by_which_project_it_is_filtered(server: LiveServer) -> None:
+    """Also where the last run of that project is gone."""
+    body = get(server, "/?project=gone").data.decode()
+    assert "<option selected>gone</option>" in body
+
+
+def test_who_presses_twice_to_delete_a_run_is_led_on_as_well(server: LiveServer) -> None:
+    feed = server.feed("deleted twice")
+    feed.send({"loss/reported": [2.0]}, state="finished")
+    for _ in range(2):
+        answer = post(server, f"/runs/{feed.run_id}/delete", {})
+        assert (answer.status, answer.headers["Location"]) == (303, "/")
+
+
+@pytest.mark.parametrize("part", ["run_head", "alerts", "signals", "verdicts"])
+def test_parts_that_show_no_audit_read_none(server: LiveServer, right_run: str, part: str) -> None:
+    """They are asked for again and again while a run goes on, and audits can be large."""
+    read = []
+
+    @event.listens_for(server.parts.database.engine, "before_cursor_execute")
+    def before(connection, cursor, statement, parameters, *_) -> None:
+        is_of_run = right_run.replace("-", "") in str(parameters).replace("-", "")
+        if "audits" in statement and is_of_run:
+            read.append(statement)
+
+    try:
+        assert get(server, f"/runs/{right_run}/parts/{part}", SCRIPT).status == 200
+        assert read == []
+        assert get(server, f"/runs/{right_run}/parts/setup", SCRIPT).status == 200
+        assert read != []
+    finally:
+        event.remove(server.parts.database.engine, "before_cursor_execute", before)
+
+
+def test_epochs_are_shown_however_many_audits_there_are(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "MOST_AUDITS", 8)
+    feed = server.feed("many audits")
+    epochs = [("epoch", {"epoch": i, "batches": 1}) for i in range(13)]
+    feed.send({"loss/reported": [1.0]}, audits=[*epochs[:12], *[("console", {})] * 20])
+    address = f"/runs/{feed.run_id}/parts/epochs"
+    body = get(server, address, SCRIPT).data.decode()
+    assert '<td class="figure">12</td>' in body
+    assert "4 earlier epochs not shown" in body
+    known = re.search('known=([^&"]+)', body)
+    assert known is not None
+    assert get(server, f"{address}?known={known[1]}", SCRIPT).status == 204
+    feed.send(audits=epochs[12:])
+    assert get(server, f"{address}?known={known[1]}", SCRIPT).status == 200
 
 
 def test_scripts_are_kept_for_ever_and_sent_compressed(server: LiveServer) -> None:
@@ -180,6 +261,12 @@ class TestAServerWithKeys:
         signed_in = {**BROWSER, "Cookie": cookie.partition(";")[0]}
         assert get(locked_server, "/rules", signed_in).status == 200
 
+    def test_goes_on_at_an_address_of_any_length(self, locked_server: LiveServer) -> None:
+        wanted = f"/?{urlencode({'q': 'ü' * 200})}"
+        assert len(wanted) > 1000
+        answer = post(locked_server, "/sign-in", {"key": "open sesame", "wanted": wanted})
+        assert (answer.status, answer.headers["Location"]) == (303, wanted)
+
     def test_a_page_that_is_open_loads_again_when_its_key_is_gone(
         self, locked_server: LiveServer
     ) -> None:
@@ -199,6 +286,12 @@ class TestAServerWithKeys:
 
     def test_the_stream_asks_for_a_key_too(self, locked_server: LiveServer) -> None:
         assert get(locked_server, "/live?watch=*").status == 401
+
+
+def test_a_server_without_keys_keeps_none(server: LiveServer) -> None:
+    answer = post(server, "/sign-in", {"key": "ключ"})
+    assert (answer.status, answer.headers["Location"]) == (303, "/")
+    assert "Set-Cookie" not in answer.headers
 
 
 def test_says_what_to_do_when_scripts_were_not_built(

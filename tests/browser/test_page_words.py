@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +27,8 @@ from trainsanity_server.pages.headline import headline
 from trainsanity_server.pages.mask_picture import mask_picture
 from trainsanity_server.pages.setup_sheet import flat, setup_sheet
 from trainsanity_server.pages.sparkline import HEIGHT, WIDTH, sparkline
+from trainsanity_server.pages.templates_environment import environment
+from trainsanity_server.pages.witness_words import witness_words
 from trainsanity_server.services.runs import AuditFact, Verdict
 
 
@@ -187,6 +190,24 @@ def test_that_the_watching_goes_on_is_not_called_good(rule: str) -> None:
     assert told.text == "Nothing could be compared yet"
 
 
+@pytest.mark.parametrize(
+    ("recomputed", "told"), [(0.1234501, ""), (0.1236, "0.1236"), (math.nan, "NaN"), (None, "")]
+)
+def test_the_table_of_epochs_tells_no_rounding_as_another_number(
+    recomputed: float | None, told: str
+) -> None:
+    """A healthy run must not look as if Keras had shown a wrong number."""
+    facts = {"epoch": 0, "reported": {"loss": 0.1234499}, "recomputed": {"loss": recomputed}}
+    (epoch,) = epoch_table([AuditFact("epoch", 9, facts)]).rows
+    (cell,) = epoch.cells
+    assert (cell.shown, cell.recomputed) == ("0.1234", told)
+
+
+def test_an_epoch_whose_time_is_no_number_has_none() -> None:
+    (epoch,) = epoch_table([AuditFact("epoch", 9, {"seconds": math.nan})]).rows
+    assert epoch.seconds is None
+
+
 def test_the_picture_shows_where_a_mask_is_lost() -> None:
     picture = mask_picture(dict(setup_audits(lost=True))["mask_flow"])
     assert [row.fate for row in picture.rows] == ["made", "carried", "lost", "none"]
@@ -205,6 +226,18 @@ def test_the_steps_of_a_cell_are_one_line_of_the_picture() -> None:
     assert [row.name for row in picture.rows] == ["words", "cell", "lstm"]
     assert picture.rows[1].kind == "40 calls of 1 layer, none with a mask"
     assert [rail.masked for rail in picture.rows[2].rails] == [True, False]
+
+
+def test_each_call_of_a_shared_layer_has_a_place_of_its_own() -> None:
+    source = {"name": "words", "inputs": [], "produced": True, "mask_out": 0.5}
+    first = {"name": "shared", "inputs": ["words"], "mask_in": 0.5, "mask_out": 0.5}
+    second = {"name": "shared", "inputs": ["shared"], "mask_in": 0.5, "ended": True, "legal": False}
+    picture = mask_picture({"layers": [source, first, second]})
+    template = environment().get_template("partials/mask.html")
+    page = template.render(picture=picture, run=SimpleNamespace(id="r", state="running"), root="")
+    places = re.findall(r'id="(layer-[^"]+)"', page)
+    assert len(set(places)) == 3
+    assert f'The mask is lost at <a href="#{places[2]}">shared</a>' in page
 
 
 def test_the_picture_of_a_kept_mask_has_no_gap() -> None:
@@ -277,14 +310,27 @@ def test_witnesses_of_one_quantity_share_a_chart_and_scales_do_not() -> None:
             _signal("embedding:words/id_max", "ids"),
             _signal("embedding:words/out_of_range"),
             _signal("memory/rss", "MiB"),
+            *map(_signal, ["accuracy/recomputed_in_all", "loss/nonfinite_in_all"]),
         ]
     )
     assert [(chart.title, chart.names) for chart in found] == [
         ("loss", ["loss/batch"]),
-        ("accuracy", ["accuracy/reported", "accuracy/unmasked"]),
-        ("NaN and infinite numbers", ["gradient/nonfinite", "loss/nonfinite"]),
+        (
+            "accuracy",
+            ["accuracy/reported", "accuracy/recomputed_in_all", "accuracy/unmasked"],
+        ),
+        (
+            "NaN and infinite numbers",
+            ["gradient/nonfinite", "loss/nonfinite", "loss/nonfinite_in_all"],
+        ),
         ("embedding:words", ["embedding:words/id_max"]),
         ("embedding:words: share outside the table", ["embedding:words/out_of_range"]),
         ("memory", ["memory/rss"]),
     ]
     assert len({chart.id for chart in found}) == len(found)
+
+
+def test_says_of_a_witness_that_it_is_of_all_processes() -> None:
+    assert witness_words("loss/nonfinite_in_all") == "NaN and infinite numbers, of all processes"
+    assert witness_words("batch/size_in_all") == "of all processes"
+    assert witness_words("batch/size") == ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import parse_qs, urlsplit
 
-from playwright.sync_api import APIResponse, Browser, Locator, Page, Route, expect
+from playwright.sync_api import APIResponse, Browser, Locator, Page, Response, Route, expect
 from scene import LiveServer, Watched
 
 
@@ -181,6 +181,14 @@ def test_pages_through_many_runs(browser: Browser, empty_server: LiveServer) -> 
         page.goto("/")
         expect(page.locator(".run")).to_have_count(30)
         expect(page.locator(".run").first).to_contain_text("run 32")
-        page.get_by_role("link", name="Older").click()
+        is_again = re.compile("/[?]cursor=")
+        with page.expect_response(lambda r: is_script(r) and is_again.search(r.url)) as again:
+            page.get_by_role("link", name="Older").click()
+        # What has happened before the page was live is looked at, on older pages too.
+        assert again.value.status == 200
         expect(page.locator(".run")).to_have_count(3)
         expect(page.locator(".run").last).to_contain_text("run 0")
+
+
+def is_script(response: Response) -> bool:
+    return response.request.resource_type == "fetch"

@@ -101,15 +101,18 @@ def test_an_alert_is_acknowledged_and_muted_with_a_reason(page: Page, server: Li
     feed.send(tagger(100, lost=True))
     go_to(page, feed.run_id)
     alert = page.locator(".alert")
-    alert.get_by_role("button", name="Acknowledge").click()
+    alert.get_by_role("button", name="Acknowledge").press("Enter")
     expect(alert.locator(".alert-head .tag")).to_have_text("acknowledged")
-    alert.locator("summary", has_text="Mute").click()
+    mute = alert.locator("summary", has_text="Mute")
+    expect(mute).to_be_focused()  # its neighbour is gone
+    mute.click()
     alert.get_by_label("For", exact=True).select_option("8")
     alert.get_by_label("Because").fill("<b>known</b>")
     feed.send(tagger(50, lost=True, after=100))  # a live update must not close the panel
     expect(page.locator("#head")).to_contain_text("150 steps")
     alert.get_by_role("button", name="Mute", exact=True).click()
     expect(page.locator("#handled")).to_contain_text("1 finding muted or resolved")
+    expect(page.locator("#handled > summary")).to_be_focused()
     page.locator("#handled summary").first.click()
     expect(alert.locator(".alert-note")).to_contain_text("<b>known</b>")
     expect(page.locator(".verdict-detail")).to_contain_text("1 muted, not counted here")
@@ -193,6 +196,27 @@ def test_draws_where_the_mask_ends(page: Page, wrong_run: str) -> None:
     expect(lost).to_contain_text("add")
     expect(lost.locator("path.rail-masked")).to_have_count(2)
     expect(lost.locator("path.rail")).to_have_count(1)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_deep_model_adds_no_empty_page(page: Page, server: LiveServer, width: int) -> None:
+    source = {"name": "layer 0", "class": "Embedding", "produced": True, "mask_out": 0.5}
+    readers = [
+        {"name": f"layer {i}", "inputs": [f"layer {i - 1}"], "mask_in": 0.5, "mask_out": 0.5}
+        for i in range(1, 100)
+    ]
+    feed = server.feed("deep")
+    feed.send(audits=[("mask_flow", {"layers": [source, *readers], "outputs": {}})])
+    page.set_viewport_size({"width": width, "height": 900})
+    go_to(page, feed.run_id)
+    expect(page.locator("#mask .layer")).to_have_count(100)
+    below = page.evaluate(
+        "document.documentElement.scrollHeight"
+        " - scrollY - document.querySelector('#setup').getBoundingClientRect().bottom"
+    )
+    assert below < 200
+    expect(page.locator("#mask .layer").first).to_contain_text("Mask made here")
+    assert page.locator("#mask .layer-fate").first.evaluate("e => e.checkVisibility()")
 
 
 def test_shows_the_mask_as_soon_as_it_is_known(page: Page, server: LiveServer) -> None:

@@ -6,9 +6,10 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
-from feed import setup_audits, tagger
+from feed import PATIENCE_SECONDS, setup_audits, tagger
 from playwright.sync_api import Browser, Page, expect
 from scene import LiveServer, Watched, run_server
 
@@ -17,6 +18,12 @@ class Receiver(ThreadingHTTPServer):
     """Answers every message with what it was told to answer."""
 
     answer = (200, b"ok")
+    messages = 0
+
+    def __init__(self, *address: Any) -> None:
+        super().__init__(*address)
+        self.may_answer = threading.Event()
+        self.may_answer.set()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -24,6 +31,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.messages += 1
+        self.server.may_answer.wait(PATIENCE_SECONDS)
         status, body = self.server.answer
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
@@ -67,6 +76,20 @@ def test_a_test_message_that_arrives_shows_the_answer(settings_page: Page) -> No
     expect(notice).to_contain_text("The test message arrived.")
     expect(notice).to_contain_text("200")
     expect(notice).to_contain_text("ok")
+
+
+def test_a_button_pressed_twice_sends_one_message_and_keeps_the_keyboard(
+    settings_page: Page, receiver: Receiver
+) -> None:
+    receiver.may_answer.clear()
+    channel = settings_page.locator("#channel-slack")
+    button = channel.get_by_role("button", name="Send a test message")
+    button.press("Enter")
+    button.press("Enter")
+    receiver.may_answer.set()
+    expect(channel.get_by_role("status")).to_contain_text("The test message arrived.")
+    expect(button).to_be_focused()
+    assert receiver.messages == 1
 
 
 def test_a_test_message_that_is_refused_shows_the_other_sides_words(

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from rules_for_tests import AccuracyDiffers, Silent
-from sqlalchemy import select
+from sqlalchemy import event, select
 from stage import Clock, Stage
 
 from trainsanity.rules import Finding, Severity, Witness
@@ -30,7 +30,7 @@ from trainsanity_server.services.alerts import Alerts, Found
 from trainsanity_server.storage import runs as run_rows
 from trainsanity_server.storage.database import Database
 from trainsanity_server.storage.ids import new_id
-from trainsanity_server.storage.models import AlertRow, OutboxRow
+from trainsanity_server.storage.models import AlertRow, OutboxRow, RunRow
 
 DAY = 86400.0
 
@@ -200,6 +200,12 @@ def test_muted_it_is_counted_and_nobody_hears_of_it(scene):
     assert scene.counts["critical"] == 0
 
 
+def test_where_nobody_gives_a_reason_the_page_says_no_more_than_that(scene):
+    """The page sets it behind the state: `Acknowledged: no reason given`."""
+    scene.find(finding())
+    assert scene.alerts.acknowledge(scene.alert.id).state_reason == "no reason given"
+
+
 def test_every_mute_has_an_end(scene):
     scene.find(finding())
     assert scene.alerts.mute(scene.alert.id).muted_until == scene.clock() + DAY
@@ -224,9 +230,43 @@ def test_at_its_end_people_hear_what_was_hidden(scene):
     scene.clock.advance(1)
     assert scene.alerts.end_mutes() == 1
     assert scene.alert.state == "open"
-    assert scene.history[-1] == ("muted", "open", "the mute ended; it hid 1 recurrences")
+    assert scene.history[-1] == ("muted", "open", "the mute ended; meanwhile it was found once")
     assert scene.news == ["opened", "opened"]
     assert (scene.alert.hidden, scene.alert.muted_until) == (0, None)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_mute_that_somebody_else_ends_first_is_left_alone(scene):
+    """Where several servers share a database, another may act while this one waits for the run."""
+    scene.find(finding())
+    scene.alerts.mute(scene.alert.id)
+    scene.clock.advance(DAY)
+    others = [lambda: scene.alerts.resolve(scene.alert.id, reason="fixed")]
+
+    @event.listens_for(scene.stage.database.engine, "before_cursor_execute")
+    def before(connection, cursor, statement, *_):
+        if "FOR UPDATE" in statement and others:
+            others.pop()()
+
+    assert scene.alerts.end_mutes() == 0
+    assert scene.history[-1] == ("muted", "resolved", "fixed")
+
+
+def test_nobody_hears_of_a_deleted_run_when_its_mute_ends(scene):
+    scene.find(finding())
+    scene.alerts.mute(scene.alert.id)
+    scene.find(finding(6, 9))
+    alert = scene.alert.id
+    scene.stage.database.write(lambda s: _delete(run_rows.locked(s, scene.run_id)))
+    scene.clock.advance(DAY)
+    scene.alerts.end_mutes()
+    assert scene.news == ["opened"]
+    with pytest.raises(ConflictError, match="has just been deleted"):
+        scene.alerts.resolve(alert)
+
+
+def _delete(run: RunRow) -> None:
+    run.deleted_at = 1.0
 
 
 def test_a_mute_that_hid_nothing_ends_quietly(scene):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 import zlib
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -217,7 +219,7 @@ def test_the_newest_run_comes_first_and_pages_follow(client):
 
 
 def test_runs_can_be_looked_for(client):
-    _, ended = healthy(project="vision", tags=["mnist"])
+    _, ended = healthy(project="vision", tags=["mnist", "größe"])
     play(client, ended)
     other, going = healthy(ended=False)
     play(client, going)
@@ -229,7 +231,11 @@ def test_runs_can_be_looked_for(client):
     assert names(state="running") == [other.id]
     assert names(q="MNIST") == [ended[0].run_id]
     assert names(q="health") == names(q="") == names()
-    assert names(q=other.id) == [other.id]
+    assert names(q="größe") == [ended[0].run_id]
+    for id_ in (other.id, other.id[:30], other.id.replace("-", "")[:30]):
+        assert names(q=id_) == [other.id]
+    for nothing in ("-", "--", "\0", '"'):
+        assert names(q=nothing) == []
     assert names(q="100%_") == []
     assert names(project="nowhere") == []
 
@@ -361,6 +367,25 @@ def test_a_mute_takes_an_end(client):
     assert client.post(mute).json()["muted_until"] is not None
 
 
+@pytest.fixture
+def far_east(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The server's computer is set to a time nine hours ahead of UTC."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "JST-9")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+def test_the_end_of_a_mute_without_a_time_zone_is_utc(client, far_east):
+    run, packets = lying()
+    play(client, packets)
+    (alert,) = client.get(f"/api/v1/runs/{run.id}/alerts").json()["alerts"]
+    until = datetime.now(UTC).replace(microsecond=0, tzinfo=None) + timedelta(hours=1)
+    answer = client.post(f"/api/v1/alerts/{alert['id']}/mute", json={"until": until.isoformat()})
+    assert answer.json()["muted_until"] == f"{until.isoformat()}Z"
+
+
 def test_what_cannot_be_done_is_a_conflict(client):
     run, packets = lying()
     play(client, packets)
@@ -392,6 +417,9 @@ def test_audits_come_as_they_were_measured(client):
     assert answer["left_out"] == 0
     only = client.get(f"/api/v1/runs/{run.id}/audits?name=fit").json()["audits"]
     assert [audit["name"] for audit in only] == ["fit"]
+    for nothing in ("fi", "%00"):
+        answer = client.get(f"/api/v1/runs/{run.id}/audits?name={nothing}").json()
+        assert answer["audits"] == []
 
 
 def test_an_answer_with_audits_is_bounded(client, monkeypatch):

@@ -70,7 +70,7 @@ def test_at_once_nobody_sees_it(stage):
     with pytest.raises(NotFoundError):
         stage.runs.get(run.id)
     assert stage.runs.page().runs == []
-    assert stage.hub.published[-1] == Event("run", run.id)
+    assert stage.hub.published[-2:] == [Event("run", run.id), Event("alerts", run.id)]
     with pytest.raises(NotFoundError):
         stage.deletion.delete(run.id)
 

@@ -33,6 +33,16 @@ def test_the_first_packet_makes_the_run(stage):
     assert stored.config == {"units": 8}
 
 
+def test_how_long_a_run_takes_is_told_by_its_own_clock(stage):
+    """The server's may be far from it, as here."""
+    run, packets = healthy(4)
+    stage.send_all(packets[:3])
+    assert stage.runs.get(run.id).seconds == packets[2].time - packets[0].time
+    stage.send_all(packets[3:])
+    ended = stage.runs.get(run.id)
+    assert ended.seconds == ended.ended_at - ended.started_at
+
+
 def test_a_packet_sent_again_changes_nothing(stage):
     run, packets = healthy(3)
     stage.send_all(packets)

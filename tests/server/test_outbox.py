@@ -250,7 +250,7 @@ def test_a_muted_alert_is_counted_and_not_sent(scene: Scene):
     scene.passes(5)
     assert scene.told() == [opened(1)]
     said = scene.slack.accepted[0]["blocks"][-1]["elements"][0]["text"]
-    assert said == "1 more changed while muted and were not sent."
+    assert said == "1 more changed while muted and was not sent."
     assert scene.states() == {"sent": 1, "muted": 1}
 
 

@@ -11,6 +11,7 @@ from stage import RememberingHub, eventually
 from trainsanity_server.live import Event, LiveHub
 from trainsanity_server.services.relay import Relay
 from trainsanity_server.storage.database import Database
+from trainsanity_server.storage.notices import Notices
 
 
 class Hearing(LiveHub):
@@ -69,6 +70,36 @@ def test_after_a_lost_connection_it_goes_on(pair, postgres: PostgreSQL):
         return Event("run", "run-c") in there.heard
 
     eventually(heard)
+
+
+class Restless(LiveHub):
+    """Counts how often those who watch were asked to come again."""
+
+    ended = 0
+
+    def end_streams(self) -> None:
+        self.ended += 1
+
+
+def test_what_was_missed_is_looked_at_again_and_what_was_not_said_is_said(
+    database: Database, postgres: PostgreSQL
+):
+    hub = Restless()
+    relay = Relay(database, hub)
+    relay.step()
+    assert hub.ended == 0
+    postgres.execute(
+        "SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity"  # waits for its end
+        " WHERE query LIKE '%LISTEN%' AND pid <> pg_backend_pid()"
+    )
+    relay.tell(Event("run", "run-d"))
+    assert relay.step() > 0
+    other = Notices(database)
+    relay.step()
+    assert hub.ended == 1
+    assert any("run-d" in text for text in other.wait(20.0))
+    other.close()
+    relay.stop()
 
 
 def test_while_the_database_is_away_nothing_grows(caplog):

@@ -100,11 +100,13 @@ def test_secrets_are_not_printed():
     ("name", "value", "words"),
     [
         ("database_url", "mysql://x", "Received: 'mysql://x'"),
+        ("database_url", "mysql://me:s3cr3t@db/x", r"Received: 'mysql://\*\*\*@db/x'"),
         ("base_url", "ts.example", "Received: 'ts.example'"),
         ("base_url", "https://ts.example/?a", r"Received: 'https://ts.example/\?a'"),
         ("base_url", "https://ts.example/a b", "Received: 'https://ts.example/a b'"),
         ("base_url", "https://ts.example//a", "Received: 'https://ts.example//a'"),
         ("base_url", "https://ts.example/..", r"Received: 'https://ts.example/\.\.'"),
+        ("api_keys", "k3y,schlüssel", "another character in key 2"),
         ("mute_hours", 0, "greater than 0"),
         ("sqlite_synchronous", "off", "'full' or 'normal'"),
         ("notify_from", "loud", "critical"),

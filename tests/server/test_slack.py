@@ -73,7 +73,7 @@ def test_an_opened_alert_tells_both_witnesses_where_since_when_and_what_to_do():
         "*How sure:* They differ by 0.34; rounding explains 1e-06.",
         "*What to do:* Write Add()([x, y]) instead of x + y at model.py:41.",
         "rule mask-coverage-mismatch · about add_1 · "
-        "first seen <!date^1800000000^{date_num} {time_secs}|1800000000 s since 1970> · "
+        "first seen <!date^1800000000^{date_num} {time_secs}|2027-01-15 08:00:00 UTC> · "
         "alert 0197a000-0000-7000-8000-000000000001",
     ]
 
@@ -87,7 +87,7 @@ def test_a_resolved_alert_is_a_message_of_its_own_that_says_how_long_it_lasted()
         "*Over after 1 h 5 min.* "
         "It was a critical alert, from step 12 to step 300, seen 288 times.",
         "rule mask-coverage-mismatch · about add_1 · "
-        "resolved <!date^1800003900^{date_num} {time_secs}|1800003900 s since 1970> · "
+        "resolved <!date^1800003900^{date_num} {time_secs}|2027-01-15 09:05:00 UTC> · "
         "alert 0197a000-0000-7000-8000-000000000001",
     ]
 
@@ -349,12 +349,30 @@ def test_a_redirect_is_not_followed(slack, channel):
         "https://[fe80::1]/s3cr3t",
         "file:///etc/s3cr3t",
         "s3cr3t",
+        "hooks.slack.com/services/T/B/s3cr3t",
     ],
 )
 def test_only_slack_itself_is_talked_to(url):
     error = failure(SlackChannel(url))
     assert error.permanent
     assert "TRAINSANITY_SLACK_ALLOWED_HOSTS" in str(error)
+
+
+def test_an_address_without_its_beginning_says_so():
+    error = failure(SlackChannel("hooks.slack.com/services/T/B/s3cr3t"))
+    assert "must begin with https://" in str(error)
+    assert "s3cr3t" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://[hooks/s3cr3t", "https://hooks.slack.com:99999/services/T/B/s3cr3t"]
+)
+def test_an_address_that_cannot_be_read_switches_the_channel_off(url):
+    channel = SlackChannel(url)
+    error = failure(channel)
+    assert error.permanent
+    assert "cannot be read" in str(error)
+    assert "s3cr3t" not in str(error) + channel.masked_address
 
 
 def test_slack_is_only_talked_to_in_secret():

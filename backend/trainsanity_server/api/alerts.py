@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
@@ -46,7 +46,7 @@ def acknowledge_alert(parts: PartsOf, alert_id: str, why: OptionalWhy = None) ->
 def mute_alert(parts: PartsOf, alert_id: str, mute: Annotated[Mute | None, Body()] = None) -> Any:
     """Nobody hears of it for a while; what is hidden is counted."""
     mute = mute or Mute()
-    until = mute.until.timestamp() if mute.until else None
+    until = _seconds(mute.until) if mute.until else None
     return parts.alerts.mute(alert_id, reason=mute.reason, until=until)
 
 
@@ -59,3 +59,9 @@ def unmute_alert(parts: PartsOf, alert_id: str, why: OptionalWhy = None) -> Any:
 def resolve_alert(parts: PartsOf, alert_id: str, why: OptionalWhy = None) -> Any:
     """It is over; found again, it opens again."""
     return parts.alerts.resolve(alert_id, reason=(why or Why()).reason)
+
+
+def _seconds(moment: datetime) -> float:
+    """Since the epoch."""
+    # Python takes a moment without a zone for one of the zone that this computer is set to.
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

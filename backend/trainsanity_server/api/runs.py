@@ -79,5 +79,5 @@ def list_audits(
 
     Where there are too many for one answer, those in the middle are left out: ask for one `name`.
     """
-    audits = parts.runs.audits(run_id, name)
+    audits = parts.runs.audits(run_id, [name] if name else ())
     return {"audits": audits, "left_out": audits.left_out}

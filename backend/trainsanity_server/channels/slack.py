@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, ClassVar, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx2
 from slack_sdk.errors import SlackObjectFormationError
@@ -97,23 +97,32 @@ class SlackChannel(Channel):
 
     @property
     def masked_address(self) -> str:
-        parts = urlsplit(self._url)
+        parts = _parted(self._url)
+        if parts is None:
+            return "an address that cannot be read"
         tail = parts.path[-4:] if len(parts.path) >= 20 else ""
         return f"{parts.scheme}://{parts.hostname}/…{tail}"
 
     def check(self) -> None:
-        parts = urlsplit(self._url)
+        parts = _parted(self._url)
+        if parts is None:
+            raise DeliveryError(
+                f"{URL_SETTING} must be an address as Slack shows it for an incoming webhook. "
+                "Received: one that cannot be read.",
+                permanent=True,
+            )
         host = parts.hostname or ""
         if not self._allowed.has_host(host):
+            received = f"{parts.scheme}://{host}" if host else "one that does not begin so"
             raise DeliveryError(
-                f"{URL_SETTING} must point to one of {', '.join(HOSTS)}. "
-                f"Received: {parts.scheme}://{host}. "
+                f"{URL_SETTING} must begin with https:// and one of {', '.join(HOSTS)}. "
+                f"Received: {received}. "
                 f"To send elsewhere, add the host to {ALLOWED_HOSTS_SETTING}.",
                 permanent=True,
             )
         if parts.scheme != "https" and not (parts.scheme == "http" and host not in HOSTS):
             raise DeliveryError(
-                f"{URL_SETTING} must begin with https://. Received: {parts.scheme}://{host}",
+                f"{URL_SETTING} must begin with https://. Received: {parts.scheme}://{host}.",
                 permanent=True,
             )
 
@@ -178,6 +187,16 @@ class SlackChannel(Channel):
             return DeliveryError(f"{said}: a redirect, which is not followed", answer=answer)
         wait = _retry_after(headers.get("retry-after"), now=self._clock())
         return DeliveryError(said, retry_after=wait, answer=answer)
+
+
+def _parted(url: str) -> SplitResult | None:
+    """None for what is no address."""
+    try:
+        httpx2.URL(url)  # it is what will be asked to send there
+        parts = urlsplit(url)
+        return None if parts.port == 0 else parts
+    except (ValueError, httpx2.InvalidURL):
+        return None
 
 
 def _words(error: Exception) -> str:

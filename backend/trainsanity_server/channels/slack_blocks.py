@@ -7,6 +7,7 @@ under 8000: Slack has refused bodies of some 13,000 characters that kept every s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 from slack_sdk.models.blocks import (
     Block,
@@ -32,7 +33,8 @@ def payload(message: Message) -> dict[str, object]:
     else:
         title, blocks = _group(message)
     if message.hidden:
-        hidden = f"{message.hidden} more changed while muted and were not sent."
+        were = "was" if message.hidden == 1 else "were"
+        hidden = f"{message.hidden} more changed while muted and {were} not sent."
         blocks.append(_context(hidden))
     for block in blocks:
         block.validate_json()
@@ -192,7 +194,7 @@ def _bold(text: str, limit: int) -> str:
 
 def _time(seconds: float) -> str:
     """A time that Slack shows in the reader's own time zone."""
-    fallback = f"{seconds:.0f} s since 1970"
+    fallback = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S UTC}"
     return f"<!date^{int(seconds)}^{{date_num}} {{time_secs}}|{fallback}>"
 
 

@@ -53,5 +53,5 @@ def _answer(parts: Parts, request: Request, alert: Alert) -> Response:
         address = f"{root}/runs/{alert.run_id}#alert-{alert.id}"
         return RedirectResponse(address, HTTPStatus.SEE_OTHER)
     run = parts.runs.get(alert.run_id)
-    values = alert_values(parts, run, [])
+    values = alert_values(parts, run)
     return render(request, "partials/alerts.html", run=run, now=parts.clock(), **values)

@@ -34,7 +34,6 @@ class Call:
     id: str
     method: str
     path: str
-    summary: str
     text: str
     parameters: list[Field]
     body: str
@@ -76,7 +75,6 @@ def _call(path: str, method: str, operation: Mapping[str, Any]) -> Call:
         id=operation.get("operationId", f"{method}-{path}"),
         method=method.upper(),
         path=path,
-        summary=operation.get("summary", ""),
         text=operation.get("description", ""),
         parameters=[_parameter(parameter) for parameter in operation.get("parameters", ())],
         body=", ".join(

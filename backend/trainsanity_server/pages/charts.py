@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from trainsanity_server.pages.formats import count, with_unit
-from trainsanity_server.pages.witness_words import witness_words
+from trainsanity_server.pages.witness_words import IN_ALL, witness_words
 
 # Witnesses that are told under a quantity's name but live on another scale than its others.
 APART = {
@@ -120,7 +120,7 @@ def chart(signals: Sequence[SignalFacts], title: str) -> Chart:
 
 
 def _title(name: str) -> str:
-    quantity, _, witness = name.rpartition("/")
+    quantity, _, witness = name.removesuffix(IN_ALL).rpartition("/")
     apart = APART.get(witness)
     if apart is None:
         return quantity or name

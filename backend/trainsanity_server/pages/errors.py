@@ -64,6 +64,8 @@ def http_error(request: Request, error: HTTPException) -> Response:
     detail = str(error.detail)
     if error.status_code == HTTPStatus.NOT_FOUND:
         detail = f"There is no page at {request.url.path}"
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        detail = f"{request.url.path} is no page of its own: a button on another page leads there"
     return error_page(request, error.status_code, detail, headers=dict(error.headers or {}))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainsanity_server.pages.formats import count
+from trainsanity_server.pages.layer_facts import layers_of, shape_text
 
 LANE, ROW, LEFT = 18, 52, 14  # pixels: between rails, height of a row, first rail
 MIDDLE = ROW / 2
@@ -33,6 +34,7 @@ class LayerRow:
     Attributes:
         fate: what happens to the mask here: "made", "lost" (it should not have ended), "ended"
             (as it should, or nobody knows), "carried", "none".
+        number: of the row, from above; one layer may run in several.
         coverage_in, coverage_out: share of positions that the mask calls real; None: no mask.
     """
 
@@ -46,6 +48,7 @@ class LayerRow:
     coverage_in: float | None
     coverage_out: float | None
     inputs: Sequence[str] = ()
+    number: int = 0
     x: float = LEFT
     rails: list[Rail] = field(default_factory=list)
 
@@ -57,7 +60,6 @@ class OutputLine:
     name: str
     coverage: float | None
     aligned: bool
-    first_lost: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class MaskPicture:
 
 def mask_picture(facts: Mapping[str, Any]) -> MaskPicture:
     """From the audit `mask_flow`; whatever else a client may have sent there is left out."""
-    rows = _without_quiet_stretches([_row(layer) for layer in _maps(facts.get("layers"))])
+    rows = _without_quiet_stretches([_row(layer) for layer in layers_of(facts)])
     lanes = _lay_rails(rows)
     return MaskPicture(
         rows=rows,
@@ -121,7 +123,6 @@ def _outputs(outputs: Any) -> list[OutputLine]:
             name=str(name),
             coverage=_share(facts.get("mask")),
             aligned=facts.get("aligned") is not False,
-            first_lost=_text(facts.get("first_lost")),
         )
         for name, facts in outputs.items()
         if isinstance(facts, Mapping)
@@ -178,7 +179,7 @@ def _lay_rails(rows: Sequence[LayerRow]) -> int:
         if own == len(lanes):
             lanes.append(None)
         lanes[own] = number
-        row.x = _x(own)
+        row.number, row.x = number, _x(own)
         row.rails = [
             *_passing(rows, above, lanes),
             *_arriving(rows, above, sources, own),
@@ -249,17 +250,6 @@ def _is_masked(row: LayerRow) -> bool:
 
 def _x(lane: int) -> float:
     return LEFT + lane * LANE
-
-
-def shape_text(shape: Any) -> str:
-    """`(None, 40, 16)`"""
-    if not isinstance(shape, (list, tuple)):
-        return ""
-    return "(" + ", ".join("None" if size is None else str(size) for size in shape) + ")"
-
-
-def _maps(value: Any) -> list[Mapping[str, Any]]:
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
 def _texts(value: Any) -> list[str]:

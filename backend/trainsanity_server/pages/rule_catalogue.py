@@ -22,7 +22,6 @@ def rules(request: Request) -> Response:
         request,
         "pages/rules.html",
         groups=[(severity, found) for severity, found in by_severity if found],
-        total=len(all_rules()),
     )
 
 

@@ -37,19 +37,22 @@ def run_list(
         cursor=cursor or None,
     )
     is_unfiltered = not any(filters.values()) and not cursor
-    template = "partials/run_list.html" if wants_part(request) else "pages/run_list.html"
+    is_part = wants_part(request)
+    projects = set() if is_part else {*parts.runs.projects(), project} - {""}
+    template = "partials/run_list.html" if is_part else "pages/run_list.html"
     return render(
         request,
         template,
         page=page,
         now=parts.clock(),
         filters=filters,
-        projects=parts.runs.projects(),
+        projects=sorted(projects),
         is_first_visit=is_unfiltered and not page.runs,
         has_keys=bool(parts.settings.api_keys),
         address=address_of_server(request, parts.settings.base_url),
         is_first_page=not cursor,
         first_page=_address(filters),
+        this_page=_address(filters, cursor),
         next_page=_address(filters, page.next_cursor or ""),
     )
 

@@ -47,10 +47,10 @@ def retry_channel(parts: PartsOf, request: Request, name: str) -> Response:
 
 def _answer(parts: Parts, request: Request, name: str, **what: Any) -> Response:
     """The channel alone for a script, else the whole page."""
+    channel = parts.channels.status(name)
     outcome = _outcome(acted=name, **what)
     if not wants_part(request):
         return _page(parts, request, **outcome)
-    channel = parts.channels.status(name)
     now = parts.clock()
     return render(request, "partials/channel.html", channel=channel, now=now, **outcome)
 

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from trainsanity_server.pages.formats import figure
-from trainsanity_server.pages.mask_picture import shape_text
+from trainsanity_server.pages.layer_facts import layers_of, shape_text
 from trainsanity_server.services.runs import AuditFact, Run
+
+# What the sheet is made of; the facts of the environment are the run's by then.
+SHOWN_AUDITS = ("environment", "model", "compile", "fit", "probe_failed")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def setup_sheet(run: Run, audits: Sequence[AuditFact]) -> SetupSheet:
             ("Your configuration", flat(run.config)),
             ("Environment", flat(run.environment)),
         ],
-        layers=[_layer(layer) for layer in _maps(model.get("layers"))],
+        layers=[_layer(layer) for layer in layers_of(model)],
         parameters=_whole(model.get("parameters")),
         failures=[_failure(a.facts) for a in audits if a.name == "probe_failed"],
     )
@@ -116,10 +119,6 @@ def _layer(layer: Mapping[str, Any]) -> LayerLine:
 
 def _failure(facts: Mapping[str, Any]) -> Failure:
     return Failure(*(str(facts.get(key) or "unknown") for key in ("probe", "error", "traceback")))
-
-
-def _maps(value: Any) -> list[Mapping[str, Any]]:
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
 def _whole(value: Any) -> int | None:

@@ -23,7 +23,7 @@ def sign_in(
     parts: PartsOf,
     request: Request,
     key: Annotated[str, Form(max_length=1000)],
-    wanted: Annotated[str, Form(max_length=500)] = "",
+    wanted: Annotated[str, Form()] = "",
 ) -> Response:
     keys: Keys = request.app.state.keys
     if keys and not keys.accept(key.strip()):
@@ -31,6 +31,8 @@ def sign_in(
         return sign_in_page(request, HTTPStatus.UNAUTHORIZED, message=message, wanted=wanted)
     start = f"{request.app.state.path_prefix}/"
     answer = RedirectResponse(_within(wanted, start), HTTPStatus.SEE_OTHER)
+    if not keys:  # nothing to keep; whatever was sent may not even fit into a cookie
+        return answer
     answer.set_cookie(
         COOKIE,
         key.strip(),

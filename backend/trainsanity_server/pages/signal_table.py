@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from trainsanity_server.pages.formats import figure
 from trainsanity_server.pages.render import render, wants_part
 from trainsanity_server.parts import PartsOf
+from trainsanity_server.services.signals import MAX_NUMBERS, MAX_POINTS
 from trainsanity_server.storage.points import Series
 
 router = APIRouter(prefix="/runs/{run_id}", include_in_schema=False)
@@ -34,6 +35,11 @@ class Table:
     names: Sequence[str]
     rows: Sequence[Line]
     is_thinned: bool
+
+    @property
+    def most_points(self) -> int:
+        """As many of each signal as one answer in JSON may hold."""
+        return min(MAX_POINTS, MAX_NUMBERS // len(self.names)) if self.names else MAX_POINTS
 
 
 @router.get("/table", name="page_table")

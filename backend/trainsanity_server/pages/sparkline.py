@@ -21,7 +21,6 @@ class Sparkline:
         x, y: where the curve ends; None where the last value is not finite.
     """
 
-    signal: str
     path: str
     last: str
     text: str
@@ -43,7 +42,6 @@ def sparkline(facts: Mapping[str, Any] | None) -> Sparkline | None:
     last = figure(facts.get("last", values[-1]))
     end = points[-1]
     return Sparkline(
-        signal=name,
         path=_path(points),
         last=last,
         text=f"{name}: from {figure(finite[0])} to {last}, lowest {figure(min(finite))}",

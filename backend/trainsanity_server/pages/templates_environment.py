@@ -10,7 +10,6 @@ from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from trainsanity import __version__
 from trainsanity_server.pages import formats, front_end
 from trainsanity_server.pages.sparkline import sparkline
 from trainsanity_server.pages.witness_words import witness_words
@@ -26,7 +25,6 @@ def environment() -> Environment:
     )
     for function in (
         formats.figure,
-        formats.with_unit,
         formats.span,
         formats.moment,
         formats.iso,
@@ -47,7 +45,6 @@ def environment() -> Environment:
         sparkline=sparkline,
         counter=Counter,
         witness_words=witness_words,
-        version=__version__,
     )
     return made
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from trainsanity_server.pages.formats import figures
 
+IN_ALL = "_in_all"  # ends the names of signals that are of all processes that train together
 # By the last part of a signal's name.
 BY_WITNESS = {
     "reported": "what Keras shows",
@@ -56,7 +57,10 @@ ENDINGS = {
 def witness_words(name: str) -> str:
     """A few words for a signal; empty for whatever else testifies, which is named in words."""
     quantity, _, witness = name.rpartition("/")
-    return BY_WITNESS.get(witness, "") if quantity else ""
+    if not quantity:
+        return ""
+    words = BY_WITNESS.get(witness.removesuffix(IN_ALL), "")
+    return f"{words}, of all processes".lstrip(", ") if witness.endswith(IN_ALL) else words
 
 
 def sentence(witnesses: Sequence[Mapping[str, Any]]) -> str:

@@ -130,7 +130,7 @@ class Alerts:
                 f"{' or '.join(sorted(before))}. Received: alert {key}",
                 state=row.state,
             )
-        self._change_state(session, run, row, after, reason or f"{action}, no reason given")
+        self._change_state(session, run, row, after, reason or "no reason given")
         row.muted_until = until
         self._close(session, run, [row])
         return alert_of(row)
@@ -187,13 +187,19 @@ class Alerts:
         return len(runs)
 
     def _end_mutes(self, session: Session) -> list[str]:
-        ended = rows.mutes_ended(session, self._clock())
-        for row in ended:
-            run = _locked_run(session, row.run_id)
-            reason = f"the mute ended; it hid {row.hidden} recurrences"
+        now, opened = self._clock(), []
+        for alert, run_id in rows.mutes_ended(session, now):
+            run = run_rows.locked(session, run_id)
+            row = rows.get(session, alert)
+            # While this waited for the run, a person or another server may have been faster.
+            if run is None or row is None or not _is_over(row, now):
+                continue
+            times = "once" if row.hidden == 1 else f"{row.hidden} times"
+            reason = f"the mute ended; meanwhile it was found {times}"
             self._change_state(session, run, row, "open", reason)
             self._close(session, run, [row])
-        return [row.run_id for row in ended]
+            opened.append(run_id)
+        return opened
 
     def tell(self, run_id: str) -> None:
         """After the COMMIT: whoever watches looks again."""
@@ -287,7 +293,8 @@ class Alerts:
             row.hidden = 0
 
     def _notify(self, session: Session, run: RunRow, row: AlertRow, kind: str) -> None:
-        if Severity(row.severity).rank <= self._notify_from.rank:
+        is_gone = run.deleted_at is not None  # news of it would lead nowhere
+        if not is_gone and Severity(row.severity).rank <= self._notify_from.rank:
             outbox.add(session, self._channels, kind, row, run, self._clock())
 
     def _close(self, session: Session, run: RunRow, changed: Sequence[AlertRow]) -> None:
@@ -306,9 +313,14 @@ class Alerts:
 
 def _locked_run(session: Session, run_id: str) -> RunRow:
     run = run_rows.locked(session, run_id)
-    if run is None:  # alerts go with their run
+    if run is None or run.deleted_at is not None:  # alerts go with their run
         raise ConflictError(f"run {run_id} has just been deleted")
     return run
+
+
+def _is_over(row: AlertRow, now: float) -> bool:
+    """Whether an alert is still muted although its mute has ended."""
+    return row.state == "muted" and row.muted_until is not None and row.muted_until <= now
 
 
 def _words(finding: Finding) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Deletion(Worker):
         key = checked_id(run_id)
         self._database.write(lambda session: self._mark(session, key))
         self._hub.publish(Event("run", key))
+        self._hub.publish(Event("alerts", key))  # its alerts stand open no more
         self.wake()
 
     def _mark(self, session: Session, run_id: str) -> None:

@@ -20,7 +20,8 @@ LISTEN_SECONDS = 0.1  # then what happened here is told the others
 class Relay(Worker):
     """The thread that tells other processes what happened here, and the hub what happened there.
 
-    While the database is away, events are lost: pages look again when they are loaded.
+    While the database is away nothing is heard of other processes: when it is back, whoever watches
+    here looks at everything anew.
     """
 
     name = "relay"
@@ -33,6 +34,7 @@ class Relay(Worker):
         self._lock = threading.Lock()
         self._waiting: dict[Event, None] = {}  # equal ones once, so it cannot grow
         self._notices: Notices | None = None
+        self._has_missed = False  # what others said
 
     def tell(self, event: Event) -> None:
         """Called from any thread for what happened here."""
@@ -42,25 +44,38 @@ class Relay(Worker):
     def step(self) -> float:
         try:
             if self._notices is None:
-                self._notices = Notices(self._database)
-            self._notices.send(self._texts())
+                self._notices = self._listen()
+            self._speak(self._notices)
             for text in self._notices.wait(LISTEN_SECONDS):
                 self._hear(text)
         except NoticesLostError as error:
             log.warning("live events of other processes are lost for now: %s", error)
             self._notices = None
+            self._has_missed = True
             return RETRY_SECONDS
         return 0.0
+
+    def _listen(self) -> Notices:
+        notices = Notices(self._database)
+        if self._has_missed:
+            self._hub.end_streams()
+            self._has_missed = False
+        return notices
 
     def stop(self, timeout_seconds: float = 10.0) -> None:
         super().stop(timeout_seconds)
         if self._notices is not None:
             self._notices.close()
 
-    def _texts(self) -> list[str]:
+    def _speak(self, notices: Notices) -> None:
         with self._lock:
-            events, self._waiting = list(self._waiting), {}
-        return [json.dumps([self._own, event.kind, event.run_id]) for event in events]
+            events, self._waiting = self._waiting, {}
+        try:
+            notices.send(json.dumps([self._own, event.kind, event.run_id]) for event in events)
+        except NoticesLostError:
+            with self._lock:
+                self._waiting = events | self._waiting
+            raise
 
     def _hear(self, text: str) -> None:
         sender, kind, run_id = json.loads(text)

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ class Run:
     started_at: float
     last_seen_at: float
     ended_at: float | None
+    seconds: float  # from its start until it was last heard of, by the clock of its computer
     silent_after: float
     steps: int
     points: int
@@ -213,11 +214,15 @@ class Runs:
             known.get(rule.id, Verdict(rule.id, "not_testable", unasked)) for rule in all_rules()
         ]
 
-    def audits(self, run_id: str, name: str | None = None) -> AuditList:
-        """Audits in the order in which they arrived: the first, and the newest that fit."""
+    def audits(self, run_id: str, names: Collection[str] = ()) -> AuditList:
+        """Audits in the order in which they arrived: the first, and the newest that fit.
+
+        Args:
+            names: only these; all where none is given.
+        """
         with self._database.read() as session:
             found(run_rows.get(session, checked_id(run_id)), run_id)
-            keys = evidence.audit_keys(session, run_id, name=name)
+            keys = evidence.audit_keys(session, run_id, names=names)
             chosen, left_out = evidence.first_and_newest(
                 keys, most=MOST_AUDITS, most_bytes=MOST_AUDIT_BYTES
             )
@@ -238,6 +243,7 @@ def run_of(row: RunRow) -> Run:
         started_at=row.started_at,
         last_seen_at=row.last_seen_at,
         ended_at=row.ended_at,
+        seconds=(row.last_sent_at or row.last_seen_at) - row.started_at,
         silent_after=row.silent_after,
         steps=row.step,
         points=row.points,

@@ -65,9 +65,12 @@ def open_counts(session: Session, run_id: str) -> dict[str, int]:
     return {row[0]: row[1] for row in session.execute(query)}
 
 
-def mutes_ended(session: Session, now: float, limit: int = 100) -> Sequence[AlertRow]:
-    query = select(AlertRow).where(AlertRow.muted_until <= now, AlertRow.state == "muted")
-    return session.scalars(query.order_by(AlertRow.muted_until).limit(limit)).all()
+def mutes_ended(session: Session, now: float, limit: int = 100) -> list[tuple[str, str]]:
+    """Alerts whose mute is over, each with its run."""
+    query = select(AlertRow.id, AlertRow.run_id)
+    query = query.where(AlertRow.muted_until <= now, AlertRow.state == "muted")
+    rows = session.execute(query.order_by(AlertRow.muted_until, AlertRow.id).limit(limit))
+    return [(row[0], row[1]) for row in rows]
 
 
 def put_verdicts(session: Session, run_id: str, verdicts: Mapping[str, tuple[str, str]]) -> None:

@@ -94,7 +94,8 @@ class RunRow(Base):
 
     state: Mapped[str] = mapped_column(String(16), default="running")
     step: Mapped[int] = mapped_column(default=0)
-    started_at: Mapped[float] = mapped_column(default=0.0)
+    started_at: Mapped[float] = mapped_column(default=0.0)  # this and the next by the client's
+    last_sent_at: Mapped[float | None]  # when the last packet was closed
     last_seen_at: Mapped[float] = mapped_column(default=0.0)  # by the server's clock
     ended_at: Mapped[float | None]
     silent_after: Mapped[float] = mapped_column(default=60.0)  # seconds the client promised

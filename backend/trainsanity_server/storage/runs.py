@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from trainsanity_server.storage.models import (
     VerdictRow,
 )
 
+ID_DIGITS = 8  # so many make the beginning of an id
 MOST_DAMAGE = 20  # sentences about what of a run cannot be read
 
 
@@ -65,13 +67,18 @@ def page(
 
 
 def _mentions(q: str) -> ColumnElement[bool]:
-    return or_(
+    q = q.replace("\0", "\ufffd")  # as in what is stored
+    as_in_json = json.dumps(q)[1:-1]
+    ways = [
         RunRow.name.icontains(q, autoescape=True),
-        RunRow.tags.cast(String).icontains(q, autoescape=True),
-        # One engine keeps ids with hyphens, the other without.
-        RunRow.id.cast(String).icontains(q, autoescape=True),
-        RunRow.id.cast(String).icontains(q.replace("-", ""), autoescape=True),
-    )
+        RunRow.tags.cast(String).icontains(as_in_json, autoescape=True),
+    ]
+    # One engine keeps ids with hyphens, the other without. What is short, as "1e-3", is no id.
+    digits = q.replace("-", "")
+    if digits == q or len(digits) >= ID_DIGITS:
+        ids = func.replace(RunRow.id.cast(String), "-", "")
+        ways.append(ids.icontains(digits, autoescape=True))
+    return or_(*ways)
 
 
 def projects(session: Session) -> list[str]:

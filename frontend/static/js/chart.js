@@ -65,11 +65,7 @@ export class Chart {
   load() {
     return this.alone(async () => {
       const range = this.shared.range;
-      const answer = await fetchData(this.element.dataset.run, this.names, {
-        first: range?.[0],
-        last: range?.[1],
-        points: MOST_PLACES,
-      });
+      const answer = await this.ask(this.names, range?.[0], range?.[1]);
       this.range = range;
       this.series.forEach((series) => series.clear());
       this.take(answer);
@@ -77,23 +73,27 @@ export class Chart {
     });
   }
 
-  // Adds what came after the last step drawn: the cost follows what is new.
+  // Adds what came after the last step drawn of each witness: the cost follows what is new, and
+  // some are read later than others of the same steps.
   async follow() {
     await this.alone(async () => {
-      const end = this.range?.[1] ?? Infinity;
-      if (this.lastStep >= end) return;
-      const answer = await fetchData(this.element.dataset.run, this.names, {
-        first: this.lastStep + 1,
-        last: this.range?.[1],
-        points: MOST_PLACES,
-      });
-      if (this.take(answer)) await this.draw();
+      const end = this.range?.[1];
+      const unfinished = this.series.filter(({ lastStep }) => lastStep < (end ?? Infinity));
+      const byLastStep = [...Map.groupBy(unfinished, ({ lastStep }) => lastStep)];
+      const answers = await Promise.all(
+        byLastStep.map(([last, series]) => this.ask(series.map(({ name }) => name), last + 1, end)),
+      );
+      if (this.take(answers.flat())) await this.draw();
     });
     // Too much by now to be drawn place by place.
     if (this.places > 2 * MOST_PLACES * this.series.length) await this.load();
   }
 
-  // One fetch at a time; a wish that comes meanwhile is served afterwards.
+  ask(names, first, last) {
+    return fetchData(this.element.dataset.run, names, { first, last, points: MOST_PLACES });
+  }
+
+  // One piece of work at a time; a wish that comes meanwhile is served afterwards.
   async alone(work) {
     while (this.busy) await this.busy.catch(() => {});
     this.busy = work();
@@ -230,7 +230,7 @@ export class Chart {
   readOut(step = null) {
     this.series.forEach((series, i) => {
       const at = step === null ? -1 : series.near(step);
-      const value = at < 0 ? series.last : (series.value[at] ?? NaN);
+      const value = at < 0 ? series.last : series.valueAt(at);
       this.legend.children[i].querySelector(".number").textContent = series.step.length ? figure(value) : "–";
     });
   }
@@ -253,6 +253,7 @@ export class Chart {
 
   // Half or twice as many steps around the middle of what is drawn.
   scale(factor) {
+    if (!this.isDrawn) return;
     const [low, high] = this.plot._fullLayout.xaxis.range;
     const middle = (low + high) / 2;
     const half = Math.max(2, ((high - low) / 2) * factor);
@@ -270,8 +271,8 @@ export class Chart {
       tool("log", `Logarithmic scale for ${title}`, (button) => {
         this.log = !this.log;
         button.setAttribute("aria-pressed", this.log);
-        this.draw();
-      }, true),
+        if (this.isDrawn) this.draw();
+      }, this.log),
     );
   }
 
@@ -322,13 +323,14 @@ function sampleLine(variable, dash) {
   return svg;
 }
 
-function tool(text, label, act, toggles = false) {
+// isPressed: whether it is on; not given for one that cannot be.
+function tool(text, label, act, isPressed) {
   const button = document.createElement("button");
   button.type = "button";
   button.className = "button is-quiet";
   button.textContent = text;
   button.setAttribute("aria-label", label);
-  if (toggles) button.setAttribute("aria-pressed", "false");
+  if (isPressed !== undefined) button.setAttribute("aria-pressed", isPressed);
   button.addEventListener("click", () => act(button));
   return button;
 }

@@ -87,7 +87,7 @@ export function frame({ range, log, canDrag }) {
       nticks: 5,
       autorange: true,
       type: log ? "log" : "linear",
-      exponentformat: "power",
+      exponentformat: "e", // raised digits would be made by inline styles, which our policy forbids
       separatethousands: true,
     },
     // A strip at the bottom, in which NaN and infinities are marked.

@@ -1,7 +1,8 @@
 // Turns events of the server into events of the page, on which htmx and the charts act.
 //
 // On a run's page:  live-run, live-points, live-alerts
-// On the list:      live-run-<id> for each run shown; live-unknown-run when another one appears
+// On the list:      live-run-<id> for each run shown; live-unknown-run when another one appears;
+//                   live-missed when events may have been lost, for older runs
 // On both:          live-any-alerts
 import { LiveStream } from "./live_stream.js";
 
@@ -36,7 +37,7 @@ function changed(run, kinds) {
 // Nothing is known of what happened before there was a stream, since the page was made too.
 function resync() {
   if (topic !== "*") KINDS.forEach((kind) => announce(`live-${kind}`));
-  else ["live-unknown-run", "live-any-alerts"].forEach(announce);
+  else ["live-unknown-run", "live-missed", "live-any-alerts"].forEach(announce);
 }
 
 function show(state) {

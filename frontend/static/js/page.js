@@ -55,4 +55,20 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+// Whoever pressed a button that is gone now goes on from what it belonged to.
+const places = new WeakMap(); // one change of the page -> id of what the focus was in before it
+
+document.addEventListener("htmx:before:swap", ({ detail }) => {
+  places.set(detail.ctx, document.activeElement?.closest("article[id]")?.id);
+});
+document.addEventListener("htmx:after:swap", ({ detail }) => {
+  const place = places.get(detail.ctx);
+  if (!place || document.activeElement !== document.body) return;
+  const article = document.getElementById(place);
+  const next = article?.checkVisibility()
+    ? article.querySelector(".actions button, .actions summary")
+    : article?.closest("details")?.querySelector("summary");
+  next?.focus({ preventScroll: true });
+});
+
 listen();

@@ -22,6 +22,7 @@ export class Series {
     this.low = [];
     this.high = [];
     this.odd = []; // steps at which a sample is NaN or infinite
+    this.oddSamples = new Map(); // step -> that sample, where it is known by itself
     this.total = 0; // samples behind all places
     this.exact = true; // each place is one sample
     this.last = NaN;
@@ -38,7 +39,10 @@ export class Series {
     for (let i = 0; i < step.length; i++) {
       const sample = number(value[i]);
       this.place(step[i], step[i], finite(sample), finite(sample), finite(sample));
-      if (!Number.isFinite(sample)) this.odd.push(step[i]);
+      if (!Number.isFinite(sample)) {
+        this.odd.push(step[i]);
+        this.oddSamples.set(step[i], sample);
+      }
       this.last = sample;
     }
     this.total += step.length;
@@ -60,6 +64,11 @@ export class Series {
     this.low.push(low);
     this.high.push(high);
     this.lastStep = Math.max(this.lastStep, lastStep);
+  }
+
+  // NaN too for a stretch of which no sample is finite.
+  valueAt(place) {
+    return this.value[place] ?? this.oddSamples.get(this.step[place]) ?? NaN;
   }
 
   // The place nearest to a step; -1 where there is none.
