@@ -41,7 +41,9 @@ def _started(
         cwd=ROOT,
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
+            "PYTHONPATH": os.pathsep.join(
+                (str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", ""))
+            ),
             "TF_CPP_MIN_LOG_LEVEL": "3",
             **environment,
         },
@@ -81,4 +83,5 @@ def told(run: Any) -> dict[str, Any]:
         "said": [[rule.id, f.message] for rule, f in judgement.at_least("warning")],
         "verdicts": judgement.verdicts,
         "not_testable": run.audits("columns")[-1].facts["not_testable"],
+        "processes": [audit.facts for audit in run.audits("processes")],
     }

@@ -43,7 +43,12 @@ PROMISED = {
     "update-ratio",
 }
 # Rules that came later; their slugs name the trouble they find.
-ADDED = ["probe-failed", "loss-precision-lost", "sparse-update-mismatch"]
+ADDED = [
+    "probe-failed",
+    "loss-precision-lost",
+    "sparse-update-mismatch",
+    "metric-of-one-process",
+]
 
 every_rule = pytest.mark.parametrize("each", all_rules(), ids=lambda r: r.id)
 
