@@ -9,9 +9,11 @@ from trainsanity.rules import NotTestable, Severity, history
 from trainsanity.rules.memory_growth import MemoryGrowth
 
 
-def found(levels, per_epoch=1, variables=None):
+def found(levels, per_epoch=1, variables=None, anonymous=None):
     ends = range(per_epoch, len(levels) + 1, per_epoch)
     signals = {"memory/rss": levels}
+    if anonymous is not None:
+        signals["memory/without_files"] = anonymous
     if variables is not None:
         signals["memory/live_variables"] = variables
     run = history(signals, audits=[("epoch", n, {"last_step": n}) for n in ends])
@@ -48,6 +50,18 @@ def test_a_cache_or_arena_that_fills_up_is_quiet(size, epochs, noise, count):
 def test_a_level_that_only_wanders_is_quiet(seed, width):
     levels = 2000 + np.random.default_rng(seed).uniform(0, width, 100)
     assert not found(levels, per_epoch=5)
+
+
+def test_pages_of_a_file_that_is_read_through_are_quiet():
+    assert not found([500.0 + 10 * n for n in range(30)], anonymous=[300.0] * 30)
+
+
+def test_growth_is_found_while_the_system_takes_pages_of_files_back():
+    (alert,) = found(
+        [800.0 - 5 * n for n in range(30)], anonymous=[300.0 + 10 * n for n in range(30)]
+    )
+    assert alert.subject == "memory of the process"
+    assert alert.witnesses[0].name == "memory/without_files in the first stretch"
 
 
 def test_growth_below_the_floor_is_nobodys_trouble():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -11,6 +13,7 @@ from trainsanity.live_variables import LiveVariables
 from trainsanity.probes.probe import Probe
 
 MIB = 1024.0 * 1024.0
+OWN_PAGES = re.compile(r"^Rss(?:Anon|Shmem):\s+(\d+) kB$", re.MULTILINE)
 
 
 class Memory(Probe):
@@ -34,6 +37,9 @@ class Memory(Probe):
             return
         self._last_step = self.run.step
         readings = {"memory/rss": self._process.memory_info().rss / MIB}
+        without_files = _without_files()
+        if without_files is not None:
+            readings["memory/without_files"] = without_files
         device = self.run.backend.device_memory()
         if device is not None:
             readings["memory/device"] = device / MIB
@@ -47,3 +53,15 @@ class Memory(Probe):
     def on_closed(self) -> None:
         if self._variables is not None:
             self._variables.stop()
+
+
+def _without_files() -> float | None:
+    """MiB of resident memory that are no pages of files, which come with reading and are the
+    system's to take back; None where it does not tell (see proc_pid_status(5)).
+    """
+    try:
+        text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    kib = [int(number) for number in OWN_PAGES.findall(text)]
+    return sum(kib) / 1024.0 if kib else None
