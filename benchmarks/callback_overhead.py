@@ -34,8 +34,9 @@ MODULES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb", "
 class Times:
     """Of one subject on one model: each round's fit without and with the callback.
 
-    A fit's times are in microseconds: `mean`, `median` and `p99` of a step, and, with the callback,
-    `hook_p99` of its batch hooks.
+    A fit's times are in microseconds: `mean`, `median` and `p99` of a step, the tenth part of the
+    steps that are `fast`, which what else runs on the machine disturbs least, the time of all
+    processors in a step, and, with the callback, `hook_p99` of its batch hooks.
     """
 
     plain: list[Row] = field(default_factory=list)
@@ -186,6 +187,9 @@ def _rows(case: str, server: str, measured: dict[str, Times]) -> Iterator[Row]:
         yield row(f"{case}: added per batch{here}", subject, added, "µs")
         yield row(f"{case}: added per batch{here}", subject, share, "% of step")
         yield row(f"{case}: added to the median step{here}", subject, times.added("median"), "µs")
+        yield row(f"{case}: added to the fast step{here}", subject, times.added("fast"), "µs")
+        used = times.added("processor")
+        yield row(f"{case}: processor time added{here}", subject, used, "µs")
         # Work outside of the hooks, such as around the step, shows here.
         yield row(f"{case}: added to the p99 step{here}", subject, times.added("p99"), "µs")
         yield row(f"{case}: batch hook p99{here}", subject, times.hook_p99(), "µs")

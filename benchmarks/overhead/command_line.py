@@ -10,7 +10,10 @@ from typing import Any
 import click
 
 # Of models.py, which needs Keras to be imported.
-MODELS = ("dense", "cnn", "deep-cnn", "lstm", "transformer")
+MODELS = ("dense", "cnn", "deep-cnn", "wide", "embedding", "lstm", "transformer")
+# glibc gives large blocks back, or keeps them, by what the process has done before. Where each step
+# takes them anew, page by page, it scatters by more than any callback costs.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 Row = dict[str, Any]
 Command = Callable[..., None]
 
@@ -30,7 +33,8 @@ def training_options(command: Command) -> Command:
 
 def environment(backend: str) -> dict[str, str]:
     """Of a process that trains on this backend."""
-    return {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    names = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return {**os.environ, **names, **KEEP_MEMORY}
 
 
 def row(case: str, subject: str, value: float, unit: str) -> Row:

@@ -68,6 +68,30 @@ def deep_cnn(batches: int) -> Made:
     return _compiled(model), x, y
 
 
+def wide(batches: int) -> Made:
+    """A classifier of 2.6 million weights, most of whose step reads and writes memory."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(batches * BATCH, 256)).astype("float32")
+    y = random.integers(0, 10, batches * BATCH)
+    model = keras.Sequential([keras.Input((256,))])
+    for units in (2048, 1024):
+        model.add(layers.Dense(units, activation="relu"))
+    model.add(layers.Dense(10, activation="softmax"))
+    return _compiled(model), x, y
+
+
+def embedding(batches: int) -> Made:
+    """A classifier of texts, almost all of whose weights are those of a large table."""
+    random = np.random.default_rng(0)
+    ids = random.integers(0, 30_000, (batches * BATCH, 40)).astype("int32")
+    model = keras.Sequential([keras.Input((40,), dtype="int32")])
+    model.add(layers.Embedding(30_000, 64, mask_zero=True))
+    model.add(layers.GlobalAveragePooling1D())
+    model.add(layers.Dense(64, activation="relu"))
+    model.add(layers.Dense(2, activation="softmax"))
+    return _compiled(model), ids, ids[:, 0] % 2
+
+
 def lstm(batches: int) -> Made:
     """A tagger of padded sequences, with a mask."""
     ids, tags = _sequences(batches)
@@ -106,6 +130,8 @@ MODELS: dict[str, Callable[[int], Made]] = {
     "dense": dense,
     "cnn": cnn,
     "deep-cnn": deep_cnn,
+    "wide": wide,
+    "embedding": embedding,
     "lstm": lstm,
     "transformer": transformer,
 }
