@@ -11,13 +11,13 @@ from typing import Any
 
 import keras
 
-from trainsanity import backends, identity, wire
+from trainsanity import backends, identity, unwarned, wire
 from trainsanity.boundary import Boundary
 from trainsanity.callback import SanityCallback
 from trainsanity.columns import table
 from trainsanity.errors import CannotAudit, SampleRefused
 from trainsanity.fit_arguments import FitArguments
-from trainsanity.forward import evaluation_untouched, quiet_forward, refused, untouched, unwarned
+from trainsanity.forward import evaluation_untouched, quiet_forward, refused, untouched
 from trainsanity.probes import all_probes
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import rows_of
@@ -108,6 +108,7 @@ def _audited(model: Any, sample: tuple[Any, Any, Any], expect: Expect, folder: P
     run.fit = FitArguments()
 
     boundary = Boundary(run.note_failure)
+    unwarned.begin(boundary)
     obstacle = boundary.call("forward", _obstacle, model, sample[0], default="")
     _look(run, boundary)
     evaluated: list[wire.Packet] = []
@@ -115,6 +116,7 @@ def _audited(model: Any, sample: tuple[Any, Any, Any], expect: Expect, folder: P
         evaluated, obstacle = boundary.call(
             "evaluate", _evaluated, model, sample, expect, folder, default=([], "")
         )
+    unwarned.end(boundary)
     stream.close("finished")
     looked = SpooledRun.read(settings.spool_dir / f"{run_id}.spool")
     spooled = SpooledRun([*looked.packets, *evaluated])
@@ -166,8 +168,9 @@ def _evaluated(
     callback = SanityCallback(
         "offline", spool_dir=folder, keep_spool=True, verbose=False, expect=expect
     )
+    own_traces = backends.active().own_traces()
     try:
-        with evaluation_untouched(model), untouched(model), unwarned(), refused("evaluate raises"):
+        with evaluation_untouched(model), untouched(model), own_traces, refused("evaluate raises"):
             model.evaluate(
                 x,
                 y,

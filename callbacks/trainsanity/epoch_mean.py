@@ -9,6 +9,9 @@ import numpy as np
 from trainsanity.probes.probe import Columns, Probe
 from trainsanity.tape import TapeRows
 
+# Ways to count: as Keras does; where the input is real; everything; by sample weights.
+VARIANTS = ("recomputed", "unmasked", "all", "weighted")
+
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 

@@ -29,6 +29,33 @@ def first_weighted_layers(model: Any) -> list[tuple[str, Any]]:
     return found
 
 
+def fed_layers(model: Any, x: Any) -> list[tuple[Any, Any]]:
+    """The layers of a functional model that take an input just as it comes, each with this one's
+    part of a batch; none where it is not certain which part is whose.
+    """
+    inner = getattr(model, "_functional", None) or model
+    structure, tensors = getattr(inner, "_inputs_struct", None), getattr(inner, "inputs", None)
+    leaves = keras.tree.flatten(x)
+    if not tensors or len(tensors) != len(leaves) or not _same_keys(structure, x):
+        return []
+    own = {id(layer) for layer in inner.layers}
+    found = []
+    for tensor, leaf in zip(tensors, leaves, strict=True):
+        history = tensor._keras_history
+        for node in history.operation._outbound_nodes:
+            takes = _takes(node, history.operation, history.tensor_index)
+            if leaf is not None and takes and id(node.operation) in own:
+                found.append((node.operation, leaf))
+    return found
+
+
+def _same_keys(structure: Any, x: Any) -> bool:
+    """Keras finds parts by their keys where both have some."""
+    if isinstance(structure, dict) and isinstance(x, dict):
+        return set(structure) == set(x)
+    return not isinstance(structure, dict) and not isinstance(x, dict)
+
+
 def _first_behind(tensor: Any) -> Any | None:
     """Follows a symbolic tensor to the first layer with weights, into nested models too."""
     history = getattr(tensor, "_keras_history", None)

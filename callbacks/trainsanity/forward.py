@@ -5,17 +5,18 @@ from __future__ import annotations
 import random
 import re
 import sys
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
+from keras.src.backend.common import global_state
 from keras.src.utils import module_utils
 
 from trainsanity import backends
 from trainsanity.errors import CannotAudit
+from trainsanity.overheard import changing
 
 
 @contextmanager
@@ -25,8 +26,22 @@ def untouched(model: Any) -> Iterator[None]:
     """
     copies_of = backends.active().copies_of
     volatile = [copy for v in volatile_variables(model) for copy in copies_of(v)]
-    with generators_as_now(), values_as_now(volatile):
+    with generators_as_now(), values_as_now(volatile), scopes_as_now():
         yield
+
+
+@contextmanager
+def scopes_as_now() -> Iterator[None]:
+    """Takes away again what Keras keeps of a scope that was entered for the first time: torch
+    compiles a step anew where it is there, though it says that there is no scope.
+    """
+    kept = vars(global_state.GLOBAL_STATE_TRACKER)  # of this thread
+    before = set(kept)
+    try:
+        yield
+    finally:
+        for name in [name for name in kept if name not in before and kept[name] is None]:
+            del kept[name]
 
 
 @contextmanager
@@ -34,7 +49,7 @@ def evaluation_untouched(model: Any) -> Iterator[None]:
     """Within, the model may be evaluated; its metrics and its test function stay as they were."""
     function, model.test_function = model.test_function, None
     try:
-        with values_as_now(model.metrics_variables):
+        with values_as_now(model.metrics_variables), backends.active().uncompiled(model):
             yield
     finally:
         model.test_function = function
@@ -56,8 +71,6 @@ def names_untouched() -> Iterator[None]:
     """Within, objects may be made without moving on the numbers in the names of those that come
     later.
     """
-    from keras.src.backend.common import global_state
-
     counts = "object_name_uids"
     now = global_state.get_global_attribute(counts)
     before = None if now is None else now.copy()
@@ -66,14 +79,6 @@ def names_untouched() -> Iterator[None]:
     finally:
         # None: nothing has a name yet in this thread, and Keras will begin to count by itself.
         global_state.set_global_attribute(counts, before)
-
-
-@contextmanager
-def unwarned() -> Iterator[None]:
-    """Within, nothing is warned of: it would look as if the user had done what we do."""
-    with warnings.catch_warnings(), backends.active().own_traces():
-        warnings.simplefilter("ignore")
-        yield
 
 
 class _OnlyImported(module_utils.LazyModule):  # type: ignore[misc] # Keras is Any to mypy
@@ -87,16 +92,22 @@ def tensorflow_as_imported() -> Iterator[None]:
     """Within, Keras does not import TensorFlow to see whether an object is of it, as it does when
     it saves on other backends: where nobody has imported it, there is none.
     """
-    lazy = module_utils.tensorflow
-    is_known = type(lazy) is not module_utils.LazyModule or lazy._available is not None
-    if is_known:
-        yield
-        return
-    lazy.__class__ = _OnlyImported
+    lazy, need = module_utils.tensorflow, object()
     try:
+        with changing:
+            _needs.add(need)
+            if type(lazy) is module_utils.LazyModule and lazy._available is None:
+                lazy.__class__ = _OnlyImported
         yield
     finally:
-        lazy.__class__ = module_utils.LazyModule
+        with changing:
+            _needs.discard(need)
+            # Another thread may still be at it.
+            if not _needs and type(lazy) is _OnlyImported:
+                lazy.__class__ = module_utils.LazyModule
+
+
+_needs: set[object] = set()
 
 
 @contextmanager

@@ -39,6 +39,14 @@ class Listeners:
         for probe, method in self._with_turn(hook, every_batch):
             yield self._boundary.call(probe.name, method, *args, default={})
 
+    def of_every_batch(self, hook: str, *, only_inputs: bool) -> list[Callable[..., Any]]:
+        """Methods of probes that see every batch and are not off, to be called as they are."""
+        return [
+            method
+            for probe, method in self._with_turn(hook, every_batch=True)
+            if probe.only_inputs is only_inputs and probe.name not in self._boundary.off
+        ]
+
     def _with_turn(
         self, hook: str, every_batch: bool | None
     ) -> list[tuple[Probe, Callable[..., Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -59,13 +58,10 @@ def updates(optimizer: Any, read: Read) -> int:
 
 def config_of(optimizer: Any) -> dict[str, Any]:
     """Its configuration; empty where its class has none."""
-    with warnings.catch_warnings():
-        # Keras warns of lambdas, which would look as if the user had saved something.
-        warnings.simplefilter("ignore")
-        try:
-            return dict(optimizer.get_config())
-        except NotImplementedError:
-            return {}
+    try:
+        return dict(optimizer.get_config())
+    except NotImplementedError:
+        return {}
 
 
 def fresh(optimizer: Any, **changed: Any) -> Any | None:

@@ -25,13 +25,13 @@ class Overheard:
     """
 
     def __init__(
-        self, owner: Any, name: str, wrapper_of: Callable[[Function, Sequence[Any]], Function]
+        self, owner: Any, name: str, wrapper_of: Callable[[Any, Sequence[Any]], Any]
     ) -> None:
         self._owner = owner
         self._name = name
         self._wrapper_of = wrapper_of
         self._listeners: list[Any] = []
-        self._wrapper: Function | None = None
+        self._wrapper: Any = None
         self._before: Any = _NOTHING
 
     def __bool__(self) -> bool:

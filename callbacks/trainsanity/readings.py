@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from trainsanity.boundary import Boundary
+from trainsanity.link import Link
 from trainsanity.listeners import Listeners
+from trainsanity.passes import Pass
 from trainsanity.run import Run
 from trainsanity.tape import TapeReader, TapeRows
 
@@ -23,6 +26,8 @@ class Readings:
         self._boundary = boundary
         self.train: TapeReader | None = None
         self.test: TapeReader | None = None
+        self.link: Link | None = None  # with processes that train the same model
+        self._pass: Pass | None = None  # of validation, under way, that other processes share
         self._unread_tests = 0
         self._last_read = 0.0
         self._last_slow_read = 0.0
@@ -77,12 +82,24 @@ class Readings:
             return
         self._unread_tests = 0
         rows = self._boundary.call("tape", self.test.read, whole)
-        self._pass_on(rows, "on_test_rows", "test_latest")
+        self._pass_on_tests(rows)
 
-    def forget_tests(self) -> None:
+    def begin_test(self) -> None:
         """Before a test pass of ours: leaves out rows of passes that were not."""
         if self.test is not None:
             self._boundary.call("tape", self.test.skip, self._run.model, None)
+        is_shared = self.link is not None and self._run.kind == "fit"
+        self._pass = Pass() if is_shared else None
+
+    def end_test(self, keys: Iterable[str]) -> None:
+        """After it, when all of it was read.
+
+        Args:
+            keys: what it has shown.
+        """
+        if self._pass is not None:
+            self._boundary.call("processes", self._share_pass, self._pass, keys)
+            self._pass = None
 
     def read_before(self, args: tuple[Any, ...], *, training: bool) -> None:
         """Reads all that was written before an execution that gets these arguments: one that is
@@ -92,8 +109,10 @@ class Readings:
         if reader is None:
             return
         rows = self._boundary.call("tape", reader.read_before, self._run.model, args)
-        hooks = ("on_rows", "latest") if training else ("on_test_rows", "test_latest")
-        self._pass_on(rows, *hooks)
+        if training:
+            self._pass_on(rows, "on_rows", "latest")
+        else:
+            self._pass_on_tests(rows)
 
     def after_foreign(self, result: Any, *, training: bool) -> None:
         """After it: leaves out what it has written."""
@@ -106,6 +125,11 @@ class Readings:
         if force or now - self._last_slow_read >= SLOW_READ_SECONDS:
             self._last_slow_read = now
             self._listeners.tell("on_sample_time")
+
+    def _pass_on_tests(self, rows: TapeRows | None) -> None:
+        if self._pass is not None:
+            self._boundary.call("processes", self._pass.add, rows)
+        self._pass_on(rows, "on_test_rows", "test_latest")
 
     def _pass_on(self, rows: TapeRows | None, hook: str, latest: str) -> None:
         if rows is None or not len(rows):
@@ -124,8 +148,27 @@ class Readings:
             for steps, block in rows.blocks(columns):
                 self._boundary.call("stream", run.emit, steps, block)
             self._boundary.call("stream", self._say_thinned, rows)
+            self._boundary.call("processes", self._share, rows)
         if rows.lost:
             self._boundary.call("tape", self._report_lost, rows.lost)
+
+    def _share(self, rows: TapeRows) -> None:
+        if self.link is not None:
+            self.link.add(rows, self._run.epoch)
+            self.pass_on_together()
+
+    def _share_pass(self, shared: Pass, keys: Iterable[str]) -> None:
+        if self.link is not None:
+            row = None if self.test is None else shared.row(self._run.step)
+            self.link.add_pass(row, self._run.epoch, keys)
+            self.pass_on_together()
+
+    def pass_on_together(self) -> None:
+        """What is new of all processes."""
+        if self.link is not None:
+            for steps, columns in self.link.together():
+                self._run.emit(steps, columns)
+                self._run.not_testable.pop("processes", None)  # the end will say how it went on
 
     def _say_thinned(self, rows: TapeRows) -> None:
         """What was not measured at every step, why, and how often it was; again where that

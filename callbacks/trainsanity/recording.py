@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from trainsanity import backends, call_sites
 from trainsanity.forward import call_model, fixed_batch, untouched
 from trainsanity.masking import mask_of
 
+Shapes = dict[tuple[int, int], list[tuple[int, ...]]]
 _ends = itertools.count(1)
 
 
@@ -108,6 +111,28 @@ def run_pass(model: Any, x: Any, *, training: bool) -> Pass:
     with untouched(model), recorded(model, calls, called=called):
         result = call_model(model, x, training=training)
     return Pass(calls, result, called)
+
+
+def output_shapes(model: Any, x: Any) -> Shapes:
+    """Shapes of what every call of an operation gives, by its id and its number among the calls of
+    the same operation; nothing is computed where that costs more than to find the shapes alone.
+    """
+    counts: Counter[int] = Counter()
+    shapes: Shapes = {}
+
+    def noting(operation: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            key = (id(operation), counts[id(operation)])
+            counts[id(operation)] += 1
+            result = original(*args, **kwargs)
+            shapes[key] = [tuple(tensor.shape) for tensor in tensors_of(result)]
+            return result
+
+        return call
+
+    with untouched(model), _calls_replaced(model, noting):
+        backends.active().for_its_shapes(lambda x: call_model(model, x, training=False), x, model)
+    return shapes
 
 
 @dataclass(frozen=True)
@@ -261,6 +286,11 @@ def tensors_of(structure: Any) -> list[Any]:
     return [leaf for leaf in keras.tree.flatten(structure) if holds_numbers(leaf)]
 
 
+def measurable(structure: Any) -> Any:
+    """The same with None in place of what is no tensor of numbers."""
+    return keras.tree.map_structure(lambda leaf: leaf if holds_numbers(leaf) else None, structure)
+
+
 def holds_numbers(leaf: Any) -> bool:
     """Whether this is a tensor with a number at each place: not one of strings, nor a sparse or
     ragged one, for which many operations do not exist.
@@ -300,16 +330,16 @@ class Passes:
     def training(self) -> Pass:
         return self._make("training", training=True)
 
-    @property
-    def half(self) -> Pass | None:
-        """Inference on the first half of the rows; None where the batch size is fixed."""
-        if fixed_batch(self._run.model) is not None:
-            return None
-        return self._make("half", training=False, share=2)
+    def shapes_of_half(self) -> Shapes:
+        """Those of inference on the first half of the rows; none where the batch size is fixed."""
+        model, x = self._run.model, self._run.sample[0]
+        if fixed_batch(model) is not None:
+            return {}
+        return output_shapes(model, first_rows(x, max(1, rows_of(x) // 2)))
 
-    def _make(self, name: str, *, training: bool, share: int = 1) -> Pass:
+    def _make(self, name: str, *, training: bool) -> Pass:
         if name not in self._made:
-            x = self._run.sample[0]
-            rows = max(1, rows_of(x) // share)
-            self._made[name] = run_pass(self._run.model, first_rows(x, rows), training=training)
+            began = time.monotonic()
+            self._made[name] = run_pass(self._run.model, self._run.sample[0], training=training)
+            self._run.shared.setdefault("pass_seconds", time.monotonic() - began)
         return self._made[name]

@@ -23,14 +23,13 @@ _WAYS: dict[str, tuple[str, ...]] = {
         "/elements",
         "/expected_elements",
         "/nonfinite",
-        "/out_of_range",
         ":n",
         ":d",
         "_fingerprint:rows",
     ),
     "min": ("/min", "_min"),
     "max": ("/max", "_max", "/classes", "/target_padding_most"),
-    "rows": ("_coverage", "/mean", "_mean", "/border_zero", "loss/added"),
+    "rows": ("_coverage", "/mean", "_mean", "/border_zero", "/out_of_range", "loss/added"),
     "alike": ("loss/differentiated",),
 }
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trainsanity.backends.backend import Backend
     from trainsanity.fit_arguments import FitArguments
     from trainsanity.probes.probe import Probe
+    from trainsanity.processes import NoStream
     from trainsanity.settings import Settings
     from trainsanity.stream import RunStream
 
@@ -38,7 +39,7 @@ class Run:
 
     model: Any
     backend: Backend
-    stream: RunStream
+    stream: RunStream | NoStream
     settings: Settings
     kind: str = "fit"
     optimizer: Any = None
@@ -47,7 +48,7 @@ class Run:
     # Calls a function of ours from the user's code: `guard(probe, function, *args, default=)`.
     guard: Callable[..., Any] | None = None
     replicas: int = 1  # copies of the model that share a batch in this process
-    processes: int = 1  # that train one model together; this is the first of them
+    processes: int = 1  # that train one model together
     # Of training and of test steps: which of them all probes look at.
     pace: Pace = field(default_factory=lambda: Pace(thins=False))
     test_pace: Pace = field(default_factory=lambda: Pace(thins=False))

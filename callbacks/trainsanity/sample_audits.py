@@ -15,8 +15,12 @@ START_UP_SECONDS = 0.2  # that audits of the sample may take after the first bat
 EPOCH_END_SECONDS = 0.5  # that those left may take at the end of an epoch
 LAST_SECONDS = 3.0  # that those left at the end of training may take at least
 MOST_SECONDS = 30.0  # that audits may take at once, however long the training was
+# An eager pass of the sample that takes so long makes each audit take what its `cost` says. On JAX,
+# where most of the time goes into compiling, so does most of an audit's: 0.2 to 1.2 s for models
+# from a small dense one to a transformer (2 cores).
+PASS_SECONDS = 0.5
 NONE = "audit_budget is 0"
-USED_UP = "audits had used up their share of the training time"
+USED_UP = "audits had used up their share of the training time, or would have with this one"
 SHARED = "audits of a sample run on one copy of the model; this one is trained on several"
 
 
@@ -31,6 +35,7 @@ class SampleAudits:
         self._has_peeked = False
         self._is_shown = False
         self._left: list[Probe] = []  # whose audits are still to come
+        self._spent = 0.0  # seconds, by audits so far
 
     def take(self, probe_data: Any) -> None:
         """From what the user gave for it, or out of arrays given to the watched call."""
@@ -100,7 +105,9 @@ class SampleAudits:
                 self._show(is_borrowed=True)
 
     def at_epoch_end(self) -> None:
-        self._audit(EPOCH_END_SECONDS)
+        elapsed = time.monotonic() - self._opened
+        left = self._run.settings.audit_budget * elapsed - self._spent
+        self._audit(min(MOST_SECONDS, max(EPOCH_END_SECONDS, left)))
         self._show()
 
     def end(self) -> None:
@@ -150,13 +157,20 @@ class SampleAudits:
         if not self._left:
             return
         started = time.monotonic()
-        with forward.names_untouched(), forward.unwarned(), forward.tensorflow_as_imported():
+        own_traces = self._run.backend.own_traces()
+        with forward.names_untouched(), own_traces, forward.tensorflow_as_imported():
             for probe in [p for p in self._left if not (is_borrowed and p.runs_compiled)]:
-                if time.monotonic() - started >= seconds and not self._is_nearly_done(probe):
+                used = time.monotonic() - started + self._expected(probe)
+                if used >= seconds and not self._is_nearly_done(probe):
                     break
                 self._left.remove(probe)
                 self._listeners.tell_one(probe, "on_sample")
+        self._spent += time.monotonic() - started
         self._run.shared.pop("passes", None)  # the tensors take memory
+
+    def _expected(self, probe: Probe) -> float:
+        """Seconds that the audit is about to take; 0 as long as no pass has been timed."""
+        return probe.cost * float(self._run.shared.get("pass_seconds", 0.0)) / PASS_SECONDS
 
     def _is_nearly_done(self, probe: Probe) -> bool:
         """Whether it needs nothing but the pass that another one has just asked for."""

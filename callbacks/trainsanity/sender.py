@@ -12,6 +12,9 @@ from trainsanity.connection import ANSWER_SECONDS, Alert
 from trainsanity.delivery import Delivery
 from trainsanity.errors import DeliveryError, SpoolClosed, log
 
+# Our own: a number from Python's generator would change those that training draws after it.
+_chance = random.Random()
+
 
 @dataclass(frozen=True)
 class Patience:
@@ -156,7 +159,8 @@ class Sender(threading.Thread):
         longest = min(
             self._patience.most, self._patience.first * 2.0 ** min(self._failures - 1, 20)
         )
-        return longest * random.uniform(0.5, 1.0)  # so that a hundred runs do not come back at once
+        # So that a hundred runs do not come back at once.
+        return longest * _chance.uniform(0.5, 1.0)
 
     def _gives_up(self, error: DeliveryError, pause: float) -> bool:
         again = time.monotonic() + pause

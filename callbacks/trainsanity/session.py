@@ -17,14 +17,17 @@ from typing import Any
 
 import keras
 
-from trainsanity import backends, compiled, forks, forward, optimizers
+from trainsanity import backends, compiled, forks, forward, optimizers, processes, unwarned
 from trainsanity.boundary import Boundary
 from trainsanity.compiled import CompiledFunctions
 from trainsanity.executions import batches_of, counting, steps_per_execution
 from trainsanity.forward import fixed_batch
 from trainsanity.keras_versions import why_too_old
+from trainsanity.link import Link
 from trainsanity.listeners import Listeners
+from trainsanity.outside import Outside
 from trainsanity.probes import all_probes
+from trainsanity.processes import NoStream
 from trainsanity.readings import Readings
 from trainsanity.run import Run, header_of
 from trainsanity.sample_audits import SampleAudits
@@ -38,10 +41,6 @@ from trainsanity.watched_call import WatchedCall
 log = logging.getLogger("trainsanity")
 
 SAMPLE_ROWS = 8  # of the training data, kept in the process for audits
-OF_THE_FIRST = (
-    "losses, metrics and counts are of the first process's part of each batch: adding up would "
-    "wait for processes that may have no callback"
-)
 Function = Callable[..., Any]
 
 # Model -> the session that watches it now.
@@ -76,11 +75,13 @@ class Session:
         self._boundary = Boundary(self._report_failure)
         self._terminal = Terminal(settings)
         self._listeners = Listeners([], self._boundary)
-        self._stream: RunStream | None = None
+        self._stream: RunStream | NoStream | None = None
+        self._link: Link | None = None  # with processes that train the same model
         self._run: Run | None = None
         self._readings: Readings | None = None
         self._audits: SampleAudits | None = None
         self._taps: Taps | None = None
+        self._outside: Outside | None = None
         self._functions: CompiledFunctions | None = None
         self._wrapped: dict[str, tuple[Function, Function]] = {}  # name -> (ours, Keras')
         self._test_pass: int | None = None  # id of the frame of the test pass under way
@@ -101,7 +102,7 @@ class Session:
 
     @property
     def alerts(self) -> list[dict[str, Any]]:
-        return self._stream.alerts if self._stream else []
+        return list(self._stream.alerts) if self._stream else []
 
     # which call this is about
 
@@ -140,6 +141,7 @@ class Session:
             return
         if self._is_second():
             return
+        unwarned.begin(self)
         _watching[self.model] = weakref.ref(self)
         forks.keep(self)
         # Objects of ours must not move on the numbers in the names of the user's.
@@ -175,14 +177,9 @@ class Session:
     def _open_run(self) -> None:
         arguments = self._call.arguments
         kind = "evaluate" if arguments.call == "evaluate" else "fit"
-        self._stream = RunStream(
-            self._settings,
-            self.run_id,
-            header_of(self.model, self._settings, kind),
-            self._hear,
-            on_beat=self._beat,
-        )
         backend = backends.active()
+        is_first = backend.process() == 0
+        self._stream = self._open_stream(kind) if is_first else NoStream()
         self._run = run = Run(self.model, backend, self._stream, self._settings, kind=kind)
         run.optimizer = getattr(self.model, "optimizer", None)
         run.guard = self._boundary.call
@@ -190,7 +187,8 @@ class Session:
         run.sample_rows = fixed_batch(self.model) or SAMPLE_ROWS
         run.replicas = backend.replicas(self.model)
         run.processes = backend.processes(self.model)
-        probes = [self._boundary.call(make.name, make, run) for make in all_probes()]
+        makes = [make for make in all_probes() if is_first or make.in_all_processes]
+        probes = [self._boundary.call(make.name, make, run) for make in makes]
         probes = [probe for probe in probes if probe is not None]
         self._listeners = Listeners(probes, self._boundary)
         self._readings = Readings(run, self._listeners, self._boundary)
@@ -202,8 +200,12 @@ class Session:
                 variables = optimizer._trainable_variables
                 self._listeners.tell("on_optimizer", name, optimizer, variables)
         if run.processes > 1:
-            run.not_testable["processes"] = OF_THE_FIRST
+            run.not_testable["processes"] = processes.NOT_YET
         self._audits.begin()
+
+    def _open_stream(self, kind: str) -> RunStream:
+        header = header_of(self.model, self._settings, kind)
+        return RunStream(self._settings, self.run_id, header, self._hear, on_beat=self._beat)
 
     def _install_taps(self) -> None:
         run, readings = self._run, self._readings
@@ -214,10 +216,12 @@ class Session:
         reason = compiled.why_step_must_stay(self.model) or run.backend.why_untappable(self.model)
         if reason is not None:
             run.not_testable["taps"] = reason
+            if run.backend.follows_code(self.model):
+                train, test = self._make_tapes(run)
+                self._outside = Outside(run, self._listeners, self._boundary, train, test)
+                readings.train, readings.test = (TapeReader(t, run.backend) for t in (train, test))
             return
-        steps = steps_per_execution(self.model)
-        depth, width = max(run.backend.TAPE_DEPTH, 4 * steps), _width(self.model)
-        train, test = (Tape(run.backend, depth, width) for _ in range(2))
+        train, test = self._make_tapes(run)
         train.carry(run.kept)
         self._taps = Taps(run, self._listeners, self._boundary, self._functions, train, test)
         reason = self._taps.install()
@@ -226,6 +230,12 @@ class Session:
             return
         readings.train, readings.test = (TapeReader(t, run.backend) for t in (train, test))
         self._functions.clear()
+
+    def _make_tapes(self, run: Run) -> list[Tape]:
+        """For training and for test batches."""
+        steps = steps_per_execution(self.model)
+        depth, width = max(run.backend.TAPE_DEPTH, 4 * steps), _width(self.model)
+        return [Tape(run.backend, depth, width) for _ in range(2)]
 
     def _replace_makers(self) -> None:
         """Keras asks for its functions at the begin of every call: the moment to see that ours was
@@ -259,7 +269,18 @@ class Session:
             return
 
         def function(*args: Any) -> Any:
-            return around(original, sys._getframe(1), args)
+            results: list[Any] = []
+
+            def execute(*given: Any) -> Any:
+                results.append(original(*given))
+                return results[-1]
+
+            try:
+                return around(execute, sys._getframe(1), args)
+            except BaseException:
+                keep = backends.active().keep_state
+                self._boundary.call("callback", keep, self.model, args, *results)
+                raise
 
         self._wrapped[name] = (function, original)
         setattr(self.model, name, function)
@@ -274,7 +295,8 @@ class Session:
         run.kind = kind
         run.shared["declared_steps"] = self._call.arguments.declared_steps
         run.shared["progress_total"] = self._params().get("steps")
-        self._terminal.begin(self.run_url)
+        if isinstance(self._stream, RunStream):
+            self._terminal.begin(self.run_url)
         if self._functions is not None and self._taps is not None:
             # Already made where callbacks were gathered in a list before the call began.
             make = (
@@ -282,6 +304,30 @@ class Session:
             )
             make()
         self._boundary.call("taps", self._wrap_functions)
+        if run.processes > 1:
+            self._boundary.call("processes", self._meet)
+
+    def _meet(self) -> None:
+        """Begins to speak with the processes that train the same model."""
+        run, readings = self._run, self._readings
+        assert run is not None
+        assert readings is not None
+        probes = self._listeners.hearing("on_rows")
+        self._link = readings.link = processes.link(run, probes, self._boundary, self._beat)
+
+    def _hear_others(self, *, waits: bool) -> None:
+        """What the other processes have measured until the end."""
+        link, readings, run = self._link, self._readings, self._run
+        if link is None or readings is None or run is None:
+            return
+        end = link.finish if waits else link.close
+        end()
+        readings.pass_on_together()
+        reason = link.why_not()
+        if reason is None:
+            run.not_testable.pop("processes", None)
+        else:
+            run.not_testable["processes"] = reason
 
     def epoch_begin(self, epoch: int) -> None:
         if self._run is None or self.ended or self._open_epoch == epoch:
@@ -289,7 +335,8 @@ class Session:
         self._open_epoch = epoch
         self._run.epoch = epoch
         self._run.epoch_first_step = self._run.step + 1
-        self._listeners.tell("on_epoch_begin", epoch)
+        with forward.names_untouched():
+            self._listeners.tell("on_epoch_begin", epoch)
 
     def epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
         run, readings, audits = self._run, self._readings, self._audits
@@ -316,7 +363,7 @@ class Session:
         frame = self._call.own_test_pass(sys._getframe(1)) if self._call else None
         self._test_pass = 0 if frame is None else id(frame)
         self._boundary.call("taps", self._wrap_functions)
-        readings.forget_tests()
+        readings.begin_test()
         run.shared["test_batches"] = 0
         self._listeners.tell("on_test_begin")
 
@@ -327,6 +374,7 @@ class Session:
         self._test_pass = None
         readings.read_test(whole=True)
         self._listeners.tell("on_test_end", dict(logs))
+        readings.end_test(logs)
         if run.kind == "evaluate":
             self.end("finished")
 
@@ -336,6 +384,8 @@ class Session:
             return
         self._readings.read_train(whole=True)
         self._readings.slow(force=True)
+        self._boundary.call("processes", functools.partial(self._hear_others, waits=True))
+        self._boundary.call("callback", backends.active().part, self.model)
         self._boundary.call("callback", self._audits.end)
         self._listeners.tell("on_end")
         self._boundary.call("taps", self._remove)
@@ -411,8 +461,16 @@ class Session:
 
     def _close(self, state: str) -> None:
         self.ended = True
+        self._boundary.call("processes", self._part)
         self._listeners.tell("on_closed")
         self._close_stream(state)
+
+    def _part(self) -> None:
+        """Tells of the other processes what is known, and lets go of them."""
+        self._hear_others(waits=False)
+        if self._link is not None and self._run is not None:
+            self._run.audit("processes", self._link.facts())
+        self._link = None
 
     def _close_stream(self, state: str) -> None:
         if self._stream is None:
@@ -436,12 +494,13 @@ class Session:
         if self._taps is not None:
             self._taps.remove()
         self._functions.put_back()
-        self._functions = self._taps = None
+        self._functions = self._taps = self._outside = None
         self._wrapped.clear()
 
     def _let_go(self) -> None:
         """The callback may live on; data, tapes and copies of weights need not."""
         atexit.unregister(self.abandon)
+        unwarned.end(self)
         self._run = self._readings = self._audits = None
         self._listeners = Listeners([], self._boundary)
         self._call = self._call.forgotten()
@@ -466,7 +525,7 @@ class Session:
             args = counting(run, args)
             with self._as_traced(run):
                 began = time.perf_counter()
-                result = original(*args)
+                result = self._seen(original, training=True)(*args)
                 run.pace.ran(time.perf_counter() - began)
         except run.backend.end_of_data_errors():
             if self._stand_in is None:
@@ -496,11 +555,15 @@ class Session:
         )
         if not is_own:
             return self._run_foreign(original, args, training=False)
-        result = original(*args)
+        result = self._seen(original, training=False)(*args)
         batches = steps_per_execution(self.model)
         self._run.shared["test_batches"] += batches
         readings.after_testing(result, batches)
         return result
+
+    def _seen(self, function: Function, *, training: bool) -> Function:
+        outside = self._outside
+        return function if outside is None else outside.around(function, training=training)
 
     def _run_foreign(self, original: Function, args: Any, *, training: bool) -> Any:
         """A pass that somebody else has begun inside the watched call: not measured."""
@@ -567,7 +630,7 @@ class Session:
         """A new or changed alert, told by the server; in the sender's thread."""
         action = self._settings.on_alert
         if callable(action):
-            self._boundary.call("on_alert", action, alert)
+            self._boundary.call("on_alert", unwarned.theirs, action, alert)
             return
         if alert.get("state") != "open":
             return

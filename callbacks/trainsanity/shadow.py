@@ -185,7 +185,7 @@ class Shadow:
             variable = getattr(self._optimizer, name)
             variable.assign(ops.cast(value, variable.dtype))
         for slot, group, places in self._slots():
-            parts = [ops.cast(pick(real, each, xla=False), "float32") for real, each in places]
+            parts = [ops.cast(pick(real, each), "float32") for real, each in places]
             slot.assign(ops.reshape(ops.take(ops.concatenate(parts), group), slot.shape))
         return ops.zeros((1,))
 

@@ -10,7 +10,7 @@ step.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,9 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         backend: what the backend that Keras runs on offers.
         depth: rows kept; older ones are overwritten. The host reads a quarter of them at once.
         width: columns; the names are given to them while the step is traced.
+
+    Attributes:
+        make: makes rows of what was to be written later.
     """
 
     def __init__(self, backend: Backend, depth: int, width: int) -> None:
@@ -50,6 +53,8 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         self.ring = self.add_variable((depth, width), backend.zeros, dtype="float32", name="ring")
         self.count = self.add_variable((), backend.zeros, dtype="int32", name="count")
         self.pending: Any = None
+        self.make: Callable[[list[Any]], Iterable[Mapping[str, Any]]] = list
+        self._host = backend.in_memory(self.ring, self.count, GAP)
         self._flushed_now: set[str] = set()  # in the trace that is being made
         if backend.HAS_GRADIENT_BOUNDARY:
             self.pending = self.add_variable(
@@ -71,23 +76,38 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         self.pending.assign(self._row({**columns, FLUSHED: 1.0}, 0.0))
 
     def _row(self, columns: Mapping[str, Any], rest: float) -> Any:
-        cells: dict[int, Any] = {}
-        for name, value in columns.items():
-            index = self._index(name)
-            if index is not None:
-                cells[index] = value
-        return self._backend.row(cells, self.width, rest)
+        return self._backend.row(self._cells(columns), self.width, rest)
+
+    def _cells(self, columns: Mapping[str, Any]) -> dict[int, Any]:
+        places = ((self._index(name), value) for name, value in columns.items())
+        return {place: value for place, value in places if place is not None}
 
     def write(self, columns: Mapping[str, Any]) -> None:
         """Writes one row; `columns` are scalar tensors. Called while the step is traced."""
         if self._flushed_now:
             columns = {**dict.fromkeys(self._flushed_now, 0.0), **columns}
             self._flushed_now = set()  # Keras sees every new attribute, which takes its time
+        if self._host is not None:
+            self._host.write(self._cells(columns))
+            return
         row = self._row(columns, GAP)
         if self.pending is not None:
             row = row + self.pending
             self.pending.assign(ops.zeros((self.width,), "float32"))
         self._backend.write_row(self.ring, self.count, row)
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether rows can be made later than their step."""
+        return self._host is not None
+
+    def write_later(self, source: Any) -> None:
+        """The row that `make` makes of this when the tape is next read; where `is_in_memory`."""
+        assert self._host is not None
+        self._host.write_later(self._made, source)
+
+    def _made(self, sources: list[Any]) -> Iterator[dict[int, Any]]:
+        return map(self._cells, self.make(sources))
 
     def _index(self, name: str) -> int | None:
         if name in self.names:
@@ -97,6 +117,12 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
             return None
         self.names[name] = len(self.names)
         return self.names[name]
+
+    def rows_written(self) -> int:
+        """Rows ever written, where the variables can be read."""
+        if self._host is not None:
+            self._host.put_in_place()
+        return int(self._backend.read(self.count))
 
     def result(self) -> dict[str, Any]:
         return {}
@@ -168,7 +194,7 @@ class TapeReader:
         """
         if not self._backend.READABLE_IN_EPOCH:
             return None
-        return int(self._backend.read(self.tape.count)) - self._foreign
+        return self.tape.rows_written() - self._foreign
 
     def note(self, model: Any, result: Any, batches: int) -> bool:
         """After an execution: copies the ring on the device where variables cannot be read in an
@@ -197,7 +223,7 @@ class TapeReader:
         """New rows; all of them where `whole` says that the model's variables are in place."""
         if whole or self._backend.READABLE_IN_EPOCH:
             self._copies = []
-            count = int(self._backend.read(self.tape.count))
+            count = self.tape.rows_written()
             ring = self._backend.read(self.tape.ring) if count > self._seen else None
             return self._decode(count, ring)
         if len(self._copies) < 2:
@@ -221,7 +247,7 @@ class TapeReader:
     def skip(self, model: Any, result: Any) -> None:
         """Leaves out what an execution that is not ours has written."""
         copy = None if result is None else self._backend.copy_tape(self.tape, model, result)
-        count = int(np.asarray(self._backend.read(self.tape.count) if copy is None else copy[0]))
+        count = self.tape.rows_written() if copy is None else int(np.asarray(copy[0]))
         self._foreign += count - self._seen
         self._seen = count
         self._copies = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import operator
 import threading
 import time
@@ -21,7 +22,7 @@ import keras
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
-from trainsanity import optimizers, replica_rows
+from trainsanity import forward, later, optimizers, replica_rows
 from trainsanity.compiled import CompiledFunctions, TraceTime
 from trainsanity.first_layers import first_weighted_layers
 from trainsanity.masking import mask_of, put_mask
@@ -31,7 +32,14 @@ from trainsanity.outputs import outputs_of
 from trainsanity.pace import GraphPace, Pace
 from trainsanity.probes.probe import Columns, LayerCall, Step, Update
 from trainsanity.reads import layer_that_runs, noted_reads
-from trainsanity.recording import Told, called_method, holds_numbers, noted_calls, tensors_of
+from trainsanity.recording import (
+    Told,
+    called_method,
+    holds_numbers,
+    measurable,
+    noted_calls,
+    tensors_of,
+)
 from trainsanity.tape import GAP, Tape
 from trainsanity.wrappers import Wrappers
 
@@ -75,6 +83,8 @@ class Taps:
         self._boundary = boundary
         self._functions = functions
         self._tapes = {True: train_tape, False: test_tape}
+        for tape in self._tapes.values():
+            tape.make = self._rows_of
         self._wrappers = Wrappers()
         self._tapped: list[Any] = []  # optimizers
         self._local = threading.local()
@@ -84,6 +94,7 @@ class Taps:
         thins = self._may_thin() and not run.is_traced
         run.pace, run.test_pace = Pace(thins=thins), Pace(thins=thins)
         self._graph_pace: GraphPace | None = None
+        self._adds_as_keras = False  # whether Keras' own `compute_loss` adds the model's losses
         if run.kind == "fit" and self._may_thin_in_graph():
             run.pace = self._graph_pace = GraphPace(run.backend.read, train_tape.count)
 
@@ -117,6 +128,14 @@ class Taps:
         self._wrappers.put(model, "test_step", self._around_step(model.test_step, training=False))
         self._wrappers.put(model, "compute_loss", self._after_loss(model.compute_loss))
         self._wrappers.put(model, "compute_metrics", self._after_metrics(model.compute_metrics))
+        name = "_aggregate_additional_loss"  # not in Keras 3.7
+        self._adds_as_keras = is_of_keras(type(model).compute_loss) and hasattr(model, name)
+        if self._adds_as_keras:
+            self._wrappers.put(model, name, self._before_adding(getattr(model, name)))
+        if self.run.compiled_by_xla:
+            make = self.run.backend.around_making(model, self._catch_sample)
+            if make is not None:
+                self._wrappers.put(model, "_make_function", make)
         first = {id(layer) for _, layer in first_weighted_layers(model)}
         for layer in model._flatten_layers():
             is_source = isinstance(layer, (keras.layers.Embedding, keras.layers.Masking))
@@ -174,6 +193,7 @@ class Taps:
             self._local.step = current = Step(training=training, given=given)
             pace = self._pace(current)
             current.full = pace.begin()
+            current.waits = not current.full and self._tapes[training].is_in_memory
             self._boundary.call("taps", self._begin_trace, current)
             observed = self._observers
             observed.begin()
@@ -187,13 +207,17 @@ class Taps:
                 return self._boundary.call(
                     "tape", self._end_stateless, current, result, default=result
                 )
-            if training and not self.run.is_shared:
-                self._boundary.call("sample", self.run.backend.catch_sample, self.run, args)
+            if training and args and not self.run.compiled_by_xla:
+                self._catch_sample(args[0])
             self._finish(current, result)
             pace.end()
             return result
 
         return step
+
+    def _catch_sample(self, batch: Any) -> None:
+        if not self.run.is_shared:
+            self._boundary.call("sample", self.run.backend.catch_sample, self.run, batch)
 
     def _end_stateless(self, step: Step, result: Any) -> Any:
         """Writes the row into the state that the step gives back."""
@@ -251,6 +275,9 @@ class Taps:
         """
         step.results = logs if isinstance(logs, Mapping) else {}
         self._say_what_was_not_asked(step)
+        if step.waits:
+            self._boundary.call("tape", self._write_later, step)
+            return
         with self.run.backend.observing():
             self._collect(step, "trace_logs", step)
             if self.run.replicas > 1:
@@ -260,6 +287,65 @@ class Taps:
             if (pace := self._decides(step)) is not None and not step.is_rehearsal:
                 self._boundary.call("taps", self._take_turn, step, pace)
             self._boundary.call("tape", self._tapes[step.training].write, step.columns)
+
+    def _write_later(self, step: Step) -> None:
+        self._collect(step, "trace_logs", step)
+        self._collect(step, "trace_end", step)
+        tape = self._tapes[step.training]
+        with self.run.backend.observing():
+            is_kept = later.keep(step, self.run.backend)
+        if is_kept:
+            tape.write_later(step)
+        else:
+            self._look(step)
+            tape.write(step.columns)
+
+    def _look(self, step: Step) -> None:
+        """Now, at all that has waited so far; the step waits no more."""
+        waiting, step.waiting = step.waiting, []
+        step.waits = False
+        seen: Any = None
+        with self.run.backend.observing():
+            for hook, asked_with in waiting:
+                if asked_with is not seen:
+                    seen = asked_with
+                    self._boundary.call("taps", self._see, step, asked_with)
+                self._collect(step, hook, step)
+
+    def _rows_of(self, steps: list[Step]) -> Iterator[Columns]:
+        """Of steps that have waited."""
+        for run in later.alike(steps):
+            rows = None
+            if len(run) > later.FEW:
+                rows = self._boundary.call("later", self._rows_of_alike, run)
+            for place, step in enumerate(run):
+                if rows is None:
+                    self._look(step)
+                    yield step.columns
+                else:
+                    yield rows[place]
+
+    def _rows_of_alike(self, steps: list[Step]) -> list[dict[str, Any]]:
+        with self.run.backend.observing():
+            rows = later.columns_of(steps, self._look_at_many, self.run.backend)
+            of_inputs = self._listeners.of_every_batch("trace_loss", only_inputs=True)
+            for step, row in zip(steps, rows, strict=True):
+                asked_with = next((a for hook, a in step.waiting if hook == "trace_loss"), None)
+                if asked_with:
+                    step.x = measurable(asked_with[0])
+                    for method in of_inputs:
+                        row.update(method(step))
+        return rows
+
+    def _look_at_many(self, step: Step) -> Columns:
+        seen: Any = None
+        for hook, asked_with in step.waiting:
+            if asked_with is not seen:
+                seen = asked_with
+                self._see(step, asked_with)
+            for method in self._listeners.of_every_batch(hook, only_inputs=False):
+                step.columns.update(method(step))
+        return step.columns
 
     def _decides(self, step: Step) -> GraphPace | None:
         """Where the graph decides at each step whether all probes have their turn."""
@@ -321,9 +407,10 @@ class Taps:
             self.run.not_testable["loss/differentiated"] = reason
         step.columns.clear()
         step.shared.clear()
-        step.asked_with.clear()
+        step.asked_with = []
         step.losses.clear()
         step.loss = None
+        step.added.clear()
         # What came straight from the data was never part of the gradient.
         kinds = {type(keras.ops.convert_to_tensor(leaf)) for leaf in tensors_of(step.x)}
         step.calls[:] = [call for call in step.calls if type(call.inputs) in kinds]
@@ -347,8 +434,11 @@ class Taps:
             step = self._step
             if step is None:
                 return original(*args, **kwargs)
+            if step.waiting:  # it computes another loss
+                self._boundary.call("taps", self._look, step)
             step.losses.clear()
-            step.asked_with.clear()
+            step.added = []
+            step.asked_with = []
             step.asked.add("loss")
             given = _given(names, args, kwargs)
             weights = self._boundary.call("taps", self._weights, given)
@@ -357,16 +447,38 @@ class Taps:
             with self.run.backend.observing():
                 self._boundary.call("taps", self._note, step, given, weights)
                 step.loss = self._boundary.call("taps", self._whole_loss, loss)
+                if not self._adds_as_keras:
+                    step.added = self._boundary.call("losses", self._added, default=[])
                 self._collect(step, "trace_loss", step)
-                self._look_closer(step)
+                self._boundary.call("taps", self._look_closer, step)
             if self._is_stateless:
                 self._leave_gradient(step)
             return loss
 
         return compute_loss
 
+    def _before_adding(self, original: Function) -> Function:
+        """Regularizers would be called once more if the model were asked for its losses."""
+
+        def aggregate(loss: Any) -> Any:
+            step = self._step
+            if step is not None:
+                step.added.append(loss)
+            return original(loss)
+
+        return aggregate
+
+    def _added(self) -> list[Any]:
+        return list(self.run.model.losses)
+
     def _look_closer(self, step: Step) -> None:
         """A loss that is not finite gives all probes their turn, where asking costs no wait."""
+        if step.waits:
+            total = self.run.backend.total(step.loss)
+            if math.isfinite(total):
+                step.loss = total
+                return
+            self._look(step)
         bad = step.columns.get("loss/nonfinite")
         if not step.full and isinstance(bad, float) and bad > 0:
             step.full = True
@@ -403,8 +515,15 @@ class Taps:
         if step.asked_with and all(map(operator.is_, seen, step.asked_with)):
             return  # the metrics are given what the loss was given
         step.asked_with = seen
-        step.x, step.y, step.y_pred, step.sample_weight = seen
-        step.x = _measurable(step.x)
+        if not step.waits:
+            self._see(step, step.asked_with)
+
+    def _see(self, step: Step, asked_with: list[Any]) -> None:
+        """What the probes are to find in the step."""
+        if not asked_with:
+            return
+        step.x, step.y, step.y_pred, step.sample_weight = asked_with
+        step.x = measurable(step.x)
         step.y_pred = self._observed(step.y_pred)
         step.outputs = outputs_of(
             self.run.model, step.y, step.y_pred, step.sample_weight, step.given[2]
@@ -413,15 +532,19 @@ class Taps:
     def _weights(self, given: Mapping[str, Any]) -> Any:
         return self.run.backend.unshared(given.get("sample_weight"))
 
-    def _observed(self, structure: Any) -> Any:
-        """The tensors for probes to look at; under XLA behind a barrier, with their masks."""
+    def _observed(self, structure: Any, apart: Function | None = None) -> Any:
+        """The tensors for probes to look at; under XLA behind a barrier, or apart in another way,
+        with their masks.
+        """
         run = self.run
         if not run.compiled_by_xla:
             return structure
         leaves = keras.tree.flatten(structure)
         dense = [i for i, leaf in enumerate(leaves) if run.backend.is_dense(leaf)]
-        seen = run.backend.behind_barrier([leaves[i] for i in dense]) if dense else []
+        apart = apart or run.backend.behind_barrier
+        seen = apart([leaves[i] for i in dense]) if dense else []
         for i, tensor in zip(dense, seen, strict=True):
+            tensor = run.backend.with_logits(tensor, leaves[i])
             put_mask(tensor, mask_of(leaves[i]))
             leaves[i] = tensor
         return keras.tree.pack_sequence_as(structure, leaves)
@@ -483,12 +606,12 @@ class Taps:
         if not optimizer.built:
             self._build(optimizer, variables, step)
         if not self._is_stateless:
-            with self.run.backend.outside_trace():
+            with self.run.backend.outside_trace(), forward.names_untouched():
                 self._listeners.tell("on_optimizer", name, optimizer, variables)
         if step.is_rehearsal:
             return None
         given = list(gradients)
-        seen = self._observed(given)
+        seen = self._observed(given, self.run.backend.gradients_to_see)
         copies = functools.partial(self.run.backend.copies, xla=self.run.compiled_by_xla)
         update = Update(name, optimizer, given, seen, list(variables), step.shared, copies)
         if (pace := self._decides(step)) is not None:
@@ -517,6 +640,9 @@ class Taps:
             self._collect(step, "trace_update", update)
 
     def _collect(self, step: Step, hook: str, evidence: Any) -> None:
+        if step.waits:
+            step.waiting.append((hook, step.asked_with))
+            return
         every_batch = None if step.full and not step.is_rehearsal else True
         if self._decides(step) is not None and hook != "trace_after_update":
             every_batch = True
@@ -541,11 +667,6 @@ def _positional(function: Function) -> list[str]:
 def _given(names: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments by the names of their parameters. Not `Signature.bind`, which takes its time."""
     return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-def _measurable(structure: Any) -> Any:
-    """The same with None in place of what is no tensor of numbers."""
-    return keras.tree.map_structure(lambda leaf: leaf if holds_numbers(leaf) else None, structure)
 
 
 def batch_parts(data: Any) -> tuple[Any, Any, Any]:

@@ -129,3 +129,17 @@ def test_the_client_reads_no_frames_of_other_threads():
         if isinstance(node, ast.Attribute) and node.attr in readers
     ]
     assert not asks, asks
+
+
+def test_the_client_draws_no_numbers_from_the_generators_of_python_and_numpy():
+    """Training draws from them too, and would draw others next; only their state is looked at."""
+    harmless = {"Random", "getstate", "setstate", "get_state", "set_state"}
+    harmless |= {"Generator", "PCG64", "default_rng"}
+    draws = [
+        f"{file}:{node.lineno}"
+        for file in sorted(CLIENT.rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr not in harmless
+        if ast.unparse(node.value) in ("random", "np.random", "numpy.random")
+    ]
+    assert not draws, draws

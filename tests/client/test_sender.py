@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -385,9 +386,11 @@ def test_recovers_without_being_asked(
     serve: Serve, open_stream: OpenStream, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = serve(fails)
+    before = random.getstate()
     stream = open_stream(server.url)
     measure(stream, 1, 10)
     server.wait_for_requests(2 * IMPATIENT.tell_after)
+    assert random.getstate() == before, "training draws from Python's generator too"
     server.behaviour = right
     measure(stream, 11, 20)
     server.wait_for_requests(len(server.requests) + 2)

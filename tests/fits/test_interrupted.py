@@ -22,6 +22,7 @@ from command_line import Served, clean_environment, served, trainsanity
 from loopback import LONG
 from watched import offline_callback, run_of
 
+from trainsanity.readings import Readings
 from trainsanity.spooled import SpooledRun
 from trainsanity.stream import RunStream
 from trainsanity.watched_call import WatchedCall
@@ -177,6 +178,59 @@ def test_ends_as_without_the_callback_and_is_completed_by_sync(
     assert run.packets[-1].state == "failed"
     assert run.signal("batch/size")[0].tolist() == list(range(1, count.batches + 1))
     check_completed(run, tmp_path, server)
+
+
+class Impatient(Hungry):
+    """Interrupted once, while its step is compiled."""
+
+    waits = False
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        if self.waits:
+            self.waits = False
+            interrupt()
+        return super().compute_loss(*args, **kwargs)
+
+
+def impatient() -> keras.Model:
+    keras.utils.set_random_seed(2)
+    model = Impatient([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("adam", "mse", metrics=["mae"])
+    return model
+
+
+def test_an_interrupt_in_the_first_step_of_all_costs_no_weights(tmp_path: Path) -> None:
+    """On JAX the variables are empty then, and Keras has nothing yet to put back into them."""
+    untrained, model = impatient(), impatient()
+    begin = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: setattr(model, "waits", True)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(Data(), verbose=0, callbacks=[offline_callback(tmp_path), begin])
+    for a, b in zip(weights(untrained), weights(model), strict=False):  # slots may be new
+        np.testing.assert_array_equal(a, b)
+    model.fit(Data(), verbose=0, shuffle=False)
+
+
+def test_an_interrupt_while_we_read_costs_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On JAX the step has consumed the weights it was given, and Keras does not have the new."""
+    plain, model = impatient(), impatient()
+    with pytest.raises(KeyboardInterrupt):
+        fit_with(interrupt)(plain, [])
+    read = Readings.after_training
+
+    def interrupted(readings: Readings, *args: Any) -> None:
+        read(readings, *args)
+        if readings._run.step == ENDS:
+            interrupt()
+
+    monkeypatch.setattr(Readings, "after_training", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit_with(fail)(model, [offline_callback(tmp_path)])
+    for a, b in zip(weights(plain), weights(model), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_epoch_end"])

@@ -16,14 +16,14 @@ IDS[:, 4:] = 0
 Y = np.ones((24, 6, 1), "float32")
 
 
-def tagger() -> keras.Model:
+def tagger(**options: Any) -> keras.Model:
     """With a mask, and random numbers in training."""
     keras.utils.set_random_seed(1)
     inputs = keras.Input((6,), dtype="int32")
     hidden = keras.layers.Embedding(9, 4, mask_zero=True)(inputs)
     hidden = keras.layers.Dropout(0.5)(hidden)
     model = keras.Model(inputs, keras.layers.Dense(1)(hidden))
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", **options)
     return model
 
 
@@ -45,11 +45,57 @@ def test_audits_the_sample_between_two_batches_and_trains_the_same() -> None:
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="elsewhere the host reads it")
+def test_takes_the_sample_of_a_data_set_before_xla_sees_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import tensorflow as tf
+
+    for name in ("EPOCH_END_SECONDS", "LAST_SECONDS"):
+        monkeypatch.setattr(sample_audits, name, 0.0)
+
+    def data() -> tf.data.Dataset:
+        batches = tf.data.Dataset.from_generator(
+            lambda: taken.append(1) or iter(zip(IDS, Y, strict=True)),
+            output_signature=(tf.TensorSpec((6,), tf.int32), tf.TensorSpec((6, 1), tf.float32)),
+        )
+        return batches.batch(10).apply(tf.data.experimental.assert_cardinality(3))
+
+    def compiled() -> keras.Model:
+        return tagger(jit_compile=True, steps_per_execution=2)
+
+    taken: list[int] = []
+    plain, watched = compiled(), compiled()
+    plain.fit(data(), epochs=2, shuffle=False, verbose=0)
+    before = taken.copy()
+    run = watched_fit(watched, data(), epochs=2, shuffle=False)
+    assert taken == before * 2, "the data is read as often as without the callback"
+    assert not run.audits("probe_failed")
+    (flow,) = run.audits("mask_flow")
+    assert flow.step == 2
+    assert flow.facts["outputs"]["output"]["mask"] == pytest.approx(4 / 6)
+    np.testing.assert_array_equal(run.signal("batch/size")[1], [10, 10, 4] * 2)
+    for a, b in zip(every_value(plain), every_value(watched), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_audits_nothing_where_no_time_is_given_for_it() -> None:
     run = watched_fit(tagger(), IDS, Y, batch_size=4, options={"audit_budget": 0.0})
     for name in ("mask_flow", "roundtrip"):
         (audit,) = run.audits(name)
         assert audit.facts == {"not_testable": "audit_budget is 0"}
+
+
+def test_begins_no_audit_that_would_take_longer_than_it_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sample_audits, "PASS_SECONDS", 1e-9)  # as if a pass took for ever
+    run = watched_fit(tagger(), IDS, Y, batch_size=4)
+    (flow,) = run.audits("mask_flow")
+    assert flow.step == 1, "it needs nothing but the pass"
+    for name in ("shapes", "paths", "gradient_check"):
+        (audit,) = run.audits(name)
+        assert "would have" in audit.facts["not_testable"]
 
 
 def test_audits_no_longer_at_once_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:

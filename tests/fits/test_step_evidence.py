@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from typing import Any
 
@@ -156,6 +157,42 @@ def test_loss_of_all_positions_alike() -> None:
     assert values(run, "loss/recomputed")[-1] == pytest.approx(np.mean(means), rel=1e-4)
 
 
+def native(name: str) -> Any:
+    """A function of TensorFlow's own, of which Keras knows by the operation alone."""
+    import tensorflow as tf
+
+    return {"softmax": tf.nn.softmax, "sigmoid": tf.math.sigmoid}[name]
+
+
+ENTROPIES = {"softmax": "sparse_categorical_crossentropy", "sigmoid": "binary_crossentropy"}
+
+
+@pytest.mark.parametrize("is_native", [False, True] if BACKEND == "tensorflow" else [False])
+@pytest.mark.parametrize("name", ENTROPIES)
+def test_probabilities_of_zero_in_a_compiled_step(name: str, is_native: bool) -> None:
+    """Keras goes back to the logits where it can: the loss is larger than any of -log(1e-7)."""
+    activation = native(name) if is_native else name
+    classes = 3 if name == "softmax" else 1
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(classes, activation, kernel_initializer="ones")]
+    )
+    model.compile(
+        still_optimizer(),
+        ENTROPIES[name],
+        metrics=[ENTROPIES[name]],
+        jit_compile=BACKEND != "torch",
+    )
+    model.layers[0].set_weights([60 * np.eye(3, classes), np.zeros(classes)])
+    x, y = np.eye(3, dtype="float32")[[1, 2, 0, 0]], np.array([[0], [1], [0], [1]])
+    run = watched_fit(model, x, y, batch_size=2, shuffle=False)
+    for quantity in ("loss", ENTROPIES[name]):
+        recomputed, reported = (values(run, f"{quantity}/{w}") for w in ("recomputed", "reported"))
+        np.testing.assert_allclose(recomputed, reported, **SAME)
+    judged = run.judge()
+    for rule in ("metric-recompute-mismatch", "loss-decomposition-mismatch"):
+        assert judged.of(rule) == []
+
+
 def test_range_of_outputs_and_what_the_loss_takes_them_for() -> None:
     model = line(3, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     x = rows()
@@ -237,6 +274,24 @@ def test_largest_gradient_and_updates_of_an_epoch() -> None:
         assert audit.facts["updates"] == 3
 
 
+def test_counts_what_is_not_finite_in_large_gradients_and_inputs() -> None:
+    """A label that is NaN spoils the gradients of one output alone."""
+    model = keras.Sequential([keras.Input((300,)), keras.layers.Dense(80)])
+    model.compile(still_optimizer(), "mse")
+    x, y = rows(300, 300), rows(300, 80)
+    y[150, 7] = np.nan
+    x[250, 3:5] = np.nan, np.inf
+    kernel = keras.ops.convert_to_numpy(model.layers[0].kernel).copy()
+    run = watched_fit(model, x, y, batch_size=100, shuffle=False)
+    np.testing.assert_array_equal(values(run, "gradient/nonfinite"), [0, 301, 301 * 80])
+    np.testing.assert_array_equal(values(run, "inputs/nonfinite"), [0, 0, 2])
+    norms = values(run, "gradient/norm")
+    wrong = 2 / (100 * 80) * (x[:100] @ kernel - y[:100])
+    by_hand = np.sqrt(np.sum((x[:100].T @ wrong) ** 2) + np.sum(wrong.sum(axis=0) ** 2))
+    np.testing.assert_allclose(norms[0], by_hand, rtol=1e-5)
+    assert not np.isfinite(norms[1:]).any()
+
+
 def test_updates_under_gradient_accumulation() -> None:
     model = line(optimizer=still_optimizer(gradient_accumulation_steps=2))
     run = watched_fit(model, rows(16), rows(16, 1), batch_size=4)
@@ -299,6 +354,14 @@ class Growing(keras.callbacks.Callback):
         self.kept.append(keras.layers.Dense(1))
         self.kept[-1].build((None, 2))
         keras.Variable(0.0)  # gone at once
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_memory_without_pages_of_files() -> None:
+    run = watched_fit(line(), rows(), rows(12, 1))
+    without, whole = (values(run, f"memory/{name}") for name in ("without_files", "rss"))
+    assert (without > 0).all()
+    assert (without < whole).all(), "libraries are files"
 
 
 def test_variables_alive() -> None:

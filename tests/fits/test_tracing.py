@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tests.watched import offline_callback, watched_fit
 
-from trainsanity import backends, forward, sample_audits
+from trainsanity import backends, sample_audits
 from trainsanity.probes.learning_rate import LearningRate
 from trainsanity.probes.probe import Step, Update
 
@@ -26,11 +26,11 @@ class Counted(keras.layers.Layer):
         return x
 
 
-def traces(optimizer: str, *callbacks: Any, tf_data: bool) -> int:
+def traces(optimizer: str, *callbacks: Any, tf_data: bool, jit_compile: Any) -> int:
     counted = Counted()
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.layers.Dense(2)(counted(inputs)))
-    model.compile(optimizer, "mse")
+    model.compile(optimizer, "mse", jit_compile=jit_compile)
     before = counted.traces
     arrays = np.ones((12, 3), "float32"), np.ones((12, 2), "float32")
     data: Any = {"x": arrays[0], "y": arrays[1], "batch_size": 4}
@@ -42,17 +42,23 @@ def traces(optimizer: str, *callbacks: Any, tf_data: bool) -> int:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "tf_data"),
-    [("adam", False), ("sgd", False)] + [("sgd", True)] * (keras.backend.backend() == "tensorflow"),
+    ("optimizer", "tf_data", "jit_compile"),
+    [("adam", False, "auto"), ("sgd", False, "auto")]
+    + [("sgd", True, "auto"), ("adam", True, True)] * (keras.backend.backend() == "tensorflow"),
 )
 def test_compiles_a_step_as_often_as_keras(
-    optimizer: str, tf_data: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    optimizer: str,
+    tf_data: bool,
+    jit_compile: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also where the step makes no variables of its own."""
     for name in ("START_UP_SECONDS", "EPOCH_END_SECONDS", "LAST_SECONDS"):
         monkeypatch.setattr(sample_audits, name, 0.0)  # audits trace the model too
-    watched = traces(optimizer, offline_callback(tmp_path), tf_data=tf_data)
-    assert watched == traces(optimizer, tf_data=tf_data)
+    options = {"tf_data": tf_data, "jit_compile": jit_compile}
+    watched = traces(optimizer, offline_callback(tmp_path), **options)
+    assert watched == traces(optimizer, **options)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="traces once")
@@ -94,7 +100,7 @@ def test_traces_of_audits_are_not_held_against_the_user() -> None:
     handler = Heard()
     tf.get_logger().addHandler(handler)
     try:
-        with forward.unwarned():
+        with backends.active().own_traces():
             for _ in range(8):
                 trace_one_more()
         for _ in range(4):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from keras import ops
 from keras.backend import is_float_dtype, standardize_dtype
+
+from trainsanity.host_ring import HostRing
 
 ONE_PROGRAM = "several processes run one program together, which must be the same in all of them"
 
@@ -20,6 +23,31 @@ def side_by_side(cells: Mapping[int, Any], rest: float) -> list[Any]:
     return [cells.get(i, rest) for i in range(max(cells, default=-1) + 1)]
 
 
+class Store(Protocol):
+    """A key-value store of several processes. Every method may wait for the network, and `get` for
+    a key that is not there.
+    """
+
+    def check(self, keys: list[str]) -> bool: ...
+    def get(self, key: str) -> bytes: ...
+    def set(self, key: str, value: str | bytes) -> None: ...
+    def delete_key(self, key: str) -> bool: ...
+
+
+@dataclass(frozen=True)
+class MeetingPlace:
+    """Where processes that train together can leave something for one another.
+
+    Attributes:
+        open: makes a store for one thread alone, in that thread. Trouble with it is a
+            RuntimeError.
+        most_bytes: that one process may write there during a run.
+    """
+
+    open: Callable[[], Store]
+    most_bytes: float
+
+
 class Backend(ABC):
     """One backend's way of the operations that Keras does not offer.
 
@@ -27,6 +55,7 @@ class Backend(ABC):
         TAPE_DEPTH: rows of a tape, at least.
         READABLE_IN_EPOCH: variables hold their values between steps.
         HAS_GRADIENT_BOUNDARY: a value made inside the gradient leaves it only through a variable.
+        COMPILES_OPERATIONS: each operation of an eager call, for each shape that it gets.
         TRACES_AGAIN: a trace in which variables are made is thrown away, and the next one is run.
     """
 
@@ -34,6 +63,7 @@ class Backend(ABC):
     READABLE_IN_EPOCH = True
     HAS_GRADIENT_BOUNDARY = False
     TRACES_AGAIN = False
+    COMPILES_OPERATIONS = False
 
     # The tape and the step it is written in
 
@@ -56,6 +86,12 @@ class Backend(ABC):
     @abstractmethod
     def write_row(self, ring: Any, count: Any, row: Any) -> None:
         """Writes one row of the ring and advances the counter; inside the step."""
+
+    def in_memory(self, ring: Any, count: Any, rest: float) -> HostRing | None:
+        """The way to write a tape whose step runs as Python code beside it in memory; None where
+        `row` and `write_row` do it.
+        """
+        return None
 
     def copy_tape(self, tape: Any, model: Any, result: Any) -> tuple[Any, Any] | None:
         """Counter and ring out of the new state; None where the tape can be read at any time."""
@@ -95,6 +131,17 @@ class Backend(ABC):
         """Whether a compiler follows every line of Python that a step runs, ours among them."""
         return False
 
+    def uncompiled(self, model: Any) -> AbstractContextManager[None]:
+        """Within, what Keras makes for the model is not compiled where `follows_code`: that takes
+        longer than all that an audit would run it for, and counts towards how often the compiler
+        compiles anew the code that the user's own step is made of.
+        """
+        return nullcontext()
+
+    def once(self, model: Any) -> AbstractContextManager[None]:
+        """Within, what Keras makes for the model is run once, in the way that takes least time."""
+        return self.uncompiled(model)
+
     def is_our_failure(self, error: BaseException) -> bool:
         """Whether an operation failed that was made within `observing`; never where taps run as
         they are called, or where a step that failed has lost its state.
@@ -115,11 +162,18 @@ class Backend(ABC):
             return batch, itertools.chain([batch], batches)
         return None
 
-    def catch_sample(self, run: Any, args: tuple[Any, ...]) -> None:
-        """Inside the step: keeps the first rows of the first batch, for data that `peek` cannot
+    def catch_sample(self, run: Any, batch: Any) -> None:
+        """Inside the graph: keeps the first rows of the first batch, for data that `peek` cannot
         see.
         """
         return
+
+    def around_making(self, model: Any, look: Callable[[Any], None]) -> Callable[..., Any] | None:
+        """In place of the method that makes the functions of a model whose steps XLA compiles:
+        calls `look` with the batch of a training step, in the graph around what is compiled. None
+        where there is no such graph, or this Keras gives no way into it.
+        """
+        return None
 
     def caught_sample(self, run: Any) -> Any | None:
         """The rows that `catch_sample` has kept, as arrays, in the structure of the data."""
@@ -160,8 +214,20 @@ class Backend(ABC):
         """
         return nullcontext(True)
 
+    def keep_state(self, model: Any, args: tuple[Any, ...], result: Any = None) -> None:
+        """An error leaves an execution with these arguments, or what we do around it: sees to it
+        that Keras finds what it puts back into the variables.
+        """
+        return None
+
+    def part(self, model: Any) -> None:
+        """Before the audits of the end: gives variables that share their memory memory of their
+        own, where what we run may consume one for the other.
+        """
+        return None
+
     @abstractmethod
-    def pick(self, variable: Any, coordinates: np.ndarray[Any, Any], *, xla: bool) -> Any:
+    def pick(self, variable: Any, coordinates: np.ndarray[Any, Any]) -> Any:
         """Elements of a Keras variable; coordinates have shape (k, rank)."""
 
     @abstractmethod
@@ -191,6 +257,24 @@ class Backend(ABC):
         called, as that costs less than a tensor.
         """
         return ops.sum(ops.cast(tensor, "float32"))
+
+    def for_each(
+        self, function: Callable[..., tuple[Any, ...]], arguments: list[Sequence[Any]]
+    ) -> list[list[float]]:
+        """The scalars that `function` returns for each of the arguments' elements, of one shape, by
+        one call for all of them. Only where `in_memory`.
+
+        Args:
+            arguments: for each parameter its values: tensors, or numbers.
+
+        Returns:
+            For each scalar its values.
+        """
+        raise NotImplementedError
+
+    def number(self, scalar: Any) -> Any:
+        """A plain number where the step runs on the host; anything but a scalar as it is."""
+        return scalar
 
     def nonfinite(self, tensors: list[Any]) -> Any:
         """How many elements are NaN or infinite; integers are always finite."""
@@ -266,11 +350,21 @@ class Backend(ABC):
         """
         return tensors
 
+    def gradients_to_see(self, gradients: list[Any]) -> list[Any]:
+        """The gradients of a step that XLA compiles, so that looking at them does not change how
+        they, and what is done with them, are compiled.
+        """
+        return self.behind_barrier(gradients)
+
     def copies(self, tensors: list[Any], *, xla: bool) -> list[Any]:
         """The same values as tensors of their own, whose use does not change how others are
         compiled.
         """
         return tensors
+
+    def with_logits(self, copy: Any, tensor: Any) -> Any:
+        """A copy of probabilities from which Keras' losses compute as they do from the tensor."""
+        return copy
 
     def unshared(self, structure: Any) -> Any:
         """The same values, out of reach of what Keras does in place."""
@@ -281,6 +375,10 @@ class Backend(ABC):
         self, function: Callable[[], Any], variables: list[Any], *, compiled: bool
     ) -> tuple[Any, list[Any]]:
         """What `function()` returns, and its gradient by each variable; None where it has none."""
+
+    def for_its_shapes(self, function: Callable[[Any], Any], x: Any, model: Any) -> None:
+        """Calls a function for the shapes that it meets on its way, not for values."""
+        function(x)
 
     def of_values(
         self, function: Callable[[], Any], variables: list[Any], *, compiled: bool
@@ -325,6 +423,14 @@ class Backend(ABC):
     @abstractmethod
     def processes(self, model: Any) -> int:
         """How many processes train one model."""
+
+    def process(self) -> int:
+        """The number of this one among them, from 0 on."""
+        return 0
+
+    def meeting_place(self) -> MeetingPlace | None:
+        """None where there is none that can be used without a wait in training."""
+        return None
 
     def why_not_in_this_process(self, model: Any) -> str | None:
         """Why this one of several processes must be left alone."""

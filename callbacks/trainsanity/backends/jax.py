@@ -19,6 +19,13 @@ from trainsanity.backends.backend import Backend, side_by_side
 # is compiled for every shape, which takes longer.
 MOST_MOVED = 1_000_000
 SMALL = 16_384  # elements, of which a few sums are rather taken in one loop
+# As Keras names the parts of its state; an evaluation has those without the optimizer's.
+STATE = (
+    "trainable_variables",
+    "non_trainable_variables",
+    "optimizer_variables",
+    "metrics_variables",
+)
 
 
 class Jax(Backend):
@@ -26,6 +33,7 @@ class Jax(Backend):
     TAPE_DEPTH = 256  # all of it is copied for every reading
     READABLE_IN_EPOCH = False
     HAS_GRADIENT_BOUNDARY = True
+    COMPILES_OPERATIONS = True
 
     def __init__(self) -> None:
         # Id of a tensor -> itself and its sizes, as long as it lives.
@@ -97,6 +105,29 @@ class Jax(Backend):
             for (variable, _), value in zip(pairs, before, strict=True):
                 variable._value = value
 
+    def keep_state(self, model: Any, args: tuple[Any, ...], result: Any = None) -> None:
+        """Keras puts back what the last execution has given that came to its end: nothing before
+        the first one has, and what the next one may have consumed. Compiling takes longer with
+        us, and so do the moments before it knows of a result.
+        """
+        state = args[0] if result is None else result[1]
+        held = getattr(model, "_jax_state", None)
+        if (result is None and held and not _is_consumed(held)) or _is_consumed(state):
+            return
+        names = STATE if len(state) == len(STATE) else (*STATE[:2], *STATE[3:])
+        model._jax_state = dict(zip(names, state, strict=True))
+        model._jax_state_synced = False
+
+    def part(self, model: Any) -> None:
+        """As weights and their moving averages do where Keras has put these in their place: a
+        compiled evaluation consumes the weights it is given.
+        """
+        seen: set[int] = set()
+        for variable in (*model.variables, *getattr(model.optimizer, "variables", ())):
+            if id(variable._value) in seen and isinstance(variable._value, jax.Array):
+                variable._value = jnp.copy(variable._value)
+            seen.add(id(variable._value))
+
     # One program for both: each is compiled when it first runs.
     _copy: Callable[[Any, Any], tuple[Any, Any]] = staticmethod(
         jax.jit(lambda count, ring: (jnp.copy(count), jnp.copy(ring)))
@@ -119,14 +150,14 @@ class Jax(Backend):
         copy = self.copy_tape(tape, model, (None, args[0]))
         return None if copy is None else (int(copy[0]), np.asarray(copy[1]))
 
-    def pick(self, variable: Any, coordinates: np.ndarray[Any, Any], *, xla: bool) -> Any:
+    def pick(self, variable: Any, coordinates: np.ndarray[Any, Any]) -> Any:
         return self.pick_tensor(variable.value, coordinates)
 
     def pick_value(self, variable: Any, coordinates: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         if variable.value.size <= MOST_MOVED:
             found = self.pick_tensor(np.asarray(variable.value), coordinates)
         else:
-            found = self.pick(variable, coordinates, xla=False)
+            found = self.pick(variable, coordinates)
         return np.asarray(found, np.float32)
 
     def pick_tensor(self, tensor: Any, coordinates: np.ndarray[Any, Any]) -> Any:
@@ -167,13 +198,15 @@ class Jax(Backend):
         return known[1]
 
     def _new_sizes(self, tensor: Any) -> tuple[Any, Any, Any]:
-        values = self.dense_part(tensor).astype(jnp.float32)
-        odd = (~jnp.isfinite(values)).astype(jnp.float32)
-        (squares, count), (most,) = _in_one_pass([values * values, odd], [jnp.abs(values)])
-        return squares, count, most
+        values = jax.lax.stop_gradient(self.dense_part(tensor)).astype(jnp.float32)
+        if _is_small(values):
+            sums, (most,) = _in_one_pass([values * values, _odd(values)], [jnp.abs(values)])
+            return (*sums, most)
+        squares = jnp.sum(values * values)
+        return squares, _odd_in(values, jnp.isfinite(squares)), _largest(jnp.abs(values))
 
     def moments(self, tensor: Any) -> tuple[Any, Any]:
-        if tensor.size > SMALL or not tensor.size:
+        if not _is_small(tensor):
             return super().moments(tensor)
         # From one of the values, as the squares of all may be far larger than their differences.
         one = tensor.reshape(-1)[0]
@@ -198,10 +231,13 @@ class Jax(Backend):
         return self._range(tensor)[:2]
 
     def _range(self, tensor: Any) -> tuple[Any, Any, Any]:
-        values = tensor.astype(jnp.float32)
-        odd = (~jnp.isfinite(values)).astype(jnp.float32)
-        (count,), (least, most) = _in_one_pass([odd], [-values, values])
-        return -least, most, count
+        values = jax.lax.stop_gradient(tensor).astype(jnp.float32)
+        if _is_small(values):
+            (count,), (least, most) = _in_one_pass([_odd(values)], [-values, values])
+            return -least, most, count
+        least, most = -_largest(-values), _largest(values)
+        # A NaN is the largest of all.
+        return least, most, _odd_in(values, jnp.isfinite(least) & jnp.isfinite(most))
 
     def gradient(
         self, function: Callable[[], Any], variables: list[Any], *, compiled: bool
@@ -211,6 +247,21 @@ class Jax(Backend):
         gradient = jax.jit(gradient) if compiled else gradient
         value, found = gradient([variable.value for variable in variables])
         return value, list(found)
+
+    def for_its_shapes(self, function: Callable[[Any], Any], x: Any, model: Any) -> None:
+        """Another size of batch would compile every operation once more. Code that is only ever
+        run eagerly may ask for values.
+        """
+        if not self.is_traced_step(model):
+            function(x)
+            return
+
+        def called(x: Any) -> tuple[()]:
+            function(x)
+            return ()
+
+        with keras.StatelessScope():
+            jax.eval_shape(called, x)
 
     def of_values(
         self, function: Callable[[], Any], variables: list[Any], *, compiled: bool
@@ -244,8 +295,14 @@ class Jax(Backend):
     def is_dense(self, tensor: Any) -> bool:
         return isinstance(tensor, jax.Array)
 
+    def gradients_to_see(self, gradients: list[Any]) -> list[Any]:
+        """Through an operation that changes nothing, and that XLA joins to whatever makes or uses
+        them: it compiles what makes a value otherwise where a barrier must get it, or a slice.
+        """
+        return [_as_precise(jax.lax.stop_gradient(gradient)) for gradient in gradients]
+
     def copies(self, tensors: list[Any], *, xla: bool) -> list[Any]:
-        return [self.behind_barrier([t])[0] if self.is_dense(t) else t for t in tensors]
+        return [self.gradients_to_see([t])[0] if self.is_dense(t) else t for t in tensors]
 
     def is_traced_step(self, model: Any) -> bool:
         return bool(model.jit_compile) and not model.run_eagerly
@@ -255,6 +312,33 @@ class Jax(Backend):
 
     def sums_and_largest(self, sums: list[Any], largest: list[Any]) -> tuple[list[Any], list[Any]]:
         return _in_one_pass(sums, largest)
+
+
+def _is_consumed(state: Any) -> bool:
+    """Whether an execution has taken the memory of some of it."""
+    return any(isinstance(v, jax.Array) and v.is_deleted() for v in jax.tree.leaves(state))
+
+
+def _odd(values: Any) -> Any:
+    """1.0 for elements that are NaN or infinite."""
+    return (~jnp.isfinite(values)).astype(jnp.float32)
+
+
+def _odd_in(values: Any, are_finite: Any) -> Any:
+    """How many are NaN or infinite. It takes as long as what has shown whether any are."""
+    none = np.float32(0)
+    return jax.lax.cond(are_finite, lambda _: none, lambda v: jnp.sum(_odd(v)), values)
+
+
+def _is_small(tensor: Any) -> bool:
+    return 0 < int(tensor.size) <= SMALL
+
+
+def _as_precise(tensor: Any) -> Any:
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        return tensor
+    known = jnp.finfo(tensor.dtype)
+    return jax.lax.reduce_precision(tensor, int(known.nexp), int(known.nmant))
 
 
 def _travelling(model: Any, state: Any) -> Iterator[tuple[Any, Any]]:
@@ -276,8 +360,8 @@ def _in_one_pass(sums: list[Any], largest: list[Any]) -> tuple[list[Any], list[A
     than to run it. A loop for several is not vectorized, which large tensors need.
     """
     tensors = jax.lax.stop_gradient((*sums, *largest))
-    count, size = len(sums), tensors[0].size
-    if size > SMALL or not size:
+    count = len(sums)
+    if not _is_small(tensors[0]):
         return [jnp.sum(t) for t in tensors[:count]], [_largest(t) for t in tensors[count:]]
     starts = [np.float32(0)] * count + [np.float32(-np.inf)] * len(largest)
     flat = tuple(t.reshape(-1) for t in tensors)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,20 +18,36 @@ from tensorflow.python.eager.polymorphic_function import polymorphic_function
 from tensorflow.python.ops.resource_variable_ops import default_variable_creator_v2
 
 from trainsanity.backends.backend import Backend, side_by_side
+from trainsanity.overheard import Overheard
+from trainsanity.wrappers import Wrappers
 
 TRACE_COUNTERS = "_frequent_tracing_detector_manager"
 OUR_SCOPE = "trainsanity"
 OUR_NODE = re.compile(rf"(^|/){OUR_SCOPE}(_\d+)?/")
+CONVERTER = "_autoconvert_optionals"
+# Of the exponent and of the mantissa.
+BITS = {tf.float64: (11, 52), tf.float32: (8, 23), tf.bfloat16: (8, 7), tf.float16: (5, 10)}
+FROM_LOGITS = {"Softmax": tf.nn.softmax, "Sigmoid": tf.math.sigmoid}
+SMALL = 16_384  # elements: counting what is not finite is cheap, and done at once
 FAILED_NODE = re.compile(r"\{\{node ([^}]*)\}\}")  # as TensorFlow ends the text of an error
 
 
 class Uncounted:
-    """Stands for TensorFlow's counters of traces and counts none."""
+    """Stands for TensorFlow's counters of traces and counts none of some threads."""
+
+    def __init__(self, counters: Any, threads: Sequence[int]) -> None:
+        self._counters, self._threads = counters, threads
 
     def called_with_tracing(self, *args: Any) -> None:
-        return None
+        if threading.get_ident() not in self._threads:
+            self._counters.called_with_tracing(*args)
 
-    called_without_tracing = called_with_tracing
+    def called_without_tracing(self, *args: Any) -> None:
+        if threading.get_ident() not in self._threads:
+            self._counters.called_without_tracing(*args)
+
+
+_trace_counters = Overheard(polymorphic_function, TRACE_COUNTERS, Uncounted)
 
 
 class TensorFlow(Backend):
@@ -106,15 +123,15 @@ class TensorFlow(Backend):
         """TensorFlow counts how often the functions of a place in the code are traced, over all
         models, and warns from the fifth on.
         """
-        counters = getattr(polymorphic_function, TRACE_COUNTERS, None)
-        if counters is None:
+        if not hasattr(polymorphic_function, TRACE_COUNTERS):
             yield
             return
-        setattr(polymorphic_function, TRACE_COUNTERS, Uncounted())
+        thread = threading.get_ident()
+        _trace_counters.listen(thread)
         try:
             yield
         finally:
-            setattr(polymorphic_function, TRACE_COUNTERS, counters)
+            _trace_counters.forget(thread)
 
     def peek(self, batches: Any) -> tuple[Any, Any] | None:
         """None also where the batches are fetched inside the graph."""
@@ -122,11 +139,11 @@ class TensorFlow(Backend):
             return None
         return super().peek(batches)
 
-    def catch_sample(self, run: Any, args: tuple[Any, ...]) -> None:
+    def catch_sample(self, run: Any, batch: Any) -> None:
         """For data that only the graph sees. TensorFlow may trace a step again before it has run
         once, so each trace does it.
         """
-        leaves = tf.nest.flatten(args[0])
+        leaves = tf.nest.flatten(batch)
         is_kept = run.sample is not None or (tf.executing_eagerly() and "caught" in run.shared)
         if is_kept or not self._has_room(run, leaves):
             return
@@ -139,14 +156,43 @@ class TensorFlow(Backend):
             return tf.constant(True)
 
         tf.cond(done, lambda: tf.constant(False), keep)
-        run.shared["caught"] = (done, kept, args[0])
+        run.shared["caught"] = (done, kept, batch)
+
+    def around_making(self, model: Any, look: Callable[[Any], None]) -> Callable[..., Any] | None:
+        """XLA fixes the shape of a variable at its first use, and must not see what keeps a sample.
+        What Keras calls `CONVERTER` for is called with each batch, in the graph around it.
+        """
+        convert, make = getattr(model, CONVERTER, None), model._make_function
+        if convert is None:  # in Keras 3.10 and before
+            return None
+
+        def converter(compiled: Callable[..., Any]) -> Callable[..., Any]:
+            step = convert(compiled)
+
+            def look_and_step(data: Any) -> Any:
+                look(data)
+                return step(data)
+
+            return look_and_step
+
+        def make_function(step: Callable[..., Any]) -> Any:
+            if step != model.train_step:
+                return make(step)
+            for_now = Wrappers()
+            for_now.put(model, CONVERTER, converter)
+            try:
+                return make(step)
+            finally:
+                for_now.take_off()
+
+        return make_function
 
     def _has_room(self, run: Any, leaves: list[Any]) -> bool:
         """Whether there are variables for these parts of a batch; they are made for the first."""
         if "caught" in run.shared:
             kept = run.shared["caught"][1]
             return len(kept) == len(leaves) and all(map(_fits, kept, leaves))
-        if not all(_can_be_caught(leaf, run.compiled_by_xla) for leaf in leaves):
+        if not all(map(_can_be_caught, leaves)):
             why = "the data has parts that are no dense tensors of known shape"
             run.not_testable["sample"] = why
             return False
@@ -162,25 +208,13 @@ class TensorFlow(Backend):
         _, kept, structure = caught
         return tf.nest.pack_sequence_as(structure, [variable.numpy() for variable in kept])
 
-    def pick(self, variable: Any, coordinates: np.ndarray[Any, Any], *, xla: bool) -> Any:
-        """Does not touch the rest of the variable."""
-        own = own_copy(variable._value)
-        if variable.shape == ():
-            return tf.reshape(own.read_value(), [1])
-        if xla:  # knows no gather from a resource, and needs none: it fuses the read
-            return tf.gather_nd(own.read_value(), coordinates)
-        # Reading the whole tensor would hold its buffer and force a copy at the next update.
-        return tf.raw_ops.ResourceGatherNd(
-            resource=own.handle,
-            indices=coordinates,
-            dtype=own.dtype,
-        )
+    def pick(self, variable: Any, coordinates: np.ndarray[Any, Any]) -> Any:
+        # Not by a gather from the resource: for good, each read of the variable would then copy it.
+        return self.pick_tensor(own_copy(variable._value).read_value(), coordinates)
 
     def pick_value(self, variable: Any, coordinates: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Without moving the others."""
-        value: np.ndarray[Any, Any] = tf.cast(
-            self.pick(variable, coordinates, xla=False), tf.float32
-        ).numpy()
+        value: np.ndarray[Any, Any] = tf.cast(self.pick(variable, coordinates), tf.float32).numpy()
         return value
 
     def pick_tensor(self, tensor: Any, coordinates: np.ndarray[Any, Any]) -> Any:
@@ -260,6 +294,16 @@ class TensorFlow(Backend):
         return isinstance(tensor, tf.Tensor) and not hasattr(tensor, "numpy")
 
     @contextlib.contextmanager
+    def once(self, model: Any) -> Iterator[None]:
+        """Eagerly: a graph takes longer to trace than a batch takes without one."""
+        own = model.__dict__
+        before, own["_run_eagerly"] = own["_run_eagerly"], True
+        try:
+            yield
+        finally:
+            own["_run_eagerly"] = before
+
+    @contextlib.contextmanager
     def watched_reads(self, read: dict[int, Any]) -> Iterator[None]:
         with tf.GradientTape() as tape:
             yield
@@ -268,6 +312,23 @@ class TensorFlow(Backend):
 
     def behind_barrier(self, tensors: list[Any]) -> list[Any]:
         return list(gen_xla_ops.xla_optimization_barrier(input=tensors))
+
+    def gradients_to_see(self, gradients: list[Any]) -> list[Any]:
+        """Through an operation that changes nothing, and that XLA joins to whatever makes or uses
+        them: it compiles what makes a value otherwise where a barrier must get it.
+        """
+        return [_as_precise(gradient) for gradient in gradients]
+
+    def with_logits(self, copy: Any, tensor: Any) -> Any:
+        """Keras' crossentropies take the logits that were noted on the probabilities, or that the
+        operation got which made them: from probabilities that have become 0 nothing is known.
+        """
+        logits = getattr(tensor, "_keras_logits", None)
+        if logits is not None:
+            copy._keras_logits = _as_precise(logits)
+            return copy
+        again = FROM_LOGITS.get(tensor.op.type) if self.is_traced(tensor) else None
+        return copy if again is None else again(_as_precise(tensor.op.inputs[0]))
 
     def is_dense(self, tensor: Any) -> bool:
         return isinstance(tensor, tf.Tensor)
@@ -281,7 +342,7 @@ class TensorFlow(Backend):
             return tf.IndexedSlices(values, tensor.indices, tensor.dense_shape)
         if not self.is_dense(tensor):
             return tensor
-        return self.behind_barrier([tensor])[0] if xla else tf.raw_ops.Snapshot(input=tensor)
+        return _as_precise(tensor) if xla else tf.raw_ops.Snapshot(input=tensor)
 
     def is_traced_step(self, model: Any) -> bool:
         return not model.run_eagerly
@@ -324,14 +385,18 @@ class TensorFlow(Backend):
         return bool(failed) and all(map(OUR_NODE.search, failed))
 
     def count_nonfinite(self, tensors: list[Any], finite: Any, *, xla: bool) -> Any:
-        """XLA counts always: a branch would split its fusions, and training round otherwise."""
-
-        def count() -> Any:
-            values = [self.dense_part(t) for t in tensors]
-            found = [tf.reduce_sum(tf.cast(~tf.math.is_finite(v), tf.float32)) for v in values]
-            return tf.add_n(found)
-
-        return count() if xla else tf.cond(finite, lambda: tf.zeros(()), count)
+        """XLA always counts in small ones: a branch would split its fusions, and training round
+        otherwise. What is large is there as a whole.
+        """
+        at_once: list[Any] = []
+        others: list[Any] = []
+        for values in map(self.dense_part, tensors):
+            is_small = (values.shape.num_elements() or 0) <= SMALL
+            (at_once if xla and is_small else others).append(values)
+        count = self.nonfinite(at_once)
+        if others:
+            count += tf.cond(finite, lambda: tf.zeros(()), lambda: self.nonfinite(others))
+        return count
 
     def arrival(self, batch: Any, *, xla: bool) -> tuple[Any, Any] | None:
         """None under XLA, which knows no clock."""
@@ -348,20 +413,24 @@ class TensorFlow(Backend):
         return tf.cast(tf.reduce_max(tf.abs(values)), tf.float32)
 
 
+def _as_precise(tensor: Any) -> Any:
+    bits = BITS.get(tensor.dtype)
+    if bits is None:
+        return tensor
+    exponent, mantissa = bits
+    return gen_xla_ops.xla_reduce_precision(
+        operand=tensor, exponent_bits=exponent, mantissa_bits=mantissa
+    )
+
+
 def _scalar(value: Any) -> Any:
     """As float32; an operation fewer in every step for what is a scalar already."""
     cell = tf.cast(value, tf.float32)
     return cell if cell.shape.rank == 0 else tf.reshape(cell, [])
 
 
-def _can_be_caught(leaf: Any, xla: bool) -> bool:
-    # XLA fixes the shape of a variable at its first use.
-    return (
-        isinstance(leaf, tf.Tensor)
-        and leaf.shape.rank is not None
-        and leaf.shape.rank > 0
-        and not xla
-    )
+def _can_be_caught(leaf: Any) -> bool:
+    return isinstance(leaf, tf.Tensor) and leaf.shape.rank is not None and leaf.shape.rank > 0
 
 
 def _room_for(leaf: Any) -> tf.Variable:

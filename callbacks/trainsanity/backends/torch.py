@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any, cast
 
 import keras
@@ -12,21 +15,26 @@ import numpy as np
 import torch
 from keras.src.backend.torch.core import get_device
 
-from trainsanity.backends.backend import Backend, side_by_side
+from trainsanity.backends.backend import Backend, MeetingPlace, Store, side_by_side
+from trainsanity.host_ring import HostRing
 
 CONSTANTS = 64  # kept at most
+FILE_BYTES = 32e6  # what is deleted stays in the file of a FileStore
+STORE_SECONDS = 10.0  # after which a store that does not answer has failed
 
 
 class Torch(Backend):
     def __init__(self) -> None:
         self._constants: dict[int, tuple[Any, Any]] = {}  # id of an array -> it, and its tensor
+        self._thread = threading.local()  # `many`: tensors stand for those of many steps
+
+    def in_memory(self, ring: Any, count: Any, rest: float) -> HostRing | None:
+        if get_device() != "cpu":
+            return None
+        ring, count = (variable.value.detach().numpy() for variable in (ring, count))
+        return HostRing(ring, count, rest, _as_number)
 
     def row(self, cells: Mapping[int, Any], width: int, rest: float) -> Any:
-        """Of numbers on the host where the step runs there: an operation of a tensor costs more."""
-        if get_device() == "cpu":
-            row = np.full(width, rest, np.float64)
-            row[list(cells)] = [_number(value) for value in cells.values()]
-            return row
         values = side_by_side(cells, rest)
         filler = torch.full((width - len(values),), rest, device=get_device())
         each = [torch.as_tensor(value).detach().reshape(1).to(filler) for value in values]
@@ -35,12 +43,8 @@ class Torch(Backend):
     def write_row(self, ring: Any, count: Any, row: Any) -> None:
         """In place; called within `observing`."""
         tensor, counter = ring.value, count.value
-        if isinstance(row, np.ndarray):
-            with np.errstate(over="ignore"):
-                tensor.detach().numpy()[int(counter) % len(tensor)] = row
-        else:
-            at = torch.remainder(counter, len(tensor)).reshape(1).to(torch.int64)
-            tensor.index_copy_(0, at, row.detach().reshape(1, -1))
+        at = torch.remainder(counter, len(tensor)).reshape(1).to(torch.int64)
+        tensor.index_copy_(0, at, row.detach().reshape(1, -1))
         counter.add_(1)
 
     def read(self, variable: Any) -> np.ndarray[Any, Any]:
@@ -59,13 +63,13 @@ class Torch(Backend):
             return (batches[0], batches) if batches else None
         return super().peek(batches)
 
-    def pick(self, variable: Any, coordinates: np.ndarray[Any, Any], *, xla: bool) -> Any:
+    def pick(self, variable: Any, coordinates: np.ndarray[Any, Any]) -> Any:
         """Copies."""
         return self.pick_tensor(variable.value.detach(), coordinates)
 
     def pick_value(self, variable: Any, coordinates: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Without moving the others."""
-        picked = self.pick(variable, coordinates, xla=False)
+        picked = self.pick(variable, coordinates)
         value: np.ndarray[Any, Any] = picked.float().cpu().numpy()
         return value
 
@@ -84,17 +88,40 @@ class Torch(Backend):
         return tensor.coalesce().values() if tensor.is_sparse else tensor
 
     def on_host(self, tensor: Any) -> np.ndarray[Any, Any] | None:
-        if tensor.device.type != "cpu" or tensor.is_sparse:
+        if not self._is_known(tensor) or tensor.is_sparse:
             return None
         array: np.ndarray[Any, Any] = tensor.detach().float().numpy()
         return array
 
     def total(self, tensor: Any) -> Any:
-        return _number(torch.as_tensor(tensor).sum(dtype=torch.float32))
+        values = torch.as_tensor(tensor)
+        return self._number(values.sum(dtype=torch.float32) if values.ndim else values.float())
+
+    def for_each(
+        self, function: Callable[..., tuple[Any, ...]], arguments: list[Sequence[Any]]
+    ) -> list[list[float]]:
+        self._thread.many = True
+        try:
+            found = torch.vmap(function)(*map(_stacked, arguments))
+        finally:
+            self._thread.many = False
+        return [values.tolist() for values in found]
+
+    def _is_known(self, tensor: Any) -> bool:
+        """Whether asking for its values is no wait, and possible."""
+        return tensor.is_cpu and not getattr(self._thread, "many", False)
+
+    def _number(self, scalar: Any) -> Any:
+        """On the host, where that does not wait for the device."""
+        return float(scalar.item()) if self._is_known(scalar) else scalar
+
+    def number(self, scalar: Any) -> Any:
+        is_scalar = isinstance(scalar, torch.Tensor) and scalar.is_cpu and scalar.ndim == 0
+        return scalar.item() if is_scalar else scalar
 
     def nonfinite(self, tensors: list[Any]) -> Any:
         floats = [t for t in map(torch.as_tensor, tensors) if t.is_floating_point()]
-        if all(_has_finite_sum(t) for t in floats):
+        if all(self._is_known(t) and math.isfinite(t.sum().item()) for t in floats):
             return 0.0
         return sum((self.total(~torch.isfinite(t)) for t in floats), 0.0)
 
@@ -157,11 +184,20 @@ class Torch(Backend):
         """As torch.compile does."""
         return bool(model.jit_compile and not model.run_eagerly)
 
+    @contextlib.contextmanager
+    def uncompiled(self, model: Any) -> Iterator[None]:
+        own = model.__dict__
+        before, own["_jit_compile"] = own["_jit_compile"], False
+        try:
+            yield
+        finally:
+            own["_jit_compile"] = before
+
     def why_untappable(self, model: Any) -> str | None:
         """The compiler would take many times as long for our lines as for the step, and fuse the
         step's own operations otherwise, which rounds them otherwise.
         """
-        return "torch.compile would compile them too" if self.follows_code(model) else None
+        return "torch.compile would compile what measures it" if self.follows_code(model) else None
 
     def processes(self, model: Any) -> int:
         distributed = torch.distributed
@@ -169,9 +205,35 @@ class Torch(Backend):
         return int(distributed.get_world_size()) if together else 1
 
     def why_not_in_this_process(self, model: Any) -> str | None:
-        if self.processes(model) == 1 or torch.distributed.get_rank() == 0:
+        if self.process() == 0 or self.meeting_place() is not None:
             return None
-        return f"this is process {torch.distributed.get_rank()}, and process 0 reports for all"
+        return f"this is process {self.process()}, and process 0 reports for all"
+
+    def process(self) -> int:
+        return int(torch.distributed.get_rank()) if self.processes(None) > 1 else 0
+
+    def meeting_place(self) -> MeetingPlace | None:
+        """The store in which the processes have found each other."""
+        from torch.distributed import distributed_c10d as c10d
+
+        if not all(hasattr(c10d.Store, name) for name in ("check", "clone", "delete_key")):
+            return None
+        store = c10d._get_default_store()
+        plain = getattr(store, "_underlying_non_prefix_store", store)
+        if isinstance(plain, torch.distributed.FileStore):
+            # Each of its methods holds its locks for a moment only. A clone would be counted as
+            # one more process that ends, and the last one takes the file away.
+            return MeetingPlace(lambda: cast(Store, store), FILE_BYTES)
+
+        def connected() -> Store:
+            """A connection of its own: `get` and `wait` keep others out for as long as they
+            last.
+            """
+            clone = store.clone()
+            clone.set_timeout(timedelta(seconds=STORE_SECONDS))
+            return cast(Store, clone)
+
+        return MeetingPlace(connected, math.inf)
 
     def count_nonfinite(self, tensors: list[Any], finite: Any, *, xla: bool) -> Any:
         # Elsewhere asking would wait for the device.
@@ -190,18 +252,18 @@ class Torch(Backend):
         """
         if structure is None:
             return None
+        if isinstance(structure, torch.Tensor):
+            return structure.clone()
         return keras.tree.map_structure(
             lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, structure
         )
 
 
-def _has_finite_sum(tensor: Any) -> bool:
-    """So that nothing need be counted; False where asking would wait for the device."""
-    return tensor.device.type == "cpu" and math.isfinite(tensor.sum().item())
+def _stacked(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], (int, float)):
+        return torch.tensor(values, dtype=torch.float32)
+    return torch.stack([torch.as_tensor(value) for value in values])
 
 
-def _number(scalar: Any) -> Any:
-    """On the host, where that does not wait for the device."""
-    if isinstance(scalar, torch.Tensor) and scalar.device.type == "cpu":
-        return float(scalar.item())
-    return scalar
+def _as_number(scalar: Any) -> Any:
+    return scalar.item() if isinstance(scalar, torch.Tensor) else scalar

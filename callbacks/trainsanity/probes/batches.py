@@ -21,6 +21,7 @@ class Batches(Probe):
     """Per batch: non-finite values, ids of every embedding, labels, sample weights."""
 
     name = "batches"
+    in_all_processes = True
 
     def trace_loss(self, step: Step) -> Columns:
         # A compute_loss of the user's may be given no inputs.
@@ -30,12 +31,27 @@ class Batches(Probe):
             "inputs/nonfinite": nonfinite(inputs),
             "outputs/nonfinite": nonfinite(tensors_of(step.y_pred)),
         }
+        columns.update(self._given(step))
+        for output in step.outputs:
+            columns.update(_reached(output, self.run.backend))
+            columns.update(_range(output, self.run.backend))
+        return columns
+
+    def see_step(self, step: Step) -> Columns:
+        nonfinite = self.run.backend.nonfinite(tensors_of(step.x))
+        return {"inputs/nonfinite": nonfinite, **self._given(step)}
+
+    def _given(self, step: Step) -> Columns:
+        """What can be said of ids, labels and weights as they come with the batch."""
+        columns: dict[str, Any] = {}
         for layer, calls in _by_embedding(step).items():
             columns.update(_ids(layer, calls, self.run.backend))
         for output in step.outputs:
             columns.update(_labels(output, self.run.backend))
-            columns.update(_weights(output, self.run.backend))
-            columns.update(_range(output, self.run.backend))
+            if output.given_weight is not None:
+                quantity = output.quantity("sample_weight")
+                weight = output.given_weight
+                columns.update(_summary(f"{quantity}/given_", weight, self.run.backend))
         columns.update(self._declared_weight(step))
         return columns
 
@@ -103,16 +119,14 @@ def _labels(output: OutputEvidence, backend: Backend) -> Columns:
     return columns
 
 
-def _weights(output: OutputEvidence, backend: Backend) -> Columns:
-    columns: dict[str, Any] = {}
+def _reached(output: OutputEvidence, backend: Backend) -> Columns:
+    """The weights that have reached the loss."""
     quantity = output.quantity("sample_weight")
-    if output.given_weight is not None:
-        columns.update(_summary(f"{quantity}/given_", output.given_weight, backend))
     if output.sample_weight is not None:
-        columns.update(_summary(f"{quantity}/", output.sample_weight, backend))
-    elif output.given_weight is not None:
-        columns.update(_summary(f"{quantity}/", ops.ones((1,)), backend))
-    return columns
+        return _summary(f"{quantity}/", output.sample_weight, backend)
+    if output.given_weight is not None:
+        return _summary(f"{quantity}/", ops.ones((1,)), backend)
+    return {}
 
 
 def _summary(prefix: str, weight: Any, backend: Backend) -> Columns:

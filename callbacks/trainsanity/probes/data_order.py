@@ -26,6 +26,7 @@ class DataOrder(Probe):
 
     name = "data_order"
     every_batch = True
+    only_inputs = True
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
@@ -43,6 +44,8 @@ class DataOrder(Probe):
             rows, places = rows + 1.37 * found[1][0], places + 1.37 * found[1][1]
         columns["_fingerprint:rows"], columns["_fingerprint:places"] = rows, places
         return columns
+
+    see_step = trace_loss
 
     def on_epoch_begin(self, epoch: int) -> None:
         self._seen = Fingerprints()

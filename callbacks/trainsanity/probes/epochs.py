@@ -12,6 +12,7 @@ from keras import ops
 
 from trainsanity import optimizers
 from trainsanity.executions import steps_per_execution
+from trainsanity.passes import is_witness
 from trainsanity.probes.probe import Columns, Probe, Step
 from trainsanity.recording import tensors_of
 from trainsanity.tape import TapeRows
@@ -26,6 +27,7 @@ class Epochs(Probe):
 
     name = "epochs"
     every_batch = True
+    in_all_processes = True
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
@@ -36,6 +38,7 @@ class Epochs(Probe):
         self._skips: int | None = 0  # None: not every batch was looked at
         self._test_began = 0.0
         self._test_rows = 0
+        self._test_samples = 0.0
         self._declared_test_steps: int | None = None
         self._seen_test = False
 
@@ -47,6 +50,8 @@ class Epochs(Probe):
         if not rows or not len(rows[0].shape):
             return {}
         return {"batch/size": ops.shape(rows[0])[0]}
+
+    see_step = trace_logs
 
     def on_epoch_begin(self, epoch: int) -> None:
         self.run.pace.take_next()
@@ -62,9 +67,7 @@ class Epochs(Probe):
 
     def on_rows(self, rows: TapeRows) -> Columns:
         self._rows += len(rows) + rows.lost
-        sizes = rows.columns.get("batch/size")
-        if sizes is not None:
-            self._samples += float(sizes.sum())
+        self._samples += _samples(rows)
         if self._scales_loss:
             self._count_skips(rows)
         return {}
@@ -106,7 +109,7 @@ class Epochs(Probe):
                 "recomputed": {
                     k: latest[f"{k}/recomputed"] for k in own if f"{k}/recomputed" in latest
                 },
-                "batch_size_mean": self._samples / self._rows if self._rows else None,
+                "batch_size_mean": _mean(self._samples, self._rows),
                 "seconds": time.monotonic() - self._began,
                 "stopped": bool(getattr(run.model, "stop_training", False)),
                 "steps_per_execution": steps_per_execution(run.model),
@@ -126,7 +129,7 @@ class Epochs(Probe):
     def on_test_begin(self) -> None:
         self.run.test_pace.take_next()
         self._test_began = time.monotonic()
-        self._test_rows = 0
+        self._test_rows, self._test_samples = 0, 0.0
         if not self._seen_test:
             self._seen_test = True
             self._declared_test_steps = self._find_declared_test_steps()
@@ -142,6 +145,7 @@ class Epochs(Probe):
 
     def on_test_rows(self, rows: TapeRows) -> Columns:
         self._test_rows += len(rows) + rows.lost
+        self._test_samples += _samples(rows)
         return {}
 
     def on_test_end(self, logs: Mapping[str, Any]) -> None:
@@ -152,6 +156,7 @@ class Epochs(Probe):
             {
                 "inside_fit": inside,
                 "batches": self._test_rows or run.shared.get("test_batches"),
+                "batch_size_mean": _mean(self._test_samples, self._test_rows),
                 "declared_steps": self._declared_test_steps,
                 # Validation has no progress bar of its own.
                 "progress_total": None if inside else run.shared.get("progress_total"),
@@ -165,11 +170,17 @@ class Epochs(Probe):
     def _validation(self, logs: Mapping[str, Any]) -> None:
         latest = self.run.shared.get("test_latest", {})
         columns = {f"val_{k}/reported": float(v) for k, v in logs.items() if _is_number(v)}
-        for name, value in latest.items():
-            quantity, _, witness = name.rpartition("/")
-            if witness in ("recomputed", "unmasked", "all", "weighted") and quantity in logs:
-                columns[f"val_{name}"] = value
+        columns |= {f"val_{name}": v for name, v in latest.items() if is_witness(name, logs)}
         self.run.points(self.run.step, columns)
+
+
+def _samples(rows: TapeRows) -> float:
+    sizes = rows.columns.get("batch/size")
+    return 0.0 if sizes is None else float(sizes.sum())
+
+
+def _mean(samples: float, batches: int) -> float | None:
+    return samples / batches if batches else None
 
 
 def _is_number(value: Any) -> bool:

@@ -55,6 +55,8 @@ class Facts(Probe):
                 facts[output.name] = _output(self.run.model, output)
         return {}
 
+    see_step = trace_loss
+
     def on_rows(self, rows: TapeRows) -> Any:
         if self._columns is None:
             self._say_columns()
@@ -68,6 +70,10 @@ class Facts(Probe):
 
     def on_end(self) -> None:
         self._say_columns()
+
+    def on_closed(self) -> None:
+        if self._columns is not None:
+            self._say_columns()
 
     def _say_columns(self) -> None:
         """What the columns are, and what cannot be measured and why; again where it changed."""

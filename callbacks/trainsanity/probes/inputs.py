@@ -20,6 +20,7 @@ class Inputs(Probe):
     """
 
     name = "inputs"
+    in_all_processes = True
 
     def trace_loss(self, step: Step) -> Columns:
         if not step.training:
@@ -29,6 +30,8 @@ class Inputs(Probe):
             quantity = f"inputs:{name}" if name else "inputs"
             columns.update(_statistics(quantity, tensor, self.run.backend))
         return columns
+
+    see_step = trace_loss
 
     def _inputs(self, step: Step) -> list[tuple[str, Any]]:
         if getattr(self.run.model, "inputs", None):

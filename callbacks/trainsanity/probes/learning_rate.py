@@ -38,6 +38,8 @@ class LearningRate(Probe):
     # on the host
 
     def on_optimizer(self, name: str, optimizer: Any, variables: Sequence[Any]) -> None:
+        if self.run.backend.follows_code(self.run.model):
+            return  # no tap can be in the step
         if id(optimizer) not in self._followers:
             self._followers[id(optimizer)] = _Follower(self.run, name, optimizer, variables)
 
@@ -295,9 +297,8 @@ class _Follower:
         return found
 
     def _pick(self) -> Any:
-        xla = self._run.compiled_by_xla
         pick = self._run.backend.pick
-        parts = [pick(s.variable, s.coordinates, xla=xla) for s in self._sampled]
+        parts = [pick(s.variable, s.coordinates) for s in self._sampled]
         return ops.concatenate([ops.cast(part, "float32") for part in parts])
 
     def _pick_gradients(self, update: Update) -> tuple[Any | None, np.ndarray[Any, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from keras import ops
 
-from trainsanity.epoch_mean import EpochMean, EpochMeans
+from trainsanity.epoch_mean import VARIANTS, EpochMean, EpochMeans
 from trainsanity.masking import mask_of
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Columns, OutputEvidence, Step
@@ -22,8 +22,6 @@ from trainsanity.probes.weighting import (
     spread_positions,
 )
 from trainsanity.tape import TapeRows
-
-VARIANTS = ("recomputed", "unmasked", "all", "weighted")
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,12 @@ class Losses(EpochMeans):
     """
 
     name = "losses"
+    in_all_processes = True
 
     # inside the step
 
     def trace_loss(self, step: Step) -> Columns:
-        added = self._added()
+        added = sum(map(self.run.backend.total, step.added), 0.0)
         columns: dict[str, Any] = {
             "loss/differentiated": self.run.backend.total(step.loss),
             "loss/added": added,
@@ -127,9 +126,6 @@ class Losses(EpochMeans):
             if reduction in (None, "none"):
                 return f"the loss {name!r} has no reduction"
         return None
-
-    def _added(self) -> Any:
-        return sum(map(self.run.backend.total, self.run.model.losses), 0.0)
 
     def _applicable(self, step: Step, term: Term) -> Iterator[str]:
         """The ways to count that mean something for this part of the loss."""

@@ -19,7 +19,7 @@ class MaskSemantics(Probe):
     """Makes the audit `mask_semantics`: layers called again with other content where masked."""
 
     name = "mask_semantics"
-    cost = 0.5
+    cost = 0.4
 
     def on_sample(self) -> None:
         calls = Passes.of(self.run).inference.leaves

@@ -17,6 +17,7 @@ class Masks(Probe):
     """Per batch and output: coverage of the mask at the input, at the loss and at the metrics."""
 
     name = "masks"
+    in_all_processes = True
 
     def trace_loss(self, step: Step) -> Columns:
         columns: dict[str, Any] = {}

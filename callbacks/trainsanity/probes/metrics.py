@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from trainsanity.epoch_mean import EpochMean, EpochMeans
+from trainsanity.epoch_mean import VARIANTS, EpochMean, EpochMeans
 from trainsanity.masking import mask_of
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Columns, OutputEvidence, Step
@@ -21,8 +21,6 @@ from trainsanity.probes.weighting import (
     spread_positions,
 )
 from trainsanity.tape import TapeRows
-
-VARIANTS = ("recomputed", "unmasked", "all", "weighted")
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,7 @@ class Metrics(EpochMeans):
     """
 
     name = "metrics"
+    in_all_processes = True
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
@@ -52,6 +51,8 @@ class Metrics(EpochMeans):
     def trace_logs(self, step: Step) -> Columns:
         # A metric may give one number for each class; such rows are not on the tape.
         return {f"{k}/reported": value for k, value in step.results.items() if _is_number(value)}
+
+    see_step = trace_logs
 
     def trace_metrics(self, step: Step) -> Columns:
         columns: dict[str, Any] = {}

@@ -25,7 +25,7 @@ class Mode(Probe):
     """
 
     name = "mode"
-    cost = 0.4
+    cost = 0.2
 
     def on_sample(self) -> None:
         run = self.run

@@ -47,6 +47,7 @@ class OutsideWrites(Probe):
         self._by_layers = False  # a layer assigns to weights when it is called
         self._written: dict[str, set[str]] = {}  # callback's class -> paths, since the last step
         self._writers: dict[int, dict[str, set[str]]] = {}  # step -> those before it
+        self._hears = False  # of every value that is assigned
         self._others: list[str] = []  # classes of callbacks that have a turn between two steps
         self._said: dict[str, Any] | None = None
 
@@ -55,6 +56,7 @@ class OutsideWrites(Probe):
         if run.kind == "fit" and run.guard is not None and not run.backend.follows_code(run.model):
             self._others = sorted({type(c).__name__ for c in callbacks_beside_us() if _has_turn(c)})
             assignments.listen(self._hear)
+            self._hears = True
 
     def _hear(self, variable: Any) -> None:
         guard = self.run.guard
@@ -118,7 +120,8 @@ class OutsideWrites(Probe):
         if writers:
             paths = sorted(set().union(*writers.values()))
             return {"by": sorted(writers), "variables": paths[:MOST_PATHS], "known": True}
-        known = None if self._others or self._by_layers or not self._own_step else False
+        is_unknown = self._others or self._by_layers or not self._own_step or not self._hears
+        known = None if is_unknown else False
         return {"by": self._others, "variables": [], "known": known}
 
     @property

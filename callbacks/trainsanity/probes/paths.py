@@ -20,12 +20,14 @@ from trainsanity.forward import (
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import first_rows, rows_of, tensors_of
 
+TAKES_SECONDS = "torch.compile would take seconds for a function to compare with"
+
 
 class Paths(Probe):
     """Makes the audit `paths` from the sample."""
 
     name = "paths"
-    cost = 0.6
+    cost = 0.5
     runs_compiled = True
 
     def on_sample(self) -> None:
@@ -35,25 +37,41 @@ class Paths(Probe):
         noise = [difference(a, b)["largest"] for a, b in zip(eager, again, strict=True)]
         sensitivity = self._sensitivity(eager, x)
         comparisons = []
-        predicts = refused("predict on the captured rows raises")
-        with untouched(model), _own_predict_function(model), predicts:
-            compiled = tensors_of(model.predict_on_batch(x))
-        single: list[Any] = []
-        if rows_of(x) > 1 and fixed_batch(model) is None:
-            single = tensors_of(quiet_forward(model, first_rows(x, 1)))
-        ways: tuple[tuple[str, list[str], Callable[[Any], Any], list[Any]], ...] = (
-            ("execution", ["eager call", "predict"], lambda t: t, compiled),
-            ("batch", ["in a batch", "alone"], lambda t: t[:1], single),
+        first = first_rows(x, 1) if rows_of(x) > 1 and fixed_batch(model) is None else None
+        compiled, single = self._predicted(model, x, first)
+        together = compiled
+        if single is None and first is not None:
+            together, single = eager, tensors_of(quiet_forward(model, first))
+        ways: tuple[tuple[str, list[str], Callable[[Any], Any], list[Any], list[Any]], ...] = (
+            ("execution", ["eager call", "predict"], lambda t: t, eager, compiled),
+            ("batch", ["in a batch", "alone"], lambda t: t[:1], together, single or []),
         )
-        for kind, names, part, others in ways:
-            if kind == "batch" and not single:
+        for kind, names, part, outputs, others in ways:
+            if not others:
                 continue
-            for i, (a, b) in enumerate(zip(eager, others, strict=True)):
+            for i, (a, b) in enumerate(zip(outputs, others, strict=True)):
                 if kind == "batch" and not _has_rows(a, b, rows_of(x)):
                     continue
                 compared = self._compare(i, kind, names, part(a), b, noise[i], sensitivity[i])
                 comparisons.append(compared)
         self.run.audit("paths", {"comparisons": comparisons})
+
+    def _predicted(self, model: Any, x: Any, first: Any) -> tuple[list[Any], list[Any] | None]:
+        """Of all rows; and of the first one, where one program is compiled faster than each of its
+        operations, else None. Nothing where compiling takes too long.
+        """
+        backend = self.run.backend
+        if backend.follows_code(model):
+            self.run.not_testable["paths/execution"] = TAKES_SECONDS
+            return [], None
+        predicts = refused("predict on the captured rows raises")
+        with _own_predict_function(model), predicts:
+            with untouched(model):
+                compiled = tensors_of(model.predict_on_batch(x))
+            if first is None or not (backend.COMPILES_OPERATIONS and backend.is_traced_step(model)):
+                return compiled, None
+            with untouched(model):
+                return compiled, tensors_of(model.predict_on_batch(first))
 
     def _sensitivity(self, outputs: list[Any], x: Any) -> list[float | None]:
         """How far the outputs move when every floating-point input moves by one rounding."""

@@ -78,6 +78,7 @@ class Step:
             forward pass.
         outputs: one entry per output that has a label.
         loss: what `compute_loss` returned.
+        added: the model's own losses that are in it: by `add_loss` and of regularizers.
         losses: unreduced values of the compiled losses, in the order in which Keras called them.
         results: what the step returned, known in `trace_logs`: log key -> tensor.
         metric_values: id of a metric -> what its function returned.
@@ -89,6 +90,9 @@ class Step:
             batch is worth its time.
         put_off: hooks of probes that need not see every batch, with what they are given; called
             last of all, where it is their turn.
+        waits: whether probes look at it later, with many others, from copies.
+        waiting: their hooks, with what `asked_with` was then.
+        copies: the tensors of a step that waits.
         shared: intermediate tensors that one probe computes and another uses.
     """
 
@@ -97,6 +101,9 @@ class Step:
     turn: Any = None
     is_rehearsal: bool = False
     put_off: list[tuple[str, Any]] = field(default_factory=list)
+    waits: bool = False
+    waiting: list[tuple[str, list[Any]]] = field(default_factory=list)
+    copies: list[Any] = field(default_factory=list)
     given: tuple[Any, Any, Any] = (None, None, None)
     x: Any = None
     y: Any = None
@@ -105,6 +112,7 @@ class Step:
     calls: list[LayerCall] = field(default_factory=list)
     outputs: list[OutputEvidence] = field(default_factory=list)
     loss: Any = None
+    added: list[Any] = field(default_factory=list)
     losses: list[Any] = field(default_factory=list)
     results: Mapping[str, Any] = field(default_factory=dict)
     metric_values: dict[int, Any] = field(default_factory=dict)
@@ -245,8 +253,16 @@ class Probe:
     # Whether its columns must come from every batch, as what adds up over an epoch does; the others
     # may get fewer turns where the step runs as Python code (`trainsanity.pace`).
     every_batch: ClassVar[bool] = False
-    # Seconds, roughly, that `on_sample` or `on_released` takes: cheap audits come first. 0 for
-    # those that look at the one inference pass and do nothing else.
+    # Whether `trace_loss`, its only hook within a step, looks at nothing but `x`, and as numbers on
+    # the host; the others that see every batch may be shown many steps as one
+    # (`trainsanity.later`), and must not ask for the value of a tensor.
+    only_inputs: ClassVar[bool] = False
+    # Whether it measures the data of a batch, of which each of several processes has a part.
+    in_all_processes: ClassVar[bool] = False
+    # Seconds, roughly, that `on_sample` or `on_released` takes where an eager pass of the sample
+    # takes PASS_SECONDS of `trainsanity.sample_audits`: cheap audits come first, and one that is
+    # too long for the time left waits. 0 for those that look at the one inference pass and do
+    # nothing else.
     cost: ClassVar[float] = 0.0
     # Whether `on_sample` runs functions that Keras compiles; on JAX they give the variables' values
     # away.
@@ -281,6 +297,14 @@ class Probe:
 
     def trace_end(self, step: Step) -> Columns:
         """Last of all; the only hook that may write to variables handed to `run.keep`."""
+        return {}
+
+    # around the step
+    def see_step(self, step: Step) -> Columns:
+        """In place of all `trace_*`, where no tap can be in the step: `step` has what was given and
+        what was shown, and calls of layers that an input goes straight into. Of its outputs all is
+        symbolic but the labels and the sample weights that came with them.
+        """
         return {}
 
     # on the host

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from trainsanity import optimizers
+from trainsanity import backends, optimizers
 from trainsanity.difference import coarsest_dtype, difference, elements_of
 from trainsanity.fit_arguments import NO_SAMPLE
 from trainsanity.forward import (
@@ -26,7 +26,6 @@ from trainsanity.forward import (
     recurrent_states,
     refused,
     untouched,
-    unwarned,
 )
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Probe
@@ -63,7 +62,7 @@ class Roundtrip(Probe):
         with (
             untouched(run.model),
             names_untouched(),
-            unwarned(),
+            run.backend.own_traces(),
             tempfile.TemporaryDirectory() as folder,
         ):
             facts = self._facts(Path(folder) / "model.keras")
@@ -162,7 +161,7 @@ def _give_states(model: Any, loaded: Any) -> None:
 
 
 def _evaluated(model: Any, x: Any, y: Any, weight: Any) -> dict[str, Any]:
-    with evaluation_untouched(model):
+    with evaluation_untouched(model), backends.active().once(model):
         model.reset_metrics()  # up to Keras 3.14 `test_on_batch` adds to what was there
         result: dict[str, Any] = model.test_on_batch(x, y, sample_weight=weight, return_dict=True)
         return {k: v for k, v in result.items() if np.ndim(v) == 0}

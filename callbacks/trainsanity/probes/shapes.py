@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trainsanity.origin import is_of_keras
@@ -18,13 +18,11 @@ class Shapes(Probe):
 
     def on_sample(self) -> None:
         passes = Passes.of(self.run)
-        half = passes.half
-        leaves = half.leaves if half else []
-        small = {(id(c.operation), i): c for i, c in _numbered(leaves)}
+        small = passes.shapes_of_half()
         layers: list[dict[str, Any]] = []
         for i, call in _numbered(passes.inference.leaves):
             if call.is_layer and call.outputs:
-                layers.extend(_rows(call, small.get((id(call.operation), i))))
+                layers.extend(_rows(call, small.get((id(call.operation), i), [])))
         self.run.audit("shapes", {"layers": layers})
 
 
@@ -37,11 +35,11 @@ def _numbered(calls: list[Call]) -> Iterator[tuple[int, Call]]:
         yield number, call
 
 
-def _rows(call: Call, small: Call | None) -> Iterator[dict[str, Any]]:
+def _rows(call: Call, small: Sequence[tuple[int, ...]]) -> Iterator[dict[str, Any]]:
     declared = declared_outputs(call)
     for index, output in enumerate(call.outputs):
         actual = [int(d) for d in output.shape]
-        other = small.outputs[index] if small and index < len(small.outputs) else None
+        other = small[index] if index < len(small) else None
         by, shape = declared[index] if index < len(declared) else (None, None)
         yield {
             **_about(call),
@@ -101,11 +99,11 @@ def _inputs_known(call: Call) -> bool:
     )
 
 
-def _follows_batch(actual: list[int], other: Any) -> list[int]:
-    if other is None or len(other.shape) != len(actual) or other.shape[0] == actual[0]:
+def _follows_batch(actual: list[int], other: tuple[int, ...] | None) -> list[int]:
+    if other is None or len(other) != len(actual) or other[0] == actual[0]:
         return []
-    ratio = actual[0] / int(other.shape[0])
-    return [i for i in range(1, len(actual)) if actual[i] == int(other.shape[i]) * ratio != 0]
+    ratio = actual[0] / int(other[0])
+    return [i for i in range(1, len(actual)) if actual[i] == int(other[i]) * ratio != 0]
 
 
 def _built(call: Call) -> Iterator[dict[str, Any]]:

@@ -127,7 +127,7 @@ class Weights(Probe):
             "moved": float(moved.max()) if moved.size else 0.0,
             "norm": float(np.linalg.norm(now[finite])),
             "nonfinite": int((~finite).sum()),
-            "gradient": path in arrived or path not in missing,
+            "gradient": None if "taps" in self.run.not_testable else path not in missing - arrived,
             "gradient_largest": largest.get(id(variable)) if path in arrived else None,
         }
 

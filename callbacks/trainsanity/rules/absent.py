@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
+STEPS = "comes with steps of training"
 # By the name of a signal or audit: where it comes from, as docs/evidence.md has it.
 COMES = {
     "announced": "comes where callbacks announce what they do",
@@ -21,7 +22,7 @@ COMES = {
     ),
     **dict.fromkeys(
         ("gradient/*", "update/*", "weights/*", "optimizer/*", "time/*", "traces/*"),
-        "comes with steps of training",
+        STEPS,
     ),
     "table_updates": "comes when an embedding is trained",
     "inputs*/*": "comes where inputs are floating-point numbers",
@@ -37,5 +38,11 @@ def carries_no(*names: str, kind: str = "") -> str:
     'the run carries no val_loss/reported (comes with validation)'
     """
     text = f"the run carries no {kind}{' with '.join(names)}"
-    told = [words for name in names for each, words in COMES.items() if fnmatchcase(name, each)]
-    return f"{text} ({told[0]})" if told else text
+    told = comes_with(*names)
+    return f"{text} ({told})" if told else text
+
+
+def comes_with(*names: str) -> str | None:
+    """When a run carries the first of these of which that is known."""
+    told = (words for name in names for each, words in COMES.items() if fnmatchcase(name, each))
+    return next(told, None)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from trainsanity.rules.absent import carries_no
+from trainsanity.rules.absent import STEPS, carries_no, comes_with
 from trainsanity.rules.history import Floats, Rows, RunView, Steps
 from trainsanity.rules.rule import Finding, NotTestable, Severity, Witness
 from trainsanity.wire import Audit
@@ -346,7 +346,15 @@ def not_measured(run: RunView, *signals: str) -> NotTestable:
     for signal in signals:
         if signal in reasons:
             return NotTestable(f"{signal}: {reasons[signal]}")
+    missing = [signal for signal in signals if not _carries(run, signal)] or list(signals)
+    if "taps" in reasons and comes_with(*missing) in (None, STEPS):
+        return NotTestable(f"{missing[0]} is measured in the step: {reasons['taps']}")
     return NotTestable(carries_no(*signals))
+
+
+def _carries(run: RunView, signal: str) -> bool:
+    quantity, _, witness = signal.rpartition("/")
+    return bool(run.quantities(witness)) if quantity == "<metric>" else run.has(signal)
 
 
 def why_thinned(run: RunView, signal: str) -> str | None:

@@ -226,20 +226,26 @@ class DeadWeights(Rule):
                 f"Every unit of {', '.join(dead[:3])} is 0 for all samples looked at, which stops "
                 "all gradients there."
             )
+        elif not all(v.connected for v in group):
+            cause = "Whether a gradient arrives was not measured."
         else:
             cause = (
                 "A gradient arrives and is 0 everywhere: a loss weight of 0, a custom gradient, "
                 "or an operation that is flat (round, sign, argmax)."
             )
         known = all(v.gradient_largest == 0.0 for v in group)
+        connected = all(v.connected for v in group)
+        found = "never move, though connected to the loss" if connected else "never move"
         return self._finding(
             streak,
             subject,
             group,
-            "get a gradient of exactly 0" if known else "never move, though connected to the loss",
+            "get a gradient of exactly 0" if known else found,
             cause,
             "Look at the layers between these weights and the loss, the nearest first.",
-            Witness("largest gradient", 0.0) if known else Witness("connected to the loss", "yes"),
+            Witness("largest gradient", 0.0)
+            if known
+            else Witness("connected to the loss", "yes" if connected else "not measured"),
             Severity.ADVICE if dead or beside else severity,
         )
 

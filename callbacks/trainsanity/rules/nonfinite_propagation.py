@@ -25,6 +25,11 @@ from trainsanity.rules.rule import Finding, Rule, Severity, Witness
 # In the order in which a step makes them.
 STAGES = ("inputs", "outputs", "loss", "gradient", "weights")
 
+UNSEEN = (
+    "Outputs and loss of this run are not measured: train a few steps without `jit_compile` to see "
+    "what comes first. Start again from a checkpoint before that step."
+)
+
 
 @dataclass(frozen=True)
 class NonfinitePropagation(Rule):
@@ -62,7 +67,7 @@ class NonfinitePropagation(Rule):
 
     def check(self, run: RunView) -> Iterable[Finding]:
         stages = [s for s in STAGES if run.has(f"{s}/nonfinite")]
-        if "loss" not in stages and "outputs" not in stages:
+        if not {"outputs", "loss", "weights"} & set(stages):
             # The audit of the first rows may arrive before any step has run.
             swallowing = merged(_swallowing_layers(run))
             if not swallowing:
@@ -114,7 +119,7 @@ class NonfinitePropagation(Rule):
                 if shown
                 else Witness("NaN or infinity that a healthy step has", 0, "elements"),
             ),
-            suggestion=_advice(where),
+            suggestion=_advice(where) if "loss" in bad or where == "inputs" else UNSEEN,
             first_step=int(rows.steps[begin]),
             last_step=int(rows.steps[newest]),
             count=int((ill & is_new).sum()),

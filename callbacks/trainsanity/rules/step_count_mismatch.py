@@ -84,6 +84,8 @@ class StepCountMismatch(Rule):
         is_new = any(a in run.new_audits("epoch") for a in epochs[self.same_epochs - 1 :])
         if known or len(counts) < self.same_epochs or len(set(counts)) != 1 or not is_new:
             return
+        if counts[0] is None:
+            return
         kind = text(run.audit("fit").facts, "data") if run.has_audit("fit") else None
         yield Finding(
             subject="length of the data",

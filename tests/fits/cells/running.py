@@ -58,6 +58,50 @@ def on_arrays(*, epochs: int = 2, batch_size: int = 4, count: int = 10, **compil
     return Scene([model], train, lambda: [Evidence(trained(line, [batches] * epochs))])
 
 
+NORMS = ("weights/sampled_norm", "update/sampled_norm")
+INSIDE = ("loss/recomputed", "mae/recomputed", "gradient/norm", "learning_rate/effective")
+AROUND = (  # what is seen of a step from outside
+    *("batch/size", "loss/reported", "mae/reported", "mse/reported"),
+    *("sample_weight/given_mean", "optimizer/iterations"),
+)
+
+
+def compiled_by_torch() -> Scene:
+    """The compiled step is the user's alone: no tap is in it, and none makes torch compile more."""
+    import torch
+
+    scene = on_arrays(count=8, jit_compile=True)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+    def train(callbacks: list[Any]) -> Any:
+        history = scene.train(callbacks)
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        assert graphs > 0
+        return {**history, "graphs": graphs}
+
+    def evidence() -> list[Evidence]:
+        line, batches = Line.of(), cut(4, *weighted_rows(8))
+        before = np.concatenate([w.reshape(-1) for w in line.weights()])
+        found = {name: [] for name in NORMS}
+        for _ in range(2):
+            for batch in batches:
+                line.learn(*batch)
+                after = np.concatenate([line.kernel.reshape(-1), line.bias])
+                found["weights/sampled_norm"].append(np.linalg.norm(after))
+                found["update/sampled_norm"].append(np.linalg.norm(after - before))
+                before = after
+        every = trained(Line.of(), [batches] * 2)
+        found |= {name: every[name] for name in AROUND}
+        found["weights/moved_outside"] = [np.nan, 0.0, 0.0, 0.0]
+        x = [b[0] for b in batches] * 2
+        found |= {"inputs/mean": [each.mean() for each in x], "inputs/max": [e.max() for e in x]}
+        reasons = {"taps": "torch.compile", "paths/execution": "torch.compile"}
+        return [Evidence(found, absent=INSIDE, reasons=reasons, batches=(2, 2))]
+
+    return Scene(scene.models, train, evidence)
+
+
 GROUP = "running"
 COMPILED = ("tensorflow", "jax")
 
@@ -65,6 +109,7 @@ CELLS = [
     Cell(GROUP, "graph", partial(on_arrays, jit_compile=False), ("tensorflow",)),
     Cell(GROUP, "eager", partial(on_arrays, run_eagerly=True)),
     Cell(GROUP, "XLA", partial(on_arrays, jit_compile=True), COMPILED),
+    Cell(GROUP, "torch.compile", compiled_by_torch, ("torch",), warns="The .grad attribute of a"),
     Cell(
         GROUP,
         "16 steps an execution, 3 a epoch",

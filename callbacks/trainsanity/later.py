@@ -1,0 +1,169 @@
+"""Steps that are looked at later, many at once, from copies of what they were given and have made.
+
+A step that runs as Python code goes through all of Keras; any line of ours in between takes several
+times as long as when it runs again and again. Copying a few small tensors takes less. What is
+copied cannot change, as a buffer that a generator fills anew for every batch, and keeps no graph of
+a gradient alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+import keras
+import numpy as np
+
+from trainsanity.backends.backend import Backend
+from trainsanity.masking import mask_of, put_mask
+from trainsanity.probes.probe import Columns, LayerCall, Step
+from trainsanity.recording import holds_numbers
+
+MOST_BYTES = 32_768  # of a step: to copy more takes longer than to look at once
+FEW = 4  # steps that are looked at one by one
+
+Change = Callable[[Any], Any]
+
+
+def keep(step: Step, backend: Backend) -> bool:
+    """Puts copies in place of all tensors of a step, and numbers in place of scalars. Called within
+    `observing`.
+
+    Returns:
+        False where there is too much to copy, or a number cannot be had; nothing has changed then.
+    """
+
+    def number(scalar: Any) -> Any:
+        found = backend.number(scalar)
+        return found if isinstance(found, (int, float)) else None
+
+    copies = _Copies(backend)
+    changed = _changed(step, copies.of, number)
+    is_whole = (changed["loss"] is None) == (step.loss is None) and None not in changed["added"]
+    if copies.size > MOST_BYTES or not is_whole:
+        return False
+    vars(step).update(changed)
+    step.copies = list(copies.made.values())
+    return True
+
+
+def _changed(step: Step, change: Change, number: Change) -> dict[str, Any]:
+    """All that probes see of a step, with other tensors."""
+    asked: dict[int, list[Any]] = {}
+    for _, asked_with in step.waiting:
+        if id(asked_with) not in asked:
+            asked[id(asked_with)] = [change(part) for part in asked_with]
+    return {
+        "waiting": [(hook, asked[id(asked_with)]) for hook, asked_with in step.waiting],
+        "asked_with": [],
+        "given": tuple(change(part) for part in step.given),
+        "calls": [LayerCall(call.layer, change(call.inputs)) for call in step.calls],
+        "loss": number(step.loss),
+        "added": [number(value) for value in step.added],
+        "results": {key: number(value) for key, value in step.results.items()},
+        "losses": [change(values) for values in step.losses],
+        "metric_values": {key: change(values) for key, values in step.metric_values.items()},
+    }
+
+
+def _numbers(step: Step) -> list[float]:
+    """In the order in which `_changed` goes through them."""
+    scalars = (step.loss, *step.added, *step.results.values())
+    return [float(scalar) for scalar in scalars if scalar is not None]
+
+
+def _with(step: Step, parts: Sequence[Any]) -> Step:
+    """The step with these in place of its copies and numbers."""
+    by_copy = {id(copy): part for copy, part in zip(step.copies, parts, strict=False)}
+    numbers = iter(parts[len(step.copies) :])
+    for copy in step.copies:
+        mask = mask_of(copy)
+        if mask is not None:
+            put_mask(by_copy[id(copy)], by_copy[id(mask)])
+
+    def change(structure: Any) -> Any:
+        return keras.tree.map_structure(lambda leaf: by_copy.get(id(leaf)), structure)
+
+    changed = _changed(step, change, lambda scalar: None if scalar is None else next(numbers))
+    return replace(step, **changed, columns={}, shared={})
+
+
+class _Copies:
+    """Attributes:
+    size: bytes of all tensors; beyond MOST_BYTES none is copied any more.
+    made: id of a tensor -> its copy.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.size = 0
+        self.made: dict[int, Any] = {}
+        self._backend = backend
+
+    def of(self, structure: Any) -> Any:
+        """The same with None in place of what is no tensor of numbers."""
+        if structure is None:
+            return None
+        if self._backend.is_dense(structure):
+            return self._of_tensor(structure)
+        return keras.tree.map_structure(self._of_leaf, structure)
+
+    def _of_leaf(self, leaf: Any) -> Any:
+        return self._of_tensor(leaf) if leaf is not None and holds_numbers(leaf) else None
+
+    def _of_tensor(self, tensor: Any) -> Any:
+        known = self.made.get(id(tensor))
+        if known is not None:
+            return known
+        self.size += tensor.nbytes
+        if self.size > MOST_BYTES:
+            return None
+        self.made[id(tensor)] = copy = self._copy(tensor)
+        mask = mask_of(tensor)
+        if mask is not None:
+            put_mask(copy, self.of(mask))
+        return copy
+
+    def _copy(self, tensor: Any) -> Any:
+        return (
+            np.array(tensor) if isinstance(tensor, np.ndarray) else self._backend.unshared(tensor)
+        )
+
+
+def alike(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """Runs of steps that differ in the values of their tensors only."""
+    for _, run in groupby(steps, _kind):
+        yield list(run)
+
+
+def _kind(step: Step) -> tuple[Any, ...]:
+    tensors = [(type(t), tuple(t.shape), str(t.dtype)) for t in step.copies]
+    hooks = [hook for hook, _ in step.waiting]
+    known = [(key, value is None) for key, value in step.results.items()]
+    counts = (len(step.added), len(step.losses), len(step.calls))
+    return (step.training, step.loss is None, tensors, hooks, known, counts)
+
+
+def columns_of(
+    steps: Sequence[Step], look: Callable[[Step], Columns], backend: Backend
+) -> list[dict[str, Any]]:
+    """What `look` finds in each of some steps that are alike, by looking once at all of them.
+
+    Args:
+        look: must ask for no value of a tensor.
+    """
+    first = steps[0]
+    values = zip(*([*step.copies, *_numbers(step)] for step in steps), strict=True)
+    fixed: dict[str, Any] = {}
+    names: list[str] = []
+
+    def look_at_all(*parts: Any) -> tuple[Any, ...]:
+        found = look(_with(first, parts))
+        measured = {name: value for name, value in found.items() if backend.is_dense(value)}
+        fixed.update({name: found[name] for name in found if name not in measured})
+        names.extend(measured)
+        return tuple(measured.values())
+
+    columns = backend.for_each(look_at_all, list(values))
+    return [{**fixed, **dict(zip(names, row, strict=True))} for row in zip(*columns, strict=True)]
