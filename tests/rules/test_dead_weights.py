@@ -79,6 +79,13 @@ def test_a_layer_that_never_moves_is_found_without_knowing_its_gradient():
     assert alert.severity is Severity.ADVICE  # the kernel may be held by a constraint
 
 
+def test_says_that_it_was_not_measured_whether_a_gradient_arrives():
+    """As where torch compiles the step."""
+    (alert,) = found(ALIVE, HEAD | {"gradient": None, "gradient_largest": None}, epochs=2)
+    assert "not measured" in alert.message
+    assert alert.witnesses[-1].value == "not measured"
+
+
 def test_a_train_step_of_its_own_may_leave_a_teacher_out():
     own = ("compile", 0, {"custom_train_step": True})
     (alert,) = found(ALIVE, CUT_OFF | {"in_optimizer": False}, audits=[own])

@@ -162,6 +162,17 @@ class TestNonfinite:
         run = history(signals | {"accuracy/reported": list(shown)}, audits=audits)
         return list(NonfinitePropagation().check(run.view()))
 
+    def test_weights_alone_are_enough(self):
+        """As where torch compiles the step: nothing else of it is measured."""
+        run = history(
+            inputs__nonfinite=[0.0, 0.0, 0.0],
+            weights__nonfinite=[0.0, 3.0, 3.0],
+            accuracy__reported=[0.4, 0.4, 0.4],
+        )
+        (alert,) = NonfinitePropagation().check(run.view())
+        assert alert.title.startswith("NaN or infinity in the weights since step 2")
+        assert "without `jit_compile`" in alert.suggestion
+
     def test_weights_that_are_nan_under_a_finite_accuracy_are_critical(self):
         (found,) = self.found(gradient=(0, 3, 3, 3), weights=(0, 3, 3, 3), loss=(0, 0, 1, 1))
         assert found.severity is None

@@ -124,6 +124,11 @@ def test_data_without_a_length_are_advised_once_epochs_agree():
     assert not found(unknown, unknown | {"batches": 7, "iterations_after": 7})
 
 
+def test_epochs_whose_batches_nobody_has_counted_say_nothing():
+    unknown = {"batches": None, "declared_steps": None, "progress_total": None}
+    assert not found(*[unknown] * 6)
+
+
 def test_a_test_pass_counts_too():
     facts = {"batches": 5, "declared_steps": 5, "progress_total": 160}
     run = history(audits=[("evaluate", 5, facts)])
