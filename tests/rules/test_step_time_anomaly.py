@@ -29,6 +29,14 @@ def test_steps_that_become_slower_for_good_are_advice():
     assert alert.subject == "step time"
 
 
+def test_a_device_that_runs_behind_the_host_is_no_slower_later():
+    """As on JAX: a queue of steps takes some at once, and then each waits for one before."""
+    times = np.full(8000, 0.01)
+    times[:6000:4] = 0.0002
+    times[0] = 1.0
+    assert not found(times)
+
+
 def test_a_stretch_in_which_the_pipeline_stalls_is_found_with_its_steps():
     times = np.full(1000, 0.1)
     times[600:660] = 2.0

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainsanity.rules.comparison import not_measured, number, share
-from trainsanity.rules.history import Overview, RunHistory, RunView, history
+from trainsanity.rules.history import Floats, Overview, RunHistory, RunView, history
 from trainsanity.rules.rule import Finding, NotTestable, Rule, Severity, Witness
 
 STEP, WAIT = "time/step", "time/data_wait"
@@ -73,6 +74,12 @@ class StepTimeAnomaly(Rule):
             return
         before, now = float(np.median(fastest[:quarter])), float(np.median(fastest[-quarter:]))
         if now < self.slower * before:
+            return
+        # Where a device runs behind the host, its queue takes some steps at once, and then waits.
+        means, counts = overview.mean[1:], overview.count[1:]  # the first bucket compiles
+        if _mean(means[-quarter:], counts[-quarter:]) < self.slower * _mean(
+            means[:quarter], counts[:quarter]
+        ):
             return
         first = int(overview.first_step[-quarter])
         yield Finding(
@@ -160,6 +167,12 @@ class StepTimeAnomaly(Rule):
             count=max(1, len(rows.new)),
             certainty=f"Up to {self.wait_share:.0%} is allowed, in the median.",
         )
+
+
+def _mean(means: Floats, counts: NDArray[np.int64]) -> float:
+    """Of all steps of some buckets."""
+    known = np.isfinite(means)
+    return float((means * counts)[known].sum() / max(1, counts[known].sum()))
 
 
 def _time(seconds: float) -> str:
