@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from trainsanity import fit_arguments, forward
@@ -13,6 +15,7 @@ from trainsanity.run import Run
 
 START_UP_SECONDS = 0.2  # that audits of the sample may take after the first batch
 EPOCH_END_SECONDS = 0.5  # that those left may take at the end of an epoch
+REPEATED_SECONDS = 1.0  # that audits of every epoch may take in all, however short the training is
 LAST_SECONDS = 3.0  # that those left at the end of training may take at least
 MOST_SECONDS = 30.0  # that audits may take at once, however long the training was
 # An eager pass of the sample that takes so long makes each audit take what its `cost` says. On JAX,
@@ -36,6 +39,8 @@ class SampleAudits:
         self._is_shown = False
         self._left: list[Probe] = []  # whose audits are still to come
         self._spent = 0.0  # seconds, by audits so far
+        self._repeated = 0.0  # of these, by audits of every epoch
+        self._took: dict[str, float] = {}  # a probe's name -> seconds of its latest audit
 
     def take(self, probe_data: Any) -> None:
         """From what the user gave for it, or out of arrays given to the watched call."""
@@ -104,11 +109,43 @@ class SampleAudits:
             if is_whole:
                 self._show(is_borrowed=True)
 
-    def at_epoch_end(self) -> None:
-        elapsed = time.monotonic() - self._opened
-        left = self._run.settings.audit_budget * elapsed - self._spent
-        self._audit(min(MOST_SECONDS, max(EPOCH_END_SECONDS, left)))
+    def at_epoch_end(self, epoch: int) -> None:
+        self._audit(min(MOST_SECONDS, max(EPOCH_END_SECONDS, self._time_left())))
         self._show()
+        probes = self._listeners.hearing("on_epoch_sample")
+        if self._run.settings.audit_budget:
+            self._repeat(probes, epoch)
+        elif not self._took:
+            self._took = dict.fromkeys((p.name for p in probes), 0.0)
+            once = self._listeners.hearing("on_sample")
+            for probe in [p for p in probes if p not in once]:
+                self._run.refuse(probe, NONE)
+
+    def _time_left(self) -> float:
+        """Of the share of the training time so far, in seconds."""
+        elapsed = time.monotonic() - self._opened
+        return self._run.settings.audit_budget * elapsed - self._spent
+
+    def _repeat(self, probes: list[Probe], epoch: int) -> None:
+        """What is audited at the end of every epoch for which there is time."""
+        for probe in probes:
+            expected = self._took.get(probe.name, 0.0)
+            is_little = self._repeated + expected <= REPEATED_SECONDS
+            if expected > MOST_SECONDS or not (is_little or expected <= self._time_left()):
+                continue
+            started = time.monotonic()
+            with self._as_if_never():
+                self._listeners.tell_one(probe, "on_epoch_sample", epoch)
+            self._took[probe.name] = took = time.monotonic() - started
+            self._spent += took
+            self._repeated += took
+
+    @contextmanager
+    def _as_if_never(self) -> Iterator[None]:
+        """Within, names, traces and imports leave nothing behind that training could notice."""
+        own_traces = self._run.backend.own_traces()
+        with forward.names_untouched(), own_traces, forward.tensorflow_as_imported():
+            yield
 
     def end(self) -> None:
         """What is left, as far as the share of the training time allows it."""
@@ -157,8 +194,7 @@ class SampleAudits:
         if not self._left:
             return
         started = time.monotonic()
-        own_traces = self._run.backend.own_traces()
-        with forward.names_untouched(), own_traces, forward.tensorflow_as_imported():
+        with self._as_if_never():
             for probe in [p for p in self._left if not (is_borrowed and p.runs_compiled)]:
                 used = time.monotonic() - started + self._expected(probe)
                 if used >= seconds and not self._is_nearly_done(probe):

@@ -351,7 +351,7 @@ class Session:
         if taped is not None:
             run.step = taped
         readings.slow(force=True)
-        audits.at_epoch_end()
+        audits.at_epoch_end(epoch)
         self._listeners.tell("on_epoch_end", epoch, dict(logs))
 
     def test_begin(self) -> None:

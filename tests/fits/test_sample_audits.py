@@ -10,6 +10,7 @@ import pytest
 from watched import watched_fit
 
 from trainsanity import sample_audits
+from trainsanity.probes import train_eval
 
 IDS = np.random.default_rng(5).integers(1, 9, size=(24, 6)).astype("int32")
 IDS[:, 4:] = 0
@@ -81,7 +82,7 @@ def test_takes_the_sample_of_a_data_set_before_xla_sees_it(
 
 def test_audits_nothing_where_no_time_is_given_for_it() -> None:
     run = watched_fit(tagger(), IDS, Y, batch_size=4, options={"audit_budget": 0.0})
-    for name in ("mask_flow", "roundtrip"):
+    for name in ("mask_flow", "roundtrip", "train_eval"):
         (audit,) = run.audits(name)
         assert audit.facts == {"not_testable": "audit_budget is 0"}
 
@@ -96,6 +97,33 @@ def test_begins_no_audit_that_would_take_longer_than_it_may(
     for name in ("shapes", "paths", "gradient_check"):
         (audit,) = run.audits(name)
         assert "would have" in audit.facts["not_testable"]
+
+
+class Clock:
+    """Time that only forward passes of audits take."""
+
+    def __init__(self, pass_seconds: float) -> None:
+        self.seconds, self.pass_seconds = 0.0, pass_seconds
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+@pytest.mark.parametrize(("pass_seconds", "audited"), [(0.02, 8), (0.3, 1)])
+def test_what_is_audited_at_every_epoch_keeps_to_the_time_it_has(
+    pass_seconds: float, audited: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(pass_seconds)
+    monkeypatch.setattr(sample_audits, "time", clock)
+    call = train_eval.call_model
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        clock.seconds += clock.pass_seconds
+        return call(*args, **kwargs)
+
+    monkeypatch.setattr(train_eval, "call_model", slow)
+    run = watched_fit(tagger(), IDS, Y, batch_size=4, epochs=8)
+    assert len(run.audits("train_eval")) == audited
 
 
 def test_audits_no_longer_at_once_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,7 +40,7 @@ class GradientCheck(Probe):
         if not self._waits:
             self._hand_in()
 
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
+    def on_epoch_sample(self, epoch: int) -> None:
         if self._waits:
             self._waits = False
             self._hand_in()

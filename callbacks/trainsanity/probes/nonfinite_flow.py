@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ class NonfiniteFlow(Probe):
             self._appeared = True
         return {}
 
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
+    def on_epoch_sample(self, epoch: int) -> None:
         # The model is whole only now on JAX; weights that are NaN do not heal until then.
         if self._appeared and not self._said and self.run.sample is not None:
             self._said = True

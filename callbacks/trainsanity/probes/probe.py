@@ -348,6 +348,11 @@ class Probe:
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
         return None
 
+    def on_epoch_sample(self, epoch: int) -> None:
+        """Before `on_epoch_end`, at epochs for which the audits have time: what runs the model on
+        the sample again and again, or needs a step to have run. There may be no sample.
+        """
+
     def on_test_begin(self) -> None:
         return None
 

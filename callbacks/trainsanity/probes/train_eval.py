@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -22,7 +21,7 @@ class TrainEval(Probe):
 
     name = "train_eval"
 
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
+    def on_epoch_sample(self, epoch: int) -> None:
         reason = self._why_not()
         if reason is not None:
             if epoch == 0:

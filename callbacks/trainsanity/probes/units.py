@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ class Units(Probe):
 
     name = "units"
 
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
+    def on_epoch_sample(self, epoch: int) -> None:
         run = self.run
         if run.sample is None or not run.model.built or not self._has_activations():
             return
