@@ -38,11 +38,14 @@ class Pace:
         clock: gives seconds.
 
     Attributes:
+        in_graph: whether a graph decides by itself at each step.
+        follows_weights: whether sampled weights are followed at every step all the same.
         full: whether all have their turn at the step under way.
         stride: steps from one turn to the next.
     """
 
     in_graph = False
+    follows_weights = False
     runs_as = "runs as Python code"
 
     def __init__(self, *, thins: bool, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -71,6 +74,11 @@ class Pace:
         self._steps += 1
         self._began, self._own = self._clock(), 0.0
         return self.full
+
+    def look_always(self) -> None:
+        """Something is wrong: all have their turn from now on where that can only be told after
+        the step.
+        """
 
     def ran(self, seconds: float) -> None:
         """An execution of the compiled step took so long."""

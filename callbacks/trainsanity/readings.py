@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from trainsanity.boundary import Boundary
 from trainsanity.link import Link
 from trainsanity.listeners import Listeners
@@ -142,6 +144,8 @@ class Readings:
         columns = {**shown, **made}
         known = {name: values[-1] for name, values in columns.items() if name not in rows.gaps}
         run.shared[latest] = {name: float(value) for name, value in known.items()}
+        if hook == "on_rows" and np.any(rows.columns.get("loss/nonfinite", 0.0) > 0):
+            run.pace.look_always()
         if run.kind == "evaluate":
             run.step = int(rows.steps[-1])
         if hook == "on_rows" or run.kind == "evaluate":

@@ -10,7 +10,7 @@ step.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,8 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
 
     Attributes:
         make: makes rows of what was to be written later.
+        left_out: variable that is not 0 in a program that leaves out columns `in_turns`; None where
+            no program is made so.
     """
 
     def __init__(self, backend: Backend, depth: int, width: int) -> None:
@@ -53,6 +55,7 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         self.ring = self.add_variable((depth, width), backend.zeros, dtype="float32", name="ring")
         self.count = self.add_variable((), backend.zeros, dtype="int32", name="count")
         self.pending: Any = None
+        self.left_out: Any = None
         self.make: Callable[[list[Any]], Iterable[Mapping[str, Any]]] = list
         self._host = backend.in_memory(self.ring, self.count, GAP)
         self._flushed_now: set[str] = set()  # in the trace that is being made
@@ -60,6 +63,7 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
             self.pending = self.add_variable(
                 (width,), backend.zeros, dtype="float32", name="pending"
             )
+            self.left_out = self.add_variable((), backend.zeros, dtype="float32", name="left_out")
 
     def carry(self, variables: list[Any]) -> None:
         """Takes further variables along, so that Keras threads them through JAX's stateless step
@@ -67,30 +71,48 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         """
         self._variables.extend(variables)
 
-    def flush(self, columns: Mapping[str, Any]) -> None:
+    def flush(self, columns: Mapping[str, Any], in_turns: Set[str] = frozenset()) -> None:
         """Keeps columns for the row to come. On JAX values made inside the gradient can leave it
         only so; a step of the user's may lose them on the way, so they carry a mark.
+
+        Args:
+            in_turns: as for `write`.
         """
         self.flushed.update(columns)
         self._flushed_now = {*columns, FLUSHED}
-        self.pending.assign(self._row({**columns, FLUSHED: 1.0}, 0.0))
+        self.pending.assign(self._row({**columns, FLUSHED: 1.0}, 0.0, in_turns))
 
-    def _row(self, columns: Mapping[str, Any], rest: float) -> Any:
-        return self._backend.row(self._cells(columns), self.width, rest)
+    def _row(self, columns: Mapping[str, Any], rest: float, in_turns: Set[str]) -> Any:
+        row = self._backend.row(self._cells(columns), self.width, rest)
+        if not in_turns or self.left_out is None:
+            return row
+        # Two rows: a compiler sees of no element alone that nothing uses what was made for it.
+        seen = {name: GAP if name in in_turns else value for name, value in columns.items()}
+        short = self._backend.row(self._cells(seen), self.width, rest)
+        return self.in_turn(row, short)
+
+    def in_turn(self, value: Any, otherwise: Any) -> Any:
+        """The one where nothing is left out, else the other."""
+        return ops.where(ops.equal(self.left_out, 0.0), value, otherwise)
 
     def _cells(self, columns: Mapping[str, Any]) -> dict[int, Any]:
         places = ((self._index(name), value) for name, value in columns.items())
         return {place: value for place, value in places if place is not None}
 
-    def write(self, columns: Mapping[str, Any]) -> None:
-        """Writes one row; `columns` are scalar tensors. Called while the step is traced."""
+    def write(self, columns: Mapping[str, Any], in_turns: Set[str] = frozenset()) -> None:
+        """Writes one row. Called while the step is traced.
+
+        Args:
+            columns: scalar tensors by name.
+            in_turns: those that need not be in every row.
+        """
         if self._flushed_now:
             columns = {**dict.fromkeys(self._flushed_now, 0.0), **columns}
             self._flushed_now = set()  # Keras sees every new attribute, which takes its time
         if self._host is not None:
             self._host.write(self._cells(columns))
             return
-        row = self._row(columns, GAP)
+        row = self._row(columns, GAP, in_turns)
         if self.pending is not None:
             row = row + self.pending
             self.pending.assign(ops.zeros((self.width,), "float32"))

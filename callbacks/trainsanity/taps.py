@@ -31,6 +31,7 @@ from trainsanity.origin import is_of_keras
 from trainsanity.outputs import outputs_of
 from trainsanity.pace import GraphPace, Pace
 from trainsanity.probes.probe import Columns, LayerCall, Step, Update
+from trainsanity.programs import ProgramPace
 from trainsanity.reads import layer_that_runs, noted_reads
 from trainsanity.recording import (
     Told,
@@ -97,6 +98,11 @@ class Taps:
         self._adds_as_keras = False  # whether Keras' own `compute_loss` adds the model's losses
         if run.kind == "fit" and self._may_thin_in_graph():
             run.pace = self._graph_pace = GraphPace(run.backend.read, train_tape.count)
+        self._program_pace: ProgramPace | None = None
+        if run.kind == "fit" and self._is_stateless and run.is_traced:
+            run.pace = self._program_pace = ProgramPace(
+                self._short_of, run.backend.wait_for, self._short_refused
+            )
 
     def _may_thin(self) -> bool:
         """Whether evidence can be left out of a step."""
@@ -107,6 +113,21 @@ class Taps:
         run = self.run
         is_graph = run.is_traced and not run.compiled_by_xla
         return is_graph and self._may_thin() and run.backend.leaves_out()
+
+    def _short_of(self, program: Function, args: tuple[Any, ...]) -> Function | None:
+        """The step without what need not be measured at every batch."""
+        run, left_out = self.run, self._tapes[True].left_out
+        make = run.backend.with_constant
+        short: Function | None = self._boundary.call(
+            "short step", make, program, run.model, args, left_out, 1.0
+        )
+        return short
+
+    def _short_refused(self, error: Exception) -> None:
+        def fail() -> None:
+            raise error
+
+        self._boundary.call("short step", fail)
 
     # installing
 
@@ -132,7 +153,10 @@ class Taps:
         self._adds_as_keras = is_of_keras(type(model).compute_loss) and hasattr(model, name)
         if self._adds_as_keras:
             self._wrappers.put(model, name, self._before_adding(getattr(model, name)))
-        if self.run.compiled_by_xla:
+        if self._program_pace is not None:
+            made = self._choosing(model._make_function, self._program_pace)
+            self._wrappers.put(model, "_make_function", made)
+        elif self.run.compiled_by_xla:
             make = self.run.backend.around_making(model, self._catch_sample)
             if make is not None:
                 self._wrappers.put(model, "_make_function", make)
@@ -215,6 +239,23 @@ class Taps:
 
         return step
 
+    def _choosing(self, original: Function, pace: ProgramPace) -> Function:
+        """Of Keras' method that makes its functions of compiled steps: puts a choice of programs in
+        place of the training step.
+        """
+        ours = self.run.model.train_step
+
+        def make_function(step_function: Function, *args: Any, **kwargs: Any) -> Any:
+            if getattr(step_function, "__wrapped__", None) is not ours:
+                return original(step_function, *args, **kwargs)
+
+            def step(*args: Any) -> Any:
+                return pace.run(step_function, args) if self.installed else step_function(*args)
+
+            return original(step, *args, **kwargs)
+
+        return make_function
+
     def _catch_sample(self, batch: Any) -> None:
         if not self.run.is_shared:
             self._boundary.call("sample", self.run.backend.catch_sample, self.run, batch)
@@ -286,7 +327,8 @@ class Taps:
             self._collect(step, "trace_end", step)
             if (pace := self._decides(step)) is not None and not step.is_rehearsal:
                 self._boundary.call("taps", self._take_turn, step, pace)
-            self._boundary.call("tape", self._tapes[step.training].write, step.columns)
+            tape = self._tapes[step.training]
+            self._boundary.call("tape", tape.write, step.columns, step.in_turns)
 
     def _write_later(self, step: Step) -> None:
         self._collect(step, "trace_logs", step)
@@ -401,11 +443,13 @@ class Taps:
     def _leave_gradient(self, step: Step) -> None:
         """What was measured inside the gradient goes out with the tape; its tensors must not."""
         if in_stateless_scope():
-            self._boundary.call("tape", self._tapes[step.training].flush, step.columns)
+            tape = self._tapes[step.training]
+            self._boundary.call("tape", tape.flush, step.columns, step.in_turns)
         else:
             reason = "the model's own step calls compute_loss without the metrics' variables"
             self.run.not_testable["loss/differentiated"] = reason
         step.columns.clear()
+        step.in_turns.clear()
         step.shared.clear()
         step.asked_with = []
         step.losses.clear()
@@ -643,6 +687,9 @@ class Taps:
         if step.waits:
             step.waiting.append((hook, step.asked_with))
             return
+        if step.training and self._program_pace is not None:
+            self._collect_in_turns(step, hook, evidence)
+            return
         every_batch = None if step.full and not step.is_rehearsal else True
         if self._decides(step) is not None and hook != "trace_after_update":
             every_batch = True
@@ -651,6 +698,20 @@ class Taps:
         for columns in self._listeners.ask(hook, evidence, every_batch=every_batch):
             step.columns.update(columns)
         self._pace(step).spend(time.perf_counter() - began)
+
+    def _collect_in_turns(self, step: Step, hook: str, evidence: Any) -> None:
+        """Notes what a program for steps without a turn leaves out: columns, and what probes keep
+        in variables.
+        """
+        for columns in self._listeners.ask(hook, evidence, every_batch=True):
+            step.columns.update(columns)
+        kept = [(v, v.value) for v in self.run.kept] if hook == "trace_end" else []
+        for columns in self._listeners.ask(hook, evidence, every_batch=False):
+            step.columns.update(columns)
+            step.in_turns.update(columns)
+        for variable, before in kept:
+            if variable.value is not before:
+                variable.assign(self._tapes[True].in_turn(variable.value, before))
 
     def _pace(self, step: Step) -> Pace:
         return self.run.pace if step.training else self.run.test_pace

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 
 from trainsanity.pace import ADAPTED_EVERY, FIRST, MOST, TRIAL, TRIED_EVERY, GraphPace, Pace
+from trainsanity.programs import COMPARED, COMPARED_EVERY, WORTH, ProgramPace
 
 
 class Clock:
@@ -128,3 +131,79 @@ def test_a_step_of_a_graph_may_be_given_a_turn():
     first = int(graph.count.numpy()) + 1
     assert graph.run(3, light=0.001, extra=0.1) == [first]
     assert not graph.pace.full
+
+
+class Programs:
+    """Steps of a program that takes 1 s to compile, and of a shorter one."""
+
+    def __init__(self, *, whole: float, short: float) -> None:
+        self.clock = Clock()
+        self.seconds = {"whole": whole, "short": short}
+        self.ran: list[str] = []
+        self.made_at: list[int] = []
+        self.refusals: list[Exception] = []
+        self.pace = ProgramPace(self._make, lambda args: None, self.refusals.append, self.clock)
+
+    def _make(self, program: Any, args: Any) -> Any:
+        self.made_at.append(len(self.ran) + 1)
+        self.clock.now += 1.0
+        return lambda *args: self._run("short")
+
+    def _run(self, name: str) -> None:
+        self.clock.now += self.seconds[name] + (0.0 if self.ran else 1.0)
+        self.ran.append(name)
+
+    def run(self, steps: int, rows: int = 4) -> list[int]:
+        """Runs steps; gives those by the whole program."""
+        before = len(self.ran)
+        for _ in range(steps):
+            self.pace.run(lambda *args: self._run("whole"), ({}, np.zeros(rows)))
+        found = enumerate(self.ran[before:], before + 1)
+        return [step for step, name in found if name == "whole"]
+
+
+def test_a_second_program_is_made_when_training_has_paid_for_it() -> None:
+    programs = Programs(whole=0.1, short=0.08)
+    programs.run(1000)
+    # The first step has taken 1.1 s to compile and to run.
+    assert programs.made_at == [1 + round(WORTH * 1.1 / 0.1) + 1]
+    slow = Programs(whole=1000.0, short=1.0)
+    slow.run(2 * FIRST)
+    assert slow.made_at == [FIRST + 1], "most trouble shows at once"
+
+
+def test_the_whole_program_has_its_turns_as_often_as_time_allows() -> None:
+    programs = Programs(whole=0.12, short=0.1)
+    programs.run(FIRST + 600)
+    (made,) = programs.made_at
+    assert programs.pace.stride == 20  # 20 ms are 1 % of 20 steps
+    turns = [step for step in programs.run(100) if step > made + 2 * COMPARED]
+    assert set(np.diff(turns)) == {20}
+    programs.pace.take_next()
+    assert programs.pace.is_next_full
+    again = programs.run(COMPARED_EVERY)
+    assert len(again) > COMPARED_EVERY / 20 + COMPARED / 2, "compares them again"
+
+
+def test_a_program_that_is_no_shorter_is_left() -> None:
+    programs = Programs(whole=0.1, short=0.1)
+    programs.run(700)
+    assert programs.pace.stride == 1
+    assert len(programs.run(100)) == 100
+
+
+def test_batches_of_another_shape_run_the_whole_program() -> None:
+    programs = Programs(whole=0.12, short=0.1)
+    programs.run(700)
+    assert len(programs.run(3, rows=2)) == 3
+    odd = Programs(whole=0.12, short=0.1)
+    odd.run(1)
+    odd.run(700, rows=2)
+    assert not odd.made_at, "for another shape the step would be traced again"
+
+
+def test_a_loss_that_is_not_finite_ends_the_turns() -> None:
+    programs = Programs(whole=0.12, short=0.1)
+    programs.run(700)
+    programs.pace.look_always()
+    assert len(programs.run(100)) == 100

@@ -77,6 +77,23 @@ class Backend(ABC):
         """
         raise NotImplementedError
 
+    def with_constant(
+        self, program: Any, model: Any, args: tuple[Any, ...], variable: Any, value: float
+    ) -> Callable[..., Any] | None:
+        """A compiled training step compiled once more, as if `variable`, which no step changes,
+        held a constant. None where that cannot be done, or would not run as the program does. Only
+        with a `HAS_GRADIENT_BOUNDARY`.
+
+        Args:
+            args: of an execution that is about to come, with a batch as one that was run before:
+                then the step is not traced again.
+        """
+        return None
+
+    def wait_for(self, result: Any) -> None:
+        """Until what a step gives is there."""
+        return
+
     @abstractmethod
     def row(self, cells: Mapping[int, Any], width: int, rest: float) -> Any:
         """Scalars of any type by their places, `rest` elsewhere, as a float32 tensor of shape

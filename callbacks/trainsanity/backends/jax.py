@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import keras
 import numpy as np
@@ -61,6 +62,39 @@ class Jax(Backend):
         for i, scalar in jax.lax.stop_gradient(scalars).items():
             row = jax.lax.select(here[i], jax.lax.broadcast(scalar, (width,)), row)
         return row
+
+    def with_constant(
+        self, program: Any, model: Any, args: tuple[Any, ...], variable: Any, value: float
+    ) -> Callable[..., Any] | None:
+        # Debuggers run a program operation by operation, and several devices share out its work.
+        is_debugged = jax.config.jax_debug_nans or jax.config.jax_debug_infs
+        leaves, given = jax.tree.flatten(args)
+        devices = {d for leaf in leaves if isinstance(leaf, jax.Array) for d in leaf.devices()}
+        is_known = hasattr(program, "trace") and hasattr(jax.extend.core, "jaxpr_as_fun")
+        is_shared = len(devices) != 1 or keras.distribution.distribution() is not None
+        if is_debugged or is_shared or not is_known:
+            return None
+        at = next(i for i, v in enumerate(model.metrics_variables) if v is variable)
+        traced = program.trace(*args)
+        returned = jax.tree.structure(traced.out_info)
+        place = jax.tree.unflatten(given, range(given.num_leaves))[0][-1][at]
+        returned_to = jax.tree.unflatten(returned, range(returned.num_leaves))[1][-1][at]
+        run, constant = jax.extend.core.jaxpr_as_fun(traced.jaxpr), np.float32(value)
+
+        def with_constant(*args: Any) -> Any:
+            leaves = jax.tree.leaves(args)
+            held, leaves[place] = leaves[place], constant
+            results = run(*leaves)
+            results[returned_to] = held
+            return jax.tree.unflatten(returned, results)
+
+        compiled: Callable[..., Any] = (
+            jax.jit(with_constant, donate_argnums=0).lower(*args).compile()
+        )
+        return compiled
+
+    def wait_for(self, result: Any) -> None:
+        jax.block_until_ready(result)
 
     def write_row(self, ring: Any, count: Any, row: Any) -> None:
         """In the scope that carries the metrics' variables."""

@@ -30,6 +30,8 @@ class LearningRate(Probe):
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
+        # Between two steps nothing could take over what a pure program has done.
+        self.every_batch = run.backend.HAS_GRADIENT_BOUNDARY
         self._followers: dict[int, _Follower] = {}
         self._next_declared = 1
         self._remembered = 0
@@ -51,8 +53,9 @@ class LearningRate(Probe):
                 follower.shadow.copy_slots()
 
     def before_step(self, step: int) -> None:
-        if not self.run.pace.in_graph:
-            if not self.run.pace.is_next_full:
+        pace = self.run.pace
+        if not (pace.in_graph or pace.follows_weights):
+            if not pace.is_next_full:
                 for follower in self._followers.values():
                     follower.is_behind = True
                 return
@@ -69,6 +72,8 @@ class LearningRate(Probe):
         pace, run = self.run.pace, self.run
         in_epoch = step - run.epoch_first_step + 1
         is_last = in_epoch == run.shared.get("declared_steps")
+        if pace.follows_weights:
+            return
         is_due = pace.is_next_full and not pace.in_graph
         if not pace.full and (is_due or is_last):
             self._note(step)
@@ -76,6 +81,8 @@ class LearningRate(Probe):
     def _remember(self) -> None:
         """Between two steps, before somebody writes to weights."""
         pace, step = self.run.pace, self.run.step
+        if pace.follows_weights:
+            return
         if pace.full or (pace.is_next_full and not pace.in_graph) or self._remembered == step:
             return
         self._remembered = step  # further writes must find what was there before the first

@@ -93,6 +93,8 @@ class Step:
         waits: whether probes look at it later, with many others, from copies.
         waiting: their hooks, with what `asked_with` was then.
         copies: the tensors of a step that waits.
+        columns: what was measured, by name: scalars.
+        in_turns: columns of which a program may be made that leaves them out.
         shared: intermediate tensors that one probe computes and another uses.
     """
 
@@ -119,6 +121,7 @@ class Step:
     asked_with: list[Any] = field(default_factory=list)
     asked: set[str] = field(default_factory=set)
     columns: dict[str, Any] = field(default_factory=dict)
+    in_turns: set[str] = field(default_factory=set)
     shared: dict[Any, Any] = field(default_factory=dict)
 
     def as_it_is(self) -> Step:
@@ -252,7 +255,7 @@ class Probe:
     audit: ClassVar[str | None] = None
     # Whether its columns must come from every batch, as what adds up over an epoch does; the others
     # may get fewer turns where the step runs as Python code (`trainsanity.pace`).
-    every_batch: ClassVar[bool] = False
+    every_batch: bool = False
     # Whether `trace_loss`, its only hook within a step, looks at nothing but `x`, and as numbers on
     # the host; the others that see every batch may be shown many steps as one
     # (`trainsanity.later`), and must not ask for the value of a tensor.
