@@ -54,8 +54,11 @@ class Run:
     test_pace: Pace = field(default_factory=lambda: Pace(thins=False))
     sample_rows: int = 8  # as many as the model demands, where its batch size is fixed
     step: int = 0
-    # JAX's state right before a step, while `before_step` runs: variables are empty then.
+    # JAX's state right before a step, while `before_step` runs, and right after it, while
+    # `after_step` does: variables are empty then.
     state: Any = None
+    # Variables of `kept` and the values that the step to come is to find in them.
+    assignments: list[tuple[Any, np.ndarray[Any, Any]]] = field(default_factory=list)
     epoch: int = 0
     epoch_first_step: int = 1
     not_testable: dict[str, str] = field(default_factory=dict)

@@ -25,6 +25,7 @@ from trainsanity.forward import fixed_batch
 from trainsanity.keras_versions import why_too_old
 from trainsanity.link import Link
 from trainsanity.listeners import Listeners
+from trainsanity.origin import is_of_keras
 from trainsanity.outside import Outside
 from trainsanity.probes import all_probes
 from trainsanity.processes import NoStream
@@ -187,6 +188,7 @@ class Session:
         run.sample_rows = fixed_batch(self.model) or SAMPLE_ROWS
         run.replicas = backend.replicas(self.model)
         run.processes = backend.processes(self.model)
+        run.shared["is_keras_step"] = is_of_keras(self.model.train_step)
         makes = [make for make in all_probes() if is_first or make.in_all_processes]
         probes = [self._boundary.call(make.name, make, run) for make in makes]
         probes = [probe for probe in probes if probe is not None]
@@ -522,6 +524,8 @@ class Session:
             run.state = args[0] if len(args) > 1 else None
             self._listeners.tell("before_step", run.step + 1)
             run.state = None
+            if run.assignments:
+                args = self._assigned(run, args)
             args = counting(run, args)
             with self._as_traced(run):
                 began = time.perf_counter()
@@ -540,11 +544,19 @@ class Session:
             result = self._without_taps(error, args)
         batches = batches_of(run, args[-1], self._written)
         run.step += batches
+        run.state = run.backend.state_of(result)
         self._listeners.tell("after_step", run.step)
+        run.state = None
         readings.after_training(result, batches)
         if self._stop:
             self.model.stop_training = True
         return result
+
+    def _assigned(self, run: Run, args: Any) -> Any:
+        values = run.assignments.copy()
+        run.assignments.clear()
+        assigned = run.backend.assigned
+        return self._boundary.call("callback", assigned, self.model, args, values, default=args)
 
     def _around_testing(self, original: Function, caller: FrameType, args: Any) -> Any:
         readings = self._readings

@@ -63,7 +63,9 @@ class SpooledRun:
             spool.close()
 
     def signal(self, name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Steps and float64 values of a signal, both of shape (n,); empty where it has none."""
+        """Steps and float64 values of a signal, both of shape (n,), in the order of the steps;
+        empty where it has none.
+        """
         steps, values = [], []
         for packet in self.packets:
             for block in packet.blocks:
@@ -72,7 +74,10 @@ class SpooledRun:
                     values.append(block.values[block.names.index(name)].astype(np.float64))
         if not steps:
             return np.empty(0, np.int64), np.empty(0)
-        return np.concatenate(steps), np.concatenate(values)
+        joined = np.concatenate(steps)
+        # A packet puts together what is of the same signals, not what is of neighbouring steps.
+        order = np.argsort(joined, kind="stable")
+        return joined[order], np.concatenate(values)[order]
 
     @property
     def names(self) -> set[str]:

@@ -144,7 +144,6 @@ class Taps:
             if not any(metric is self._tapes[True] for metric in model.metrics):
                 self.remove()
                 return "the model overrides `metrics`, so Keras on JAX carries no state of ours"
-        self.run.shared["is_keras_step"] = is_of_keras(model.train_step)
         self._wrappers.put(model, "train_step", self._around_step(model.train_step, training=True))
         self._wrappers.put(model, "test_step", self._around_step(model.test_step, training=False))
         self._wrappers.put(model, "compute_loss", self._after_loss(model.compute_loss))

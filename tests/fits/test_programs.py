@@ -251,3 +251,34 @@ def test_debuggers_of_nan_see_the_whole_program(data: Any, soon: None, monkeypat
         jax.config.update("jax_debug_nans", False)
     assert turns_of(run) == list(range(1, 2 * BATCHES + 1))
     assert not run.audits("probe_failed")
+
+
+class Nudge(keras.callbacks.Callback):
+    """Writes to weights after a batch, and reads them after another one."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        bias = self.model.layers[-1].bias
+        if self.model.optimizer.iterations > BATCHES:
+            return
+        if batch == 40:
+            bias.assign(bias + 0.25)
+        if batch == 50:
+            self.model.get_weights()
+
+
+@pytest.mark.usefixtures("soon")
+def test_moves_are_measured_from_where_somebody_has_put_the_weights(data: Any) -> None:
+    """Sampled weights are not read before an update, but known from the step before."""
+    x, y, weights = data
+    model = made()
+    model.optimizer.learning_rate.assign(3e-3)
+    run = watched_fit(
+        model, x, y, sample_weight=weights, callbacks=[Nudge()], **FIT, validation_split=0.1
+    )
+    steps, moved = run.signal("weights/moved_outside")
+    found = dict(zip(steps.tolist(), moved, strict=True))
+    assert found.pop(42) == pytest.approx(0.25, rel=1e-5)
+    assert set(found.values()) == {0.0}
+    _, effective = run.signal("learning_rate/effective")
+    np.testing.assert_allclose(effective, 3e-3, rtol=2e-2)
+    assert [audit.facts["by"] for audit in run.audits("moved_outside")] == [["Nudge"]]

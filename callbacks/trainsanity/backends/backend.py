@@ -231,6 +231,23 @@ class Backend(ABC):
         """
         return nullcontext(True)
 
+    def state_of(self, result: Any) -> Any:
+        """The state that an execution gives back, which the next one gets as the very same object
+        unless somebody has looked at or written to variables in between. None where variables hold
+        it themselves.
+        """
+        return None
+
+    def assigned(
+        self, model: Any, args: tuple[Any, ...], values: Sequence[tuple[Any, Any]]
+    ) -> tuple[Any, ...]:
+        """The arguments of an execution with other values of variables of the model's metrics.
+
+        Args:
+            values: variables, and arrays of their shapes and types.
+        """
+        return args
+
     def keep_state(self, model: Any, args: tuple[Any, ...], result: Any = None) -> None:
         """An error leaves an execution with these arguments, or what we do around it: sees to it
         that Keras finds what it puts back into the variables.

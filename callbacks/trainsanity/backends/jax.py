@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -138,6 +138,20 @@ class Jax(Backend):
             model._jax_state_synced = is_synced
             for (variable, _), value in zip(pairs, before, strict=True):
                 variable._value = value
+
+    def state_of(self, result: Any) -> Any:
+        return result[1]
+
+    def assigned(
+        self, model: Any, args: tuple[Any, ...], values: Sequence[tuple[Any, Any]]
+    ) -> tuple[Any, ...]:
+        given = {id(variable): value for variable, value in values}
+        state, *rest = args
+        held = [
+            jax.device_put(given[id(v)], may_alias=False) if id(v) in given else now
+            for v, now in zip(model.metrics_variables, state[-1], strict=True)
+        ]
+        return (type(state)([*state[:-1], held]), *rest)
 
     def keep_state(self, model: Any, args: tuple[Any, ...], result: Any = None) -> None:
         """Keras puts back what the last execution has given that came to its end: nothing before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -35,6 +35,7 @@ class LearningRate(Probe):
         self._followers: dict[int, _Follower] = {}
         self._next_declared = 1
         self._remembered = 0
+        self._left: Any = None  # the state that the latest execution has given back
         run.shared["remember_weights"] = self._remember
 
     # on the host
@@ -52,8 +53,13 @@ class LearningRate(Probe):
             if follower.shadow is not None:
                 follower.shadow.copy_slots()
 
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any]) -> None:
+        self._left = None  # it holds the weights, which may be replaced now
+
     def before_step(self, step: int) -> None:
         pace = self.run.pace
+        if self.run.state is not None and self.run.state is not self._left:
+            self._look_again()
         if not (pace.in_graph or pace.follows_weights):
             if not pace.is_next_full:
                 for follower in self._followers.values():
@@ -68,8 +74,22 @@ class LearningRate(Probe):
         for name, optimizer in optimizers.of_model(self.run.model).items():
             self.run.points(step, {signal("declared", name): self._declared(optimizer)})
 
+    def _look_again(self) -> None:
+        """Variables were whole since the latest step, so that anybody may have written to them."""
+        run = self.run
+        followers = [f for f in self._followers.values() if f.knows_before]
+        if not followers:
+            return
+        with run.backend.made_whole(run.model, (run.state, None)) as is_whole:
+            for follower in followers if is_whole else ():
+                run.assignments += follower.corrections()
+
+    def on_closed(self) -> None:
+        self._left = None
+
     def after_step(self, step: int) -> None:
         pace, run = self.run.pace, self.run
+        self._left = run.state
         in_epoch = step - run.epoch_first_step + 1
         is_last = in_epoch == run.shared.get("declared_steps")
         if pace.follows_weights:
@@ -149,6 +169,8 @@ class _Follower:
 
     Attributes:
         is_behind: steps have run since its last turn.
+        knows_before: whether the step takes sampled weights for what the one before has left; the
+            host then sees to it that they are.
     """
 
     def __init__(self, run: Any, name: str, optimizer: Any, variables: Sequence[Any]) -> None:
@@ -171,6 +193,15 @@ class _Follower:
         none = run.backend.zeros((), "float32")
         self._has_last = run.keep(keras.Variable(none, trainable=False, name=f"{prefix}_has_last"))
         self._last_for = Mark(run.pace.count) if run.pace.in_graph else None
+        # In a pure step that uses the weights once, they are what the one before has left. To read
+        # them before they are updated would make XLA copy all of them.
+        is_pure = run.backend.HAS_GRADIENT_BOUNDARY and run.is_traced
+        is_alone = keras.distribution.distribution() is None
+        self.knows_before = bool(is_pure and is_alone and run.shared.get("is_keras_step"))
+        if self.knows_before:
+            zero = run.backend.zeros((), "float32")
+            moved = keras.Variable(zero, trainable=False, name=f"{prefix}_outside")
+            self._moved_outside = run.keep(moved)
         reason = why_none(optimizer, self._sampled)
         if reason is not None:
             self._not_testable(reason)
@@ -198,6 +229,24 @@ class _Follower:
         if self.shadow is not None:
             self.shadow.copy_slots()
 
+    def corrections(self) -> list[tuple[Any, np.ndarray[Any, Any]]]:
+        """Between two steps, while variables are whole: what the next one is to find where
+        somebody has written to weights, or no step has run.
+        """
+        read = self._run.backend.read
+        now, left = self._pick_on_host(), read(self._last)
+        had_last = bool(read(self._has_last))
+        if had_last and np.array_equal(now, left, equal_nan=True):
+            return []
+        with np.errstate(invalid="ignore"):
+            moved = np.abs(now - left).max(initial=0.0) if had_last else 0.0
+        return [(self._last, now), (self._moved_outside, np.array(moved, np.float32))]
+
+    def _pick_on_host(self) -> np.ndarray[Any, Any]:
+        pick = self._run.backend.pick_value
+        parts = [pick(s.variable, s.coordinates).reshape(-1) for s in self._sampled]
+        return np.concatenate(parts).astype(np.float32)
+
     # inside the step
 
     def before(self, update: Update) -> None:
@@ -209,7 +258,7 @@ class _Follower:
             update.prepare()
         own["untouched"] = _is_untouched(optimizers.working(update.optimizer))
         if self._sampled and "before" not in own:
-            own["before"] = update.in_turn(self._beginning())
+            own["before"] = None if self.knows_before else update.in_turn(self._beginning())
 
     def _beginning(self) -> Callable[[], Any]:
         """Picks the sampled weights; in a graph the shadow first takes over what steps without a
@@ -256,6 +305,8 @@ class _Follower:
             return {}
         after = self._pick() if own["after"] is None else own["after"]
         before, gradient = own["before"], own["gradient"]
+        if before is None:
+            before = ops.convert_to_tensor(self._last)
         moved = after - before
         terms = {"moved": moved * moved, "after": after * after, "nonfinite": _nonfinite(after)}
         if gradient is not None:
@@ -264,11 +315,16 @@ class _Follower:
             expected = self.shadow.move(own["rate"], before, gradient, own["updated"])
             followed = ops.convert_to_tensor(self.shadow.followed * own["known"])
             terms |= effective_terms(expected, moved, before, followed)
-        apart = ops.abs(before - self._last)
-        sums, (outside,) = self._run.backend.sums_and_largest(list(terms.values()), [apart])
+        apart = [] if self.knows_before else [ops.abs(before - self._last)]
+        sums, outside = self._run.backend.sums_and_largest(list(terms.values()), apart)
         found = dict(zip(terms, sums, strict=True))
-        is_known = self._knows_last and not self.is_behind
-        found["outside"] = outside * self._has_last if is_known else ops.full((), NOTHING)
+        if self.knows_before:
+            found["outside"] = ops.convert_to_tensor(self._moved_outside)
+            self._moved_outside.assign(ops.zeros(()))
+        elif self._knows_last and not self.is_behind:
+            found["outside"] = outside[0] * self._has_last
+        else:
+            found["outside"] = ops.full((), NOTHING)
         if self._last_for is not None:
             found["outside"] = ops.where(self._last_for.is_now(), found["outside"], NOTHING)
             self._last_for.set_in_step()
