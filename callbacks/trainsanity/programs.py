@@ -20,8 +20,9 @@ from trainsanity.pace import Pace
 
 Program = Callable[..., Any]
 
-# Seconds of training for each that compiling takes: 2 %, as much as all of ours may take.
-WORTH = 50.0
+# Seconds of training for each that compiling takes, which happens once: 4 %, less than what audits
+# may take by default (`audit_budget`).
+WORTH = 25.0
 COMPARED = 15  # steps of each program whose median counts
 COMPARED_EVERY = 2048  # steps from one comparison of the programs to the next
 

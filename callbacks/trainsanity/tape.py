@@ -83,13 +83,14 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         self.pending.assign(self._row({**columns, FLUSHED: 1.0}, 0.0, in_turns))
 
     def _row(self, columns: Mapping[str, Any], rest: float, in_turns: Set[str]) -> Any:
-        row = self._backend.row(self._cells(columns), self.width, rest)
-        if not in_turns or self.left_out is None:
-            return row
-        # Two rows: a compiler sees of no element alone that nothing uses what was made for it.
-        seen = {name: GAP if name in in_turns else value for name, value in columns.items()}
-        short = self._backend.row(self._cells(seen), self.width, rest)
-        return self.in_turn(row, short)
+        if self.left_out is not None:
+            # One by one: of an element of a row no compiler sees that nothing uses it.
+            rare = {name: self._rare(columns[name]) for name in in_turns & columns.keys()}
+            columns = {**columns, **rare}
+        return self._backend.row(self._cells(columns), self.width, rest)
+
+    def _rare(self, value: Any) -> Any:
+        return self.in_turn(ops.cast(value, "float32"), np.float32(GAP))
 
     def in_turn(self, value: Any, otherwise: Any) -> Any:
         """The one where nothing is left out, else the other."""
