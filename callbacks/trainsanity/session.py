@@ -88,7 +88,7 @@ class Session:
         self._test_pass: int | None = None  # id of the frame of the test pass under way
         self._begun = False
         self._open_epoch: int | None = None
-        self._stop = False
+        self._stop = self._has_refused_stop = False
         self._ending = threading.RLock()  # held while what a left call has measured is handed in
         self._is_certainly_left = False
         self._has_seen_left = False
@@ -647,9 +647,22 @@ class Session:
         if alert.get("state") != "open":
             return
         if action == "stop" and alert["severity"] == "critical":
-            self._stop = True
+            self._end_training()
         if action in ("warn", "stop"):
             self._terminal.alert(alert)
+
+    def _end_training(self) -> None:
+        """At the next batch."""
+        processes = 1 if self._run is None else self._run.processes
+        if processes == 1:
+            self._stop = True
+        elif not self._has_refused_stop:
+            self._has_refused_stop = True
+            log.warning(
+                "on_alert='stop' does not end this training: %d processes train one model, and the "
+                "others would wait for ever for the one that stops.",
+                processes,
+            )
 
 
 def _width(model: Any) -> int:

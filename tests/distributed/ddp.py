@@ -123,6 +123,23 @@ def looped(rank: int, *callbacks: Any) -> str:
     return digest(keras.ops.convert_to_numpy(w) for w in model.weights)
 
 
+class Alarmed(keras.callbacks.Callback):
+    """After the first batch the server tells the callback of a critical alert."""
+
+    def __init__(self, callback: Any) -> None:
+        super().__init__()
+        self._callback = callback
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        facts = {
+            "severity": "critical",
+            "rule": "mask-not-applied",
+            "title": "masks",
+            "message": "",
+        }
+        self._callback._session._hear({"id": "1", "state": "open", **facts})
+
+
 def main() -> None:
     rank, store = int(sys.argv[1]), Path(sys.argv[2])
     said: list[str] = []
@@ -147,7 +164,10 @@ def main() -> None:
     alone = offline_callback(spools)
     found["alone"] = fitted(rank, *([alone] if rank == 0 else []))
     found["run alone"] = told(run_of(alone)) if rank == 0 else None
-    found["said"] = said
+    found["said"] = said.copy()
+    stops = offline_callback(spools, on_alert="stop")
+    found["alarmed"] = fitted(rank, stops, *([Alarmed(stops)] if rank == 0 else []))
+    found["said when alarmed"] = said[len(found["said"]) :]
     torch.distributed.destroy_process_group()
     json.dump(found, sys.stdout)
 

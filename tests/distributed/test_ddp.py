@@ -26,6 +26,14 @@ def test_trains_the_same_in_both_processes(ranks: list[Any]) -> None:
     assert ranks[0]["plain"]["digest"] == ranks[1]["plain"]["digest"], "they train one model"
 
 
+def test_an_alert_stops_no_process_alone(ranks: list[Any]) -> None:
+    """The others would wait for its gradients."""
+    for found in ranks:
+        assert found["alarmed"] == found["plain"]
+    (refused,) = [text for text in ranks[0]["said when alarmed"] if "on_alert" in text]
+    assert "2 processes train one model" in refused
+
+
 def test_one_process_reports_a_run_for_the_fit_and_one_for_the_loop(ranks: list[Any]) -> None:
     assert [found["spools"] for found in ranks] == [2, 0]
     assert ranks[0]["said"] == []
