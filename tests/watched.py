@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import keras
 
 from trainsanity import SanityCallback
 from trainsanity.spooled import SpooledRun
+
+LONG = 30.0  # seconds that no run takes to end
 
 
 def watched_fit(
@@ -32,3 +36,13 @@ def offline_callback(folder: str | Path, **options: Any) -> SanityCallback:
 def run_of(callback: SanityCallback) -> SpooledRun:
     """What the callback's latest run has spooled."""
     return SpooledRun.read(callback.settings.spool_dir / f"{callback.run_id}.spool")
+
+
+def let_earlier_runs_end() -> None:
+    """Those that an exception has left: they end soon after nobody refers to them any more, and
+    listen until then to what the process prints.
+    """
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name == "trainsanity-spool":
+            thread.join(LONG)

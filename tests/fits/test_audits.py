@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from watched import watched_fit
+from watched import let_earlier_runs_end, watched_fit
 
 import trainsanity
 from trainsanity import Expect
@@ -327,6 +327,7 @@ class Chatty(keras.callbacks.Callback):
 
 
 def test_hears_what_is_printed_and_leaves_the_streams_as_they_were() -> None:
+    let_earlier_runs_end()
     showwarning = warnings.showwarning
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
@@ -367,6 +368,7 @@ class Halving(keras.callbacks.Callback):
 
 
 def test_names_the_callback_that_wrote_to_the_weights_between_steps() -> None:
+    let_earlier_runs_end()
     assign = keras.Variable.assign
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1, name="head")])
     model.compile("sgd", "mse")

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import code
 import gc
-import io
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import numpy as np
 import pytest
 from command_line import Served, clean_environment, served, trainsanity
 from loopback import LONG
-from watched import offline_callback, run_of
+from watched import let_earlier_runs_end, offline_callback, run_of
 
 from trainsanity.readings import Readings
 from trainsanity.spooled import SpooledRun
@@ -276,8 +275,7 @@ def test_the_end_of_a_left_call_is_not_awaited_in_a_finalizer(
         return close(stream, *args, **kwargs)
 
     monkeypatch.setattr(RunStream, "close", noted)
-    # Its own: runs of earlier tests, which nobody refers to any more, may still be about to end.
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO()))
+    let_earlier_runs_end()
     known, callback = set(threading.enumerate()), offline_callback(tmp_path)
     other = keras.callbacks.Callback()
     heard = []
