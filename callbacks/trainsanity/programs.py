@@ -34,7 +34,8 @@ class ProgramPace(Pace):
         make: makes the short program from the whole one and the arguments of a step; None where it
             cannot.
         wait: waits until what a step is given is there.
-        refused: told of the error with which the short program has refused its arguments.
+        guard: calls a function of ours from the user's step, `guard(function, *args)`; None where
+            that fails, or has failed before.
     """
 
     runs_as = "is compiled"
@@ -44,11 +45,11 @@ class ProgramPace(Pace):
         self,
         make: Callable[[Program, tuple[Any, ...]], Program | None],
         wait: Callable[[Any], None],
-        refused: Callable[[Exception], None],
+        guard: Callable[..., Any],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         super().__init__(thins=True, clock=clock)
-        self._make, self._wait, self._refused = make, wait, refused
+        self._make, self._wait, self._guard = make, wait, guard
         self._short: Program | None = None
         self._is_made = False  # the short one, or it was tried
         self._worth_from: float | None = None
@@ -93,9 +94,8 @@ class ProgramPace(Pace):
         if self._worth_from is None:
             result = self._run_first(program, args)
         else:
-            self._prepare(program, args)
-            self.full = self.is_next_full
-            short = None if self.full else self._short
+            short = self._guard(self._choose, program, args)
+            self.full = short is None
             result = program(*args) if short is None else self._run_short(short, program, args)
         self._steps += 1
         if self.full:
@@ -104,25 +104,31 @@ class ProgramPace(Pace):
 
     def _run_first(self, program: Program, args: tuple[Any, ...]) -> Any:
         """Compiles it, and does not wait for the step."""
-        shapes, began = _shapes(args[1:]), self._clock()
+        began = self._clock()
         result = program(*args)
         now = self._clock()
-        self._worth_from, self._shapes = now + WORTH * (now - began), shapes
+        self._worth_from = now + WORTH * (now - began)
+        self._shapes = self._guard(_shapes, args[1:])
         return result
 
-    def _prepare(self, program: Program, args: tuple[Any, ...]) -> None:
-        is_early = self._is_made or self._steps < pace.FIRST
-        is_due = not is_early and self._clock() >= (self._worth_from or 0.0)
-        # For another shape the user's code would have to be traced.
-        if is_due and _shapes(args[1:]) == self._shapes:
+    def _choose(self, program: Program, args: tuple[Any, ...]) -> Program | None:
+        """The short program; None where it is the whole one's turn, or it is the only one."""
+        if self._short is None and (self._is_made or not self._is_worth_it()):
+            return None
+        is_as_usual = _shapes(args[1:]) == self._shapes  # a short last batch is not
+        if is_as_usual and not self._is_made:  # for others the user's code would be traced
             self._is_made = True
             self._short = self._make(program, args)
         if self._short is None or self._looks_always:
-            return
+            return None
         if self._to_compare:
             self._compare(args)
         elif self._steps - self._compared_at >= COMPARED_EVERY:
             self._to_compare = 2 * COMPARED
+        return self._short if is_as_usual and not self.is_next_full else None
+
+    def _is_worth_it(self) -> bool:
+        return self._steps >= pace.FIRST and self._clock() >= (self._worth_from or 0.0)
 
     def _compare(self, args: tuple[Any, ...]) -> None:
         """Times a step alone, from when the one before has given what it needs: a few in turn, as
@@ -141,15 +147,12 @@ class ProgramPace(Pace):
             self.stride = pace.affordable(self.cost, self.step_seconds)
 
     def _run_short(self, short: Program, program: Program, args: tuple[Any, ...]) -> Any:
-        if _shapes(args[1:]) != self._shapes:  # as a short last batch has
-            self.full = True
-            return program(*args)
         try:
             return short(*args)
         except (TypeError, ValueError) as error:  # nothing was run: it has looked at them only
             self._short = None
             self.full = True
-            self._refused(error)
+            self._guard(_raise, error)
             return program(*args)
 
     @property
@@ -170,4 +173,10 @@ class ProgramPace(Pace):
 
 
 def _shapes(batch: Any) -> list[Any]:
-    return [(leaf.shape, leaf.dtype) for leaf in keras.tree.flatten(batch) if leaf is not None]
+    """What a program is compiled for; numbers of Python have a type only."""
+    leaves = [leaf for leaf in keras.tree.flatten(batch) if leaf is not None]
+    return [(getattr(x, "shape", None), getattr(x, "dtype", type(x))) for x in leaves]
+
+
+def _raise(error: Exception) -> None:
+    raise error

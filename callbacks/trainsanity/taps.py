@@ -101,7 +101,9 @@ class Taps:
         self._program_pace: ProgramPace | None = None
         if run.kind == "fit" and self._is_stateless and run.is_traced:
             run.pace = self._program_pace = ProgramPace(
-                self._short_of, run.backend.wait_for, self._short_refused
+                self._short_of,
+                run.backend.wait_for,
+                functools.partial(self._boundary.call, "short step"),
             )
 
     def _may_thin(self) -> bool:
@@ -117,17 +119,7 @@ class Taps:
     def _short_of(self, program: Function, args: tuple[Any, ...]) -> Function | None:
         """The step without what need not be measured at every batch."""
         run, left_out = self.run, self._tapes[True].left_out
-        make = run.backend.with_constant
-        short: Function | None = self._boundary.call(
-            "short step", make, program, run.model, args, left_out, 1.0
-        )
-        return short
-
-    def _short_refused(self, error: Exception) -> None:
-        def fail() -> None:
-            raise error
-
-        self._boundary.call("short step", fail)
+        return run.backend.with_constant(program, run.model, args, left_out, 1.0)
 
     # installing
 

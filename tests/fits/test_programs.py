@@ -282,3 +282,34 @@ def test_moves_are_measured_from_where_somebody_has_put_the_weights(data: Any) -
     _, effective = run.signal("learning_rate/effective")
     np.testing.assert_allclose(effective, 3e-3, rtol=2e-2)
     assert [audit.facts["by"] for audit in run.audits("moved_outside")] == [["Nudge"]]
+
+
+class Scaled(keras.Model):
+    """Its step is given a number of Python beside the arrays."""
+
+    def train_step(self, state: Any, data: Any) -> Any:
+        x, y, scale = data
+        logs, state = super().train_step(state, (x, y * scale))
+        return logs, state
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_batch_may_hold_what_is_no_array() -> None:
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((3,))
+    model = Scaled(inputs, layers.Dense(1)(inputs))
+    model.compile("sgd", "mse")
+    x = np.ones((4, 3), "float32")
+    step = model.make_train_function
+
+    def with_number() -> None:
+        step()
+        made = model.train_function
+        if made is not None:
+            model.train_function = lambda state, batches: made(
+                state, ((*batch[:2], 2.0) for batch in batches)
+            )
+
+    model.make_train_function = with_number
+    run = watched_fit(model, x, x[:, :1], batch_size=2, epochs=20)
+    assert run.signal("batch/size")[0].tolist() == list(range(1, 41))
