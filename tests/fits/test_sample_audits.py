@@ -87,6 +87,14 @@ def test_audits_nothing_where_no_time_is_given_for_it() -> None:
         assert audit.facts == {"not_testable": "audit_budget is 0"}
 
 
+def test_runs_no_pass_at_the_end_where_no_time_is_given_for_it() -> None:
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2, "softmax")])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    run = watched_fit(model, IDS, Y[:, 0, 0], batch_size=4, options={"audit_budget": 0.0})
+    (audit,) = run.audits("logits")
+    assert audit.facts == {"not_testable": "audit_budget is 0"}
+
+
 def test_begins_no_audit_that_would_take_longer_than_it_may(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -28,8 +28,9 @@ class Logits(Probe):
     """Makes the audit `logits` when training has ended, on the captured rows."""
 
     name = "logits"
+    cost = 0.1
 
-    def on_end(self) -> None:
+    def on_released(self) -> None:
         run = self.run
         if run.kind != "fit" or not any(_wants_probabilities(run.model)):
             return
