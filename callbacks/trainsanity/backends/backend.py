@@ -274,6 +274,12 @@ class Backend(ABC):
     def pick_tensor(self, tensor: Any, coordinates: np.ndarray[Any, Any]) -> Any:
         """Elements of a dense tensor, e.g. a gradient; coordinates have shape (k, rank)."""
 
+    def pick_gradient(self, gradient: Any, coordinates: np.ndarray[Any, Any]) -> Any:
+        """As `pick_tensor`, and so that a large gradient need not be kept for what is done with the
+        elements.
+        """
+        return self.pick_tensor(gradient, coordinates)
+
     @abstractmethod
     def is_dense(self, tensor: Any) -> bool:
         """Whether this is an ordinary tensor, not None nor a list of touched rows."""

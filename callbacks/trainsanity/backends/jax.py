@@ -218,6 +218,14 @@ class Jax(Backend):
         # A slice becomes part of what it is used for; a gather is compiled by itself.
         return tensor.reshape(-1)[flat[0] : flat[-1] + 1 : apart.pop()]
 
+    def pick_gradient(self, gradient: Any, coordinates: np.ndarray[Any, Any]) -> Any:
+        picked = self.pick_tensor(gradient, coordinates)
+        if _is_small(gradient):
+            return picked
+        # Picks of all gradients become part of one operation where they are put together, until
+        # which all gradients are kept. Nothing is joined to a sort, which leaves them in order.
+        return jax.lax.sort((np.arange(picked.size, dtype=np.int32), picked), num_keys=1)[1]
+
     def is_sparse(self, tensor: Any) -> bool:
         return not isinstance(tensor, jax.Array)
 

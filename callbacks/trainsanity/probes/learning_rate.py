@@ -380,7 +380,7 @@ class _Follower:
             usable = gradient is not None and not backend.is_sparse(gradient)
             known.append(np.full(len(sampled), float(usable), np.float32))
             if usable:
-                picked = backend.pick_tensor(gradient, sampled.coordinates)
+                picked = backend.pick_gradient(gradient, sampled.coordinates)
                 parts.append(ops.cast(picked, "float32"))
             else:
                 parts.append(ops.zeros((len(sampled),), "float32"))
