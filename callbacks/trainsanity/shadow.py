@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from trainsanity import optimizers
+from trainsanity.backends.backend import Backend
 from trainsanity.difference import dtype_of
 from trainsanity.origin import is_of_keras
 
@@ -58,6 +59,12 @@ def choose(variables: Sequence[Any]) -> list[Sampled]:
     usable = [v for v in variables if None not in v.shape and np.prod(v.shape)]
     largest = sorted(usable, key=lambda v: -int(np.prod(v.shape)))[:VARIABLES]
     return [Sampled(v, _coordinates(tuple(v.shape))) for v in largest]
+
+
+def values_of(sampled: Sequence[Sampled], backend: Backend) -> np.ndarray[Any, Any]:
+    """On the host, between two steps: float32 of shape (elements,)."""
+    parts = [backend.pick_value(s.variable, s.coordinates).reshape(-1) for s in sampled]
+    return np.concatenate(parts).astype(np.float32)
 
 
 def _coordinates(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:

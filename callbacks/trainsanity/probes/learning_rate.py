@@ -13,7 +13,15 @@ from keras import ops
 from trainsanity import optimizers
 from trainsanity.pace import Mark
 from trainsanity.probes.probe import Columns, Probe, Step, Update
-from trainsanity.shadow import Sampled, Shadow, choose, effective_rate, effective_terms, why_none
+from trainsanity.shadow import (
+    Sampled,
+    Shadow,
+    choose,
+    effective_rate,
+    effective_terms,
+    values_of,
+    why_none,
+)
 from trainsanity.tape import NOTHING
 
 DECLARED_EVERY = 64  # steps between readings on the host
@@ -234,18 +242,13 @@ class _Follower:
         somebody has written to weights, or no step has run.
         """
         read = self._run.backend.read
-        now, left = self._pick_on_host(), read(self._last)
+        now, left = values_of(self._sampled, self._run.backend), read(self._last)
         had_last = bool(read(self._has_last))
         if had_last and np.array_equal(now, left, equal_nan=True):
             return []
         with np.errstate(invalid="ignore"):
             moved = np.abs(now - left).max(initial=0.0) if had_last else 0.0
         return [(self._last, now), (self._moved_outside, np.array(moved, np.float32))]
-
-    def _pick_on_host(self) -> np.ndarray[Any, Any]:
-        pick = self._run.backend.pick_value
-        parts = [pick(s.variable, s.coordinates).reshape(-1) for s in self._sampled]
-        return np.concatenate(parts).astype(np.float32)
 
     # inside the step
 

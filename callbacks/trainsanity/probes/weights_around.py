@@ -8,7 +8,7 @@ import numpy as np
 
 from trainsanity import optimizers
 from trainsanity.probes.probe import Columns, Probe, Step
-from trainsanity.shadow import Sampled, choose
+from trainsanity.shadow import Sampled, choose, values_of
 from trainsanity.tape import NOTHING
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
@@ -71,6 +71,4 @@ class WeightsAround(Probe):
             self._left, self._left_by = self._pick(), step
 
     def _pick(self) -> Vector:
-        pick = self.run.backend.pick_value
-        parts = [pick(s.variable, s.coordinates).reshape(-1) for s in self._sampled]
-        return np.concatenate(parts).astype(np.float64)
+        return values_of(self._sampled, self.run.backend).astype(np.float64)
