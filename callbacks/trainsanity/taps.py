@@ -23,6 +23,7 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from trainsanity import forward, later, optimizers, replica_rows
+from trainsanity.backends.backend import Element
 from trainsanity.compiled import CompiledFunctions, TraceTime
 from trainsanity.first_layers import first_weighted_layers
 from trainsanity.masking import mask_of, put_mask
@@ -408,7 +409,7 @@ class Taps:
             return keras.ops.stack([keras.ops.reshape(cell, ()) for cell in cells] or [GAP])
 
         values = self.run.backend.when(self._turn(step, pace), compute, GAP)
-        step.columns.update(zip(names, keras.ops.unstack(values), strict=False))
+        step.columns.update((name, Element(values, place)) for place, name in enumerate(names))
 
     def _finish_with_others(self, step: Step) -> None:
         """One row for what all replicas have measured of a batch; variables of ours are not the

@@ -23,6 +23,14 @@ def side_by_side(cells: Mapping[int, Any], rest: float) -> list[Any]:
     return [cells.get(i, rest) for i in range(max(cells, default=-1) + 1)]
 
 
+@dataclass(frozen=True)
+class Element:
+    """A cell that is an element of a vector, a tensor of shape (elements,)."""
+
+    vector: Any
+    place: int
+
+
 class Store(Protocol):
     """A key-value store of several processes. Every method may wait for the network, and `get` for
     a key that is not there.
@@ -97,7 +105,7 @@ class Backend(ABC):
     @abstractmethod
     def row(self, cells: Mapping[int, Any], width: int, rest: float) -> Any:
         """Scalars of any type by their places, `rest` elsewhere, as a float32 tensor of shape
-        (width,).
+        (width,). Where `leaves_out`, scalars may be of type `Element`.
         """
 
     @abstractmethod

@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
-from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.eager import context
 from tensorflow.python.eager.polymorphic_function import polymorphic_function
 from tensorflow.python.ops.resource_variable_ops import default_variable_creator_v2
 
-from trainsanity.backends.backend import Backend, side_by_side
+from trainsanity.backends.backend import Backend, Element, side_by_side
 from trainsanity.overheard import Overheard
 from trainsanity.wrappers import Wrappers
 
@@ -58,9 +58,7 @@ class TensorFlow(Backend):
     def row(self, cells: Mapping[int, Any], width: int, rest: float) -> Any:
         values = side_by_side(cells, rest)
         filler = tf.fill([width - len(values)], tf.constant(rest, tf.float32))
-        if not values:
-            return filler
-        return tf.concat([tf.stack([_scalar(value) for value in values]), filler], 0)
+        return tf.concat([*_pieces(values), filler], 0)
 
     def write_row(self, ring: Any, count: Any, row: Any) -> None:
         """In place, inside the compiled step."""
@@ -92,13 +90,13 @@ class TensorFlow(Backend):
         def without() -> Any:
             return tf.fill(shapes[0], tf.constant(rest, tf.float32))
 
-        found = tf.cond(condition, vector, without)
-        branch = found.op
-        while branch.type not in ("If", "StatelessIf"):
-            branch = branch.inputs[0].op
-        # As one operation: taken apart, each operation that is left out would still cost time.
-        branch._set_attr("_lower_using_switch_merge", attr_value_pb2.AttrValue(b=False))
-        return found
+        # A function that stays one: where there is no turn it costs as much as one operation, and
+        # gets nothing. TensorFlow would take a branch apart into operations, each of which costs
+        # time although it is left out, or, kept whole, hand it all it needs at every step, by
+        # which gradients stay in memory and the optimizer cannot write in their place.
+        apart = tf.function(vector, autograph=False, experimental_attributes={"_noinline": True})
+        with self.own_traces():
+            return tf.cond(condition, apart, without)
 
     def read(self, variable: Any) -> np.ndarray[Any, Any]:
         # Python may collect what a call has left while another model is traced.
@@ -423,8 +421,21 @@ def _as_precise(tensor: Any) -> Any:
     )
 
 
+def _pieces(values: Iterable[Any]) -> Iterator[Any]:
+    """Cells as vectors. One of which all elements follow each other stays whole: to take it apart
+    takes longer than all else that is done with a row.
+    """
+    for _, group in groupby(values, lambda v: id(v.vector) if isinstance(v, Element) else None):
+        cells = list(group)
+        vector = cells[0].vector if isinstance(cells[0], Element) else None
+        is_whole = vector is not None and [c.place for c in cells] == list(range(vector.shape[0]))
+        yield vector if is_whole else tf.stack([_scalar(cell) for cell in cells])
+
+
 def _scalar(value: Any) -> Any:
     """As float32; an operation fewer in every step for what is a scalar already."""
+    if isinstance(value, Element):
+        return value.vector[value.place]
     cell = tf.cast(value, tf.float32)
     return cell if cell.shape.rank == 0 else tf.reshape(cell, [])
 
