@@ -24,6 +24,7 @@ ROWS, BATCH, EPOCHS = 490, 4, 2  # the last batch of each epoch is a short one
 BATCHES = 123
 STRIDE = 20
 COMPARED = 2 * programs.COMPARED
+POISON = 90  # a step without a turn, whose batch holds NaN
 
 
 class Counted(layers.Layer):
@@ -313,3 +314,17 @@ def test_a_batch_may_hold_what_is_no_array() -> None:
     model.make_train_function = with_number
     run = watched_fit(model, x, x[:, :1], batch_size=2, epochs=20)
     assert run.signal("batch/size")[0].tolist() == list(range(1, 41))
+
+
+def test_of_nan_in_a_batch_the_batch_is_named_although_it_had_no_turn(soon: None) -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+    model.compile("adam", "mse", metrics=["mae"])
+    x = np.random.default_rng(0).normal(size=(400, 3)).astype("float32")
+    x[(POISON - 1) * BATCH] = np.nan
+    run = watched_fit(
+        model, x, x[:, :1].copy(), batch_size=BATCH, shuffle=False, options={"audit_budget": 0}
+    )
+    assert POISON not in turns_of(run)
+    (found,) = run.judge().of("nonfinite-propagation")
+    assert found.title.startswith(f"NaN or infinity in the inputs since step {POISON:,}")

@@ -1,8 +1,10 @@
 """The loss, its parts and its elements; outputs that are no probabilities; NaN."""
 
+import numpy as np
 import pytest
 
 from trainsanity.rules import NotTestable, RunFacts, Severity, history
+from trainsanity.rules.history import Block
 from trainsanity.rules.loss_broadcast import LossBroadcast
 from trainsanity.rules.loss_decomposition_mismatch import LossDecompositionMismatch
 from trainsanity.rules.nonfinite_propagation import NonfinitePropagation
@@ -184,6 +186,32 @@ class TestNonfinite:
         nan = float("nan")
         (found,) = self.found(loss=(0, 1, 1, 1), shown=(0.5, nan, nan, nan))
         assert found.severity is Severity.WARNING
+
+    def of_some_steps(self, loss, **others):
+        """`others` are of the steps at which all probes have their turn: step -> amount."""
+        run = history({"loss/nonfinite": loss, "accuracy/reported": [0.5] * len(loss)})
+        for stage, amounts in others.items():
+            values = np.array([list(amounts.values())], float)
+            run.append(Block((f"{stage}/nonfinite",), np.array(list(amounts)), values))
+        return list(NonfinitePropagation().check(run.view()))
+
+    def test_names_the_first_step_where_not_every_step_was_looked_at_in_full(self):
+        inputs = {1: 0, 2: 0, 3: 2, 4: 0, 5: 0}
+        turns = {"outputs": {1: 0, 5: 9}, "gradient": {1: 0, 5: 7}, "weights": {1: 0, 5: 7}}
+        (found,) = self.of_some_steps([0, 0, 1, 1, 1], inputs=inputs, **turns)
+        assert found.title.startswith("NaN or infinity in the inputs since step 3")
+        assert "may have begun" not in found.message
+        (found,) = self.of_some_steps([0, 0, 1, 1, 1], **turns)
+        assert found.title.startswith("NaN or infinity in the loss since step 3")
+        assert "begun there: the outputs and the weights after the step before." in found.message
+        assert "lower the learning rate" in found.suggestion
+        turns["outputs"] |= {3: 4, 4: 4}
+        (found,) = self.of_some_steps([0, 0, 1, 1, 1], **turns)
+        assert "begun there: the weights after the step before." in found.message
+        turns["weights"] |= {2: 0, 3: 7, 4: 7}
+        (found,) = self.of_some_steps([0, 0, 1, 1, 1], **turns)
+        assert found.title.startswith("NaN or infinity in the outputs since step 3")
+        assert "may have begun" not in found.message
 
     def test_one_batch_that_was_skipped_is_no_fault(self):
         assert not self.found(loss=(0, 1, 0, 0), gradient=(0, 5, 0, 0))

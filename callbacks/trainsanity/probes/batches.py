@@ -1,4 +1,4 @@
-"""The batch itself: rows, NaN in inputs and outputs, ranges of ids and labels, sample weights."""
+"""The batch itself: ranges of ids, labels and outputs, sample weights."""
 
 from __future__ import annotations
 
@@ -11,35 +11,26 @@ from keras import ops
 from trainsanity.backends.backend import Backend
 from trainsanity.difference import is_float
 from trainsanity.probes.probe import Columns, OutputEvidence, Probe, Step
-from trainsanity.recording import tensors_of
 from trainsanity.tape import NOTHING
 
 BEYOND = 3.0e38  # larger than any label
 
 
 class Batches(Probe):
-    """Per batch: non-finite values, ids of every embedding, labels, sample weights."""
+    """Per batch: ids of every embedding, labels, sample weights, ranges of outputs."""
 
     name = "batches"
     in_all_processes = True
 
     def trace_loss(self, step: Step) -> Columns:
-        # A compute_loss of the user's may be given no inputs.
-        inputs = tensors_of(step.x) or tensors_of(step.given[0])
-        nonfinite = self.run.backend.nonfinite
-        columns: dict[str, Any] = {
-            "inputs/nonfinite": nonfinite(inputs),
-            "outputs/nonfinite": nonfinite(tensors_of(step.y_pred)),
-        }
-        columns.update(self._given(step))
+        columns = dict(self._given(step))
         for output in step.outputs:
             columns.update(_reached(output, self.run.backend))
             columns.update(_range(output, self.run.backend))
         return columns
 
     def see_step(self, step: Step) -> Columns:
-        nonfinite = self.run.backend.nonfinite(tensors_of(step.x))
-        return {"inputs/nonfinite": nonfinite, **self._given(step)}
+        return self._given(step)
 
     def _given(self, step: Step) -> Columns:
         """What can be said of ids, labels and weights as they come with the batch."""

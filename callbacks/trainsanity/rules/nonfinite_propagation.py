@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from trainsanity.rules.comparison import (
     text,
     whole,
 )
-from trainsanity.rules.history import Rows, RunHistory, RunView, history
+from trainsanity.rules.history import Floats, Rows, RunHistory, RunView, history
 from trainsanity.rules.rule import Finding, Rule, Severity, Witness
 
 # In the order in which a step makes them.
@@ -28,6 +28,11 @@ STAGES = ("inputs", "outputs", "loss", "gradient", "weights")
 UNSEEN = (
     "Outputs and loss of this run are not measured: train a few steps without `jit_compile` to see "
     "what comes first. Start again from a checkpoint before that step."
+)
+
+OR_BEFORE = (
+    "Or the update before that step broke the weights: clip gradients or lower the learning rate. "
+    "The first steps of a run are looked at in full: train again from a checkpoint shortly before."
 )
 
 
@@ -76,15 +81,17 @@ class NonfinitePropagation(Rule):
             return
         if _is_loss_scaled(run) and "gradient" in stages:
             stages.remove("gradient")
-        rows = run.rows(*(f"{stage}/nonfinite" for stage in stages))
-        bad = {stage: rows[f"{stage}/nonfinite"] > 0 for stage in stages}
-        found = self._spreading(run, rows, bad) or self._swallowed_inputs(run, rows, bad)
+        seen = _seen(run, stages)
+        found = self._spreading(run, seen) or self._swallowed_inputs(run, stages)
         if found is not None:
             yield found
         yield from merged(_swallowing_layers(run))
 
-    def _spreading(self, run: RunView, rows: Rows, bad: Mapping[str, Flags]) -> Finding | None:
-        inside = {stage: flags for stage, flags in bad.items() if stage != "inputs"}
+    def _spreading(self, run: RunView, seen: _Seen) -> Finding | None:
+        rows, bad = seen.rows, seen.bad
+        inside: dict[str, Flags] = {
+            stage: flags for stage, flags in bad.items() if stage != "inputs"
+        }
         ill = np.logical_or.reduce(list(inside.values()))
         long = streaks(ill)
         is_new = np.arange(len(rows)) >= rows.first_new
@@ -97,8 +104,11 @@ class NonfinitePropagation(Rule):
         begin, newest = hits[0] - long[hits[0]] + 1, hits[-1]
         where = next(stage for stage in bad if bad[stage][begin])
         shown = _finite_number(run, int(rows.steps[newest]))
-        amount = float(rows[f"{where}/nonfinite"][begin])
-        finite_loss = where in ("gradient", "weights") and not bad.get("loss", ill)[begin]
+        amount = float(seen.amounts[where][begin])
+        doubt = seen.doubt(where, int(begin))
+        finite_loss = (
+            where in ("gradient", "weights") and not (bad["loss"] if "loss" in bad else ill)[begin]
+        )
         return Finding(
             subject="training",
             title=f"NaN or infinity in the {_noun(where)} since step {int(rows.steps[begin]):,}",
@@ -108,6 +118,7 @@ class NonfinitePropagation(Rule):
                     f"At step {int(rows.steps[begin]):,} the {_noun(where)} hold NaN or infinity "
                     f"({_elements(amount)}).",
                     _spread_to(rows, bad, newest),
+                    doubt,
                     "The loss of that step is finite." if finite_loss else "",
                     f"Keras still shows {shown[0]} {number(shown[1])}." if shown else "",
                 )
@@ -119,7 +130,7 @@ class NonfinitePropagation(Rule):
                 if shown
                 else Witness("NaN or infinity that a healthy step has", 0, "elements"),
             ),
-            suggestion=_advice(where) if "loss" in bad or where == "inputs" else UNSEEN,
+            suggestion=_suggestion(where, bad, doubt),
             first_step=int(rows.steps[begin]),
             last_step=int(rows.steps[newest]),
             count=int((ill & is_new).sum()),
@@ -127,11 +138,10 @@ class NonfinitePropagation(Rule):
             certainty="Elements are counted, so nothing is allowed.",
         )
 
-    def _swallowed_inputs(
-        self, run: RunView, rows: Rows, bad: Mapping[str, Flags]
-    ) -> Finding | None:
-        if not {"inputs", "outputs"} <= set(bad):
+    def _swallowed_inputs(self, run: RunView, stages: Collection[str]) -> Finding | None:
+        if not {"inputs", "outputs"} <= set(stages):
             return None
+        rows = run.rows("inputs/nonfinite", "outputs/nonfinite")
         entered, left = rows["inputs/nonfinite"], rows["outputs/nonfinite"]
         part = parting(rows, entered, left, 0.0, patience=self.swallowed, where=left == 0)
         if part is None:
@@ -154,6 +164,50 @@ class NonfinitePropagation(Rule):
             severity=Severity.ADVICE,
             certainty="Elements are counted, so nothing is allowed.",
         )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Steps at which the loss was looked at, or all that was.
+
+    Attributes:
+        amounts: stage -> elements at each step; NaN where it was not looked at.
+    """
+
+    rows: Rows
+    amounts: Mapping[str, Floats]
+
+    @property
+    def bad(self) -> dict[str, Flags]:
+        return {stage: amounts > 0 for stage, amounts in self.amounts.items()}
+
+    def doubt(self, where: str, begin: int) -> str:
+        """What may have come before the first place named, and was not looked at; else empty."""
+        before = STAGES[: STAGES.index(where)]
+        names = [_noun(s) for s in before if self._is_unseen(s, begin)]
+        if where in ("outputs", "loss") and begin > 0 and self._is_unseen("weights", begin - 1):
+            names.append("weights after the step before")
+        if not names:
+            return ""
+        return f"Not looked at, so it may have begun there: the {' and the '.join(names)}."
+
+    def _is_unseen(self, stage: str, at: int) -> bool:
+        return stage in self.amounts and bool(np.isnan(self.amounts[stage][at]))
+
+
+def _seen(run: RunView, stages: Sequence[str]) -> _Seen:
+    """All stages at the steps of the loss; without it, at those of all."""
+    names = {stage: f"{stage}/nonfinite" for stage in stages}
+    if "loss" not in stages:
+        rows = run.rows(*names.values())
+        return _Seen(rows, {stage: rows[name] for stage, name in names.items()})
+    rows = run.rows(names["loss"])
+    amounts: dict[str, Floats] = {}
+    for stage, name in names.items():
+        own = run.rows(names["loss"], name)
+        amounts[stage] = np.full(len(rows), np.nan)
+        amounts[stage][np.searchsorted(rows.steps, own.steps)] = own[name]
+    return _Seen(rows, amounts)
 
 
 def _swallowing_layers(run: RunView) -> Iterator[Finding]:
@@ -221,6 +275,12 @@ def _spread_to(rows: Rows, bad: Mapping[str, Flags], newest: int) -> str:
     if not ill:
         return ""
     return f"At step {int(rows.steps[newest]):,} some are in the {', '.join(ill)}."
+
+
+def _suggestion(where: str, bad: Mapping[str, Flags], doubt: str) -> str:
+    if "loss" not in bad and where != "inputs":
+        return UNSEEN
+    return f"{_advice(where)} {OR_BEFORE}" if doubt else _advice(where)
 
 
 def _advice(stage: str) -> str:
