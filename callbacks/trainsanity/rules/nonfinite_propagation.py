@@ -106,9 +106,8 @@ class NonfinitePropagation(Rule):
         shown = _finite_number(run, int(rows.steps[newest]))
         amount = float(seen.amounts[where][begin])
         doubt = seen.doubt(where, int(begin))
-        finite_loss = (
-            where in ("gradient", "weights") and not (bad["loss"] if "loss" in bad else ill)[begin]
-        )
+        is_later = where in ("gradient", "weights")
+        finite_loss = is_later and "loss" in bad and not bad["loss"][begin]
         return Finding(
             subject="training",
             title=f"NaN or infinity in the {_noun(where)} since step {int(rows.steps[begin]):,}",
