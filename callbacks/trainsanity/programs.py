@@ -1,8 +1,10 @@
-"""Turns of probes where a whole step is one pure program, as on JAX.
+"""Two programs of one step: the host runs the whole one where it is all probes' turn, else a
+shorter one.
 
-A branch inside would be part of the program, which XLA then fuses and rounds otherwise. So the
-step that was traced is compiled a second time without what need not be seen at every step, once
-training has gone on for long enough to pay for that, and the host chooses between the two.
+A branch inside a program costs time also where it is not taken, and under XLA the compiler fuses
+and rounds what is around it otherwise. So the step that was traced is compiled a second time
+without what need not be seen at every step, once training has gone on for long enough to pay for
+that.
 """
 
 from __future__ import annotations
@@ -13,10 +15,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import keras
-
 from trainsanity import pace
-from trainsanity.pace import Pace
+from trainsanity.pace import GraphPace, Pace
 
 Program = Callable[..., Any]
 
@@ -27,15 +27,100 @@ COMPARED = 15  # steps of each program whose median counts
 COMPARED_EVERY = 2048  # steps from one comparison of the programs to the next
 
 
+class ShortProgram:
+    """The second program: made of the first one, once training has paid for it.
+
+    Args:
+        make: makes it from the whole program and the arguments of a step; None where it cannot.
+        kind: what a program is compiled for, of the arguments of a step; None where that is not
+            known.
+        guard: calls a function of ours from the user's step, `guard(function, *args)`; None where
+            that fails, or has failed before.
+
+    Attributes:
+        is_there: whether it is made.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Program, tuple[Any, ...]], Program | None],
+        kind: Callable[[tuple[Any, ...]], Any],
+        guard: Callable[..., Any],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._make, self._kind, self._guard, self._clock = make, kind, guard, clock
+        self._whole: Program | None = None  # what it is made of
+        self._kinds: Any = None
+        self._worth_from = 0.0
+        self._is_tried = False
+        self._short: Program | None = None
+
+    @property
+    def is_there(self) -> bool:
+        return self._short is not None
+
+    def run(
+        self,
+        program: Program,
+        args: tuple[Any, ...],
+        *,
+        is_ripe: bool,
+        is_wanted: Callable[[tuple[Any, ...]], bool],
+    ) -> tuple[Any, bool]:
+        """One step, by the one or the other; its result, and whether it was the short one.
+
+        Args:
+            is_ripe: whether it may be made now.
+            is_wanted: asked where there is one for these arguments.
+        """
+        if program is not self._whole:  # somebody has compiled the model anew
+            return self._run_first(program, args), False
+        short = self._guard(self._choose, program, args, is_ripe, is_wanted)
+        if short is None:
+            return program(*args), False
+        try:
+            return short(*args), True
+        except (TypeError, ValueError) as error:  # nothing was run: it has looked at them only
+            self._short = None
+            self._guard(_raise, error)
+            return program(*args), False
+
+    def _run_first(self, program: Program, args: tuple[Any, ...]) -> Any:
+        """Compiles it, and does not wait for the step."""
+        self._whole, self._short, self._is_tried = program, None, False
+        began = self._clock()
+        result = program(*args)
+        now = self._clock()
+        self._worth_from = now + WORTH * (now - began)
+        self._kinds = self._guard(self._kind, args)
+        return result
+
+    def _choose(
+        self,
+        program: Program,
+        args: tuple[Any, ...],
+        is_ripe: bool,
+        is_wanted: Callable[[tuple[Any, ...]], bool],
+    ) -> Program | None:
+        if self._is_tried:
+            if self._short is None:
+                return None
+        elif not (is_ripe and self._clock() >= self._worth_from):
+            return None
+        if self._kinds is None or self._kind(args) != self._kinds:  # as a short last batch
+            return None
+        if not self._is_tried:  # for arguments of another kind the user's code would be traced
+            self._is_tried = True
+            self._short = self._make(program, args)
+        return self._short if self._short is not None and is_wanted(args) else None
+
+
 class ProgramPace(Pace):
     """Gives all probes their turn by choosing the program that a step runs.
 
     Args:
-        make: makes the short program from the whole one and the arguments of a step; None where it
-            cannot.
+        short: the shorter one.
         wait: waits until what a step is given is there.
-        guard: calls a function of ours from the user's step, `guard(function, *args)`; None where
-            that fails, or has failed before.
     """
 
     runs_as = "is compiled"
@@ -43,17 +128,12 @@ class ProgramPace(Pace):
 
     def __init__(
         self,
-        make: Callable[[Program, tuple[Any, ...]], Program | None],
+        short: ShortProgram,
         wait: Callable[[Any], None],
-        guard: Callable[..., Any],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         super().__init__(thins=True, clock=clock)
-        self._make, self._wait, self._guard = make, wait, guard
-        self._short: Program | None = None
-        self._is_made = False  # the short one, or it was tried
-        self._worth_from: float | None = None
-        self._shapes: Any = None  # of the batches that both programs take
+        self._short, self._wait = short, wait
         self._looks_always = False
         self._compared_at = 0  # the step at which the programs were last compared
         self._to_compare = 2 * COMPARED  # steps
@@ -75,7 +155,7 @@ class ProgramPace(Pace):
 
     @property
     def is_next_full(self) -> bool:
-        if self._short is None or self._looks_always:
+        if not self._short.is_there or self._looks_always:
             return True
         if self._to_compare:
             return self._to_compare % 2 == 0
@@ -91,44 +171,23 @@ class ProgramPace(Pace):
             program: the whole one.
             args: its state and a batch.
         """
-        if self._worth_from is None:
-            result = self._run_first(program, args)
-        else:
-            short = self._guard(self._choose, program, args)
-            self.full = short is None
-            result = program(*args) if short is None else self._run_short(short, program, args)
+        result, is_short = self._short.run(
+            program, args, is_ripe=self._steps >= pace.FIRST, is_wanted=self._wants_short
+        )
+        self.full = not is_short
         self._steps += 1
         if self.full:
             self._next = self._steps + self.stride
         return result
 
-    def _run_first(self, program: Program, args: tuple[Any, ...]) -> Any:
-        """Compiles it, and does not wait for the step."""
-        began = self._clock()
-        result = program(*args)
-        now = self._clock()
-        self._worth_from = now + WORTH * (now - began)
-        self._shapes = self._guard(_shapes, args[1:])
-        return result
-
-    def _choose(self, program: Program, args: tuple[Any, ...]) -> Program | None:
-        """The short program; None where it is the whole one's turn, or it is the only one."""
-        if self._short is None and (self._is_made or not self._is_worth_it()):
-            return None
-        is_as_usual = _shapes(args[1:]) == self._shapes  # a short last batch is not
-        if is_as_usual and not self._is_made:  # for others the user's code would be traced
-            self._is_made = True
-            self._short = self._make(program, args)
-        if self._short is None or self._looks_always:
-            return None
+    def _wants_short(self, args: tuple[Any, ...]) -> bool:
+        if self._looks_always:
+            return False
         if self._to_compare:
             self._compare(args)
         elif self._steps - self._compared_at >= COMPARED_EVERY:
             self._to_compare = 2 * COMPARED
-        return self._short if is_as_usual and not self.is_next_full else None
-
-    def _is_worth_it(self) -> bool:
-        return self._steps >= pace.FIRST and self._clock() >= (self._worth_from or 0.0)
+        return not self.is_next_full
 
     def _compare(self, args: tuple[Any, ...]) -> None:
         """Times a step alone, from when the one before has given what it needs: a few in turn, as
@@ -145,15 +204,6 @@ class ProgramPace(Pace):
         if not self._to_compare:
             self._compared_at, self._timed_from = self._steps, None
             self.stride = pace.affordable(self.cost, self.step_seconds)
-
-    def _run_short(self, short: Program, program: Program, args: tuple[Any, ...]) -> Any:
-        try:
-            return short(*args)
-        except (TypeError, ValueError) as error:  # nothing was run: it has looked at them only
-            self._short = None
-            self.full = True
-            self._guard(_raise, error)
-            return program(*args)
 
     @property
     def knows_cost(self) -> bool:
@@ -172,10 +222,29 @@ class ProgramPace(Pace):
         return statistics.median(self._timings[False])
 
 
-def _shapes(batch: Any) -> list[Any]:
-    """What a program is compiled for; numbers of Python have a type only."""
-    leaves = [leaf for leaf in keras.tree.flatten(batch) if leaf is not None]
-    return [(getattr(x, "shape", None), getattr(x, "dtype", type(x))) for x in leaves]
+class ShortGraphPace(GraphPace):
+    """Where a graph decides by itself, and a shorter one that need not runs between its turns.
+
+    Args:
+        short: the shorter one.
+    """
+
+    def __init__(self, read: Callable[[Any], Any], count: Any, short: ShortProgram) -> None:
+        super().__init__(read, count)
+        self._short = short
+        self._looks_always = False
+
+    def look_always(self) -> None:
+        """The whole graph sees for itself at which steps something is wrong."""
+        self._looks_always = True
+
+    def run(self, program: Program, args: tuple[Any, ...]) -> Any:
+        """One step; `ran` is told of it afterwards."""
+        is_ripe = self._ran >= pace.FIRST
+        return self._short.run(program, args, is_ripe=is_ripe, is_wanted=self._wants_short)[0]
+
+    def _wants_short(self, args: tuple[Any, ...]) -> bool:
+        return not (self.is_next_full or self._looks_always)
 
 
 def _raise(error: Exception) -> None:

@@ -40,8 +40,8 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
 
     Attributes:
         make: makes rows of what was to be written later.
-        left_out: variable that is not 0 in a program that leaves out columns `in_turns`; None where
-            no program is made so.
+        left_out: variable by which a program may be made that leaves out columns `in_turns`; None
+            where it needs none.
     """
 
     def __init__(self, backend: Backend, depth: int, width: int) -> None:
@@ -83,10 +83,9 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         self.pending.assign(self._row({**columns, FLUSHED: 1.0}, 0.0, in_turns))
 
     def _row(self, columns: Mapping[str, Any], rest: float, in_turns: Set[str]) -> Any:
-        if self.left_out is not None:
-            # One by one: of an element of a row no compiler sees that nothing uses it.
-            rare = {name: self._rare(columns[name]) for name in in_turns & columns.keys()}
-            columns = {**columns, **rare}
+        # One by one: of an element of a row no compiler sees that nothing uses it.
+        rare = {name: self._rare(columns[name]) for name in in_turns & columns.keys()}
+        columns = {**columns, **rare}
         return self._backend.row(self._cells(columns), self.width, rest)
 
     def _rare(self, value: Any) -> Any:
@@ -94,7 +93,8 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
 
     def in_turn(self, value: Any, otherwise: Any) -> Any:
         """The one where nothing is left out, else the other."""
-        return ops.where(ops.equal(self.left_out, 0.0), value, otherwise)
+        left_out = self._backend.left_out(self.left_out)
+        return ops.where(ops.equal(left_out, 0.0), value, otherwise)
 
     def _cells(self, columns: Mapping[str, Any]) -> dict[int, Any]:
         places = ((self._index(name), value) for name, value in columns.items())

@@ -30,9 +30,9 @@ from trainsanity.masking import mask_of, put_mask
 from trainsanity.observed import Observed
 from trainsanity.origin import is_of_keras
 from trainsanity.outputs import outputs_of
-from trainsanity.pace import GraphPace, Pace
+from trainsanity.pace import Pace
 from trainsanity.probes.probe import Columns, LayerCall, Step, Update
-from trainsanity.programs import ProgramPace
+from trainsanity.programs import ProgramPace, ShortGraphPace, ShortProgram
 from trainsanity.reads import layer_that_runs, noted_reads
 from trainsanity.recording import (
     Told,
@@ -95,17 +95,14 @@ class Taps:
         self.installed = False
         thins = self._may_thin() and not run.is_traced
         run.pace, run.test_pace = Pace(thins=thins), Pace(thins=thins)
-        self._graph_pace: GraphPace | None = None
+        self._graph_pace: ShortGraphPace | None = None
         self._adds_as_keras = False  # whether Keras' own `compute_loss` adds the model's losses
-        if run.kind == "fit" and self._may_thin_in_graph():
-            run.pace = self._graph_pace = GraphPace(run.backend.read, train_tape.count)
         self._program_pace: ProgramPace | None = None
-        if run.kind == "fit" and self._is_stateless and run.is_traced:
-            run.pace = self._program_pace = ProgramPace(
-                self._short_of,
-                run.backend.wait_for,
-                functools.partial(self._boundary.call, "short step"),
-            )
+        if run.kind == "fit" and self._may_thin_in_graph():
+            count, read = train_tape.count, run.backend.read
+            run.pace = self._graph_pace = ShortGraphPace(read, count, self._short())
+        elif run.kind == "fit" and self._is_one_program:
+            run.pace = self._program_pace = ProgramPace(self._short(), self._wait_for)
 
     def _may_thin(self) -> bool:
         """Whether evidence can be left out of a step."""
@@ -117,10 +114,32 @@ class Taps:
         is_graph = run.is_traced and not run.compiled_by_xla
         return is_graph and self._may_thin() and run.backend.leaves_out()
 
+    @property
+    def _is_one_program(self) -> bool:
+        """Whether no branch can leave anything out of the step: on JAX, and under XLA."""
+        run = self.run
+        if self._is_stateless:
+            return run.is_traced
+        return run.compiled_by_xla and run.is_traced and self._may_thin()
+
+    def _short(self) -> ShortProgram:
+        guard = functools.partial(self._boundary.call, "short step")
+        return ShortProgram(self._short_of, self.run.backend.kind_of, guard)
+
     def _short_of(self, program: Function, args: tuple[Any, ...]) -> Function | None:
         """The step without what need not be measured at every batch."""
-        run, left_out = self.run, self._tapes[True].left_out
-        return run.backend.with_constant(program, run.model, args, left_out, 1.0)
+        run = self.run
+        return run.backend.leaving_out(program, run.model, args, self._tapes[True].left_out)
+
+    def _wait_for(self, args: tuple[Any, ...]) -> None:
+        if self._is_stateless:
+            self.run.backend.wait_for(args)
+        else:
+            self.run.backend.read(self._tapes[True].count)
+
+    def _run_chosen(self, program: Function, args: tuple[Any, ...]) -> Any:
+        pace = self._graph_pace or self._program_pace
+        return pace.run(program, args) if self.installed and pace else program(*args)
 
     # installing
 
@@ -145,13 +164,16 @@ class Taps:
         self._adds_as_keras = is_of_keras(type(model).compute_loss) and hasattr(model, name)
         if self._adds_as_keras:
             self._wrappers.put(model, name, self._before_adding(getattr(model, name)))
-        if self._program_pace is not None:
-            made = self._choosing(model._make_function, self._program_pace)
-            self._wrappers.put(model, "_make_function", made)
-        elif self.run.compiled_by_xla:
-            make = self.run.backend.around_making(model, self._catch_sample)
+        backend = self.run.backend
+        if self.run.compiled_by_xla:
+            make = backend.around_making(model, self._catch_sample)
             if make is not None:
                 self._wrappers.put(model, "_make_function", make)
+        if self._graph_pace or self._program_pace:
+            ours = model.train_step
+            chosen = backend.choosing(model._make_function, ours, self._run_chosen)
+            if chosen is not None:
+                self._wrappers.put(model, "_make_function", chosen)
         first = {id(layer) for _, layer in first_weighted_layers(model)}
         for layer in model._flatten_layers():
             is_source = isinstance(layer, (keras.layers.Embedding, keras.layers.Masking))
@@ -230,23 +252,6 @@ class Taps:
             return result
 
         return step
-
-    def _choosing(self, original: Function, pace: ProgramPace) -> Function:
-        """Of Keras' method that makes its functions of compiled steps: puts a choice of programs in
-        place of the training step.
-        """
-        ours = self.run.model.train_step
-
-        def make_function(step_function: Function, *args: Any, **kwargs: Any) -> Any:
-            if getattr(step_function, "__wrapped__", None) is not ours:
-                return original(step_function, *args, **kwargs)
-
-            def step(*args: Any) -> Any:
-                return pace.run(step_function, args) if self.installed else step_function(*args)
-
-            return original(step, *args, **kwargs)
-
-        return make_function
 
     def _catch_sample(self, batch: Any) -> None:
         if not self.run.is_shared:
@@ -381,20 +386,21 @@ class Taps:
                 step.columns.update(method(step))
         return step.columns
 
-    def _decides(self, step: Step) -> GraphPace | None:
+    def _decides(self, step: Step) -> ShortGraphPace | None:
         """Where the graph decides at each step whether all probes have their turn."""
         return self._graph_pace if step.training else None
 
-    def _turn(self, step: Step, pace: GraphPace) -> Any:
+    def _turn(self, step: Step, pace: ShortGraphPace) -> Any:
         """Whether they have, a bool tensor; always where the loss is not finite."""
         if step.turn is None:
-            step.turn = pace.is_turn()
+            turn = pace.is_turn()
             bad = step.columns.get("loss/nonfinite")
             if bad is not None:
-                step.turn = keras.ops.logical_or(step.turn, keras.ops.greater(bad, 0))
+                turn = keras.ops.logical_or(turn, keras.ops.greater(bad, 0))
+            step.turn = self._tapes[True].in_turn(turn, False)
         return step.turn
 
-    def _take_turn(self, step: Step, pace: GraphPace) -> None:
+    def _take_turn(self, step: Step, pace: ShortGraphPace) -> None:
         """What was put off, in a branch of the graph."""
         names: list[str] = []
 
@@ -697,13 +703,11 @@ class Taps:
         """
         for columns in self._listeners.ask(hook, evidence, every_batch=True):
             step.columns.update(columns)
-        kept = [(v, v.value) for v in self.run.kept] if hook == "trace_end" else []
-        for columns in self._listeners.ask(hook, evidence, every_batch=False):
-            step.columns.update(columns)
-            step.in_turns.update(columns)
-        for variable, before in kept:
-            if variable.value is not before:
-                variable.assign(self._tapes[True].in_turn(variable.value, before))
+        kept = self.run.kept if hook == "trace_end" else []
+        with self.run.backend.rarely(kept, self._tapes[True].in_turn):
+            for columns in self._listeners.ask(hook, evidence, every_batch=False):
+                step.columns.update(columns)
+                step.in_turns.update(columns)
 
     def _pace(self, step: Step) -> Pace:
         return self.run.pace if step.training else self.run.test_pace

@@ -85,18 +85,51 @@ class Backend(ABC):
         """
         raise NotImplementedError
 
-    def with_constant(
-        self, program: Any, model: Any, args: tuple[Any, ...], variable: Any, value: float
+    def choosing(
+        self, make: Callable[..., Any], step: Any, run: Callable[[Any, tuple[Any, ...]], Any]
     ) -> Callable[..., Any] | None:
-        """A compiled training step compiled once more, as if `variable`, which no step changes,
-        held a constant. None where that cannot be done, or would not run as the program does. Only
-        with a `HAS_GRADIENT_BOUNDARY`.
-
-        Args:
-            args: of an execution that is about to come, with a batch as one that was run before:
-                then the step is not traced again.
+        """Keras' method `make`, which makes functions of steps, such that what it makes of `step`
+        runs its compiled program by `run(program, args)`. None where no other program can be made
+        of one.
         """
         return None
+
+    def left_out(self, variable: Any) -> Any:
+        """While a step is traced: a scalar that is 0, and something else in a program that is made
+        by `leaving_out`.
+
+        Args:
+            variable: one that no step changes, as `leaving_out` gets it.
+        """
+        return variable
+
+    def leaving_out(
+        self, program: Any, model: Any, args: tuple[Any, ...], variable: Any
+    ) -> Callable[..., Any] | None:
+        """A compiled training step compiled once more, as if `left_out` were 1. None where that
+        cannot be done, or would not run as the program does.
+
+        Args:
+            args: of an execution that is about to come, of a kind that was run before: then the
+                step is not traced again.
+        """
+        return None
+
+    def kind_of(self, args: tuple[Any, ...]) -> Any:
+        """What a program is compiled for, of the arguments of an execution."""
+        return None
+
+    def rarely(
+        self, kept: Sequence[Any], in_turn: Callable[[Any, Any], Any]
+    ) -> AbstractContextManager[None]:
+        """Within, while a step is traced, nothing is written to variables in a program that is
+        made by `leaving_out`.
+
+        Args:
+            kept: the variables.
+            in_turn: gives its first value, and its second one in such a program.
+        """
+        return nullcontext()
 
     def wait_for(self, result: Any) -> None:
         """Until what a step gives is there."""

@@ -63,8 +63,22 @@ class Jax(Backend):
             row = jax.lax.select(here[i], jax.lax.broadcast(scalar, (width,)), row)
         return row
 
-    def with_constant(
-        self, program: Any, model: Any, args: tuple[Any, ...], variable: Any, value: float
+    def choosing(
+        self, make: Callable[..., Any], step: Any, run: Callable[[Any, tuple[Any, ...]], Any]
+    ) -> Callable[..., Any]:
+        def make_function(step_function: Any, *args: Any, **kwargs: Any) -> Any:
+            if getattr(step_function, "__wrapped__", None) is not step:
+                return make(step_function, *args, **kwargs)
+
+            def chosen(*args: Any) -> Any:
+                return run(step_function, args)
+
+            return make(chosen, *args, **kwargs)
+
+        return make_function
+
+    def leaving_out(
+        self, program: Any, model: Any, args: tuple[Any, ...], variable: Any
     ) -> Callable[..., Any] | None:
         # Debuggers run a program operation by operation, and several devices share out its work.
         is_debugged = jax.config.jax_debug_nans or jax.config.jax_debug_infs
@@ -79,7 +93,7 @@ class Jax(Backend):
         returned = jax.tree.structure(traced.out_info)
         place = jax.tree.unflatten(given, range(given.num_leaves))[0][-1][at]
         returned_to = jax.tree.unflatten(returned, range(returned.num_leaves))[1][-1][at]
-        run, constant = jax.extend.core.jaxpr_as_fun(traced.jaxpr), np.float32(value)
+        run, constant = jax.extend.core.jaxpr_as_fun(traced.jaxpr), np.float32(1.0)
 
         def with_constant(*args: Any) -> Any:
             leaves = jax.tree.leaves(args)
@@ -92,6 +106,19 @@ class Jax(Backend):
             jax.jit(with_constant, donate_argnums=0).lower(*args).compile()
         )
         return compiled
+
+    @contextmanager
+    def rarely(self, kept: Sequence[Any], in_turn: Callable[[Any, Any], Any]) -> Iterator[None]:
+        before = [(variable, variable.value) for variable in kept]
+        yield
+        for variable, value in before:
+            if variable.value is not value:
+                variable.assign(in_turn(variable.value, value))
+
+    def kind_of(self, args: tuple[Any, ...]) -> Any:
+        """Shapes and types of a batch; numbers of Python have a type only."""
+        leaves = [leaf for leaf in keras.tree.flatten(args[1:]) if leaf is not None]
+        return [(getattr(x, "shape", None), getattr(x, "dtype", type(x))) for x in leaves]
 
     def wait_for(self, result: Any) -> None:
         jax.block_until_ready(result)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import re
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import groupby
@@ -18,6 +20,7 @@ from tensorflow.python.eager.polymorphic_function import polymorphic_function
 from tensorflow.python.ops.resource_variable_ops import default_variable_creator_v2
 
 from trainsanity.backends.backend import Backend, Element, side_by_side
+from trainsanity.backends.short_functions import MARK, RARELY, without_rare
 from trainsanity.overheard import Overheard
 from trainsanity.wrappers import Wrappers
 
@@ -97,6 +100,64 @@ class TensorFlow(Backend):
         apart = tf.function(vector, autograph=False, experimental_attributes={"_noinline": True})
         with self.own_traces():
             return tf.cond(condition, apart, without)
+
+    def choosing(
+        self, make: Callable[..., Any], step: Any, run: Callable[[Any, tuple[Any, ...]], Any]
+    ) -> Callable[..., Any]:
+        def make_function(step_function: Any, *args: Any, **kwargs: Any) -> Any:
+            made = make(step_function, *args, **kwargs)
+            if step_function != step:
+                return made
+
+            def chosen(*args: Any) -> Any:
+                return run(made, args)
+
+            return chosen
+
+        return make_function
+
+    def left_out(self, variable: Any) -> Any:
+        return tf.constant(0.0, name=MARK)
+
+    def rarely(
+        self, kept: Sequence[Any], in_turn: Callable[[Any, Any], Any]
+    ) -> AbstractContextManager[None]:
+        scope: AbstractContextManager[None] = tf.name_scope(RARELY)
+        return scope
+
+    def kind_of(self, args: tuple[Any, ...]) -> Any:
+        """Batches that the graph fetches by itself are all of one kind."""
+        (iterator,) = args
+        return iterator.element_spec if isinstance(iterator, tf.data.Iterator) else None
+
+    def leaving_out(
+        self, program: Any, model: Any, args: tuple[Any, ...], variable: Any
+    ) -> Callable[..., Any] | None:
+        # The name that Keras' `_make_function` gives it.
+        compiled = inspect.getclosurevars(program).nonlocals.get("multi_step_on_iterator")
+        listed = getattr(compiled, "_list_all_concrete_functions", None)
+        traced = listed() if listed is not None else []
+        if len(traced) != 1 or tf.config.functions_run_eagerly():
+            return None
+        (whole,) = traced
+        short = without_rare(whole)
+        if short is None or whole.graph.deferred_external_captures:
+            return None
+        captures = short.function_type.unpack_captures(whole.captured_inputs)
+        # Not by the iterator itself, which must not live longer for us.
+        inputs: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
+
+        def step(iterator: Any) -> Any:
+            given = inputs.get(iterator)
+            if given is None:
+                bound = short.function_type.bind(iterator)
+                given = inputs[iterator] = [*short.function_type.unpack_inputs(bound), *captures]
+            found = short.call_preflattened(given)
+            if not found.has_value():
+                raise StopIteration
+            return found.get_value()
+
+        return step
 
     def read(self, variable: Any) -> np.ndarray[Any, Any]:
         # Python may collect what a call has left while another model is traced.

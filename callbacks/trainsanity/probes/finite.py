@@ -17,8 +17,8 @@ class Finite(Probe):
     def __init__(self, run: Any) -> None:
         super().__init__(run)
         # Elsewhere a loss that is not finite gives all probes their turn at that very step; a
-        # pure program cannot be changed any more when its loss is known.
-        self.every_batch = run.backend.HAS_GRADIENT_BOUNDARY
+        # program that is compiled cannot be changed any more when its loss is known.
+        self.every_batch = run.is_traced
 
     def trace_loss(self, step: Step) -> Columns:
         # A compute_loss of the user's may be given no inputs.

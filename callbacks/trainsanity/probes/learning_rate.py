@@ -38,8 +38,8 @@ class LearningRate(Probe):
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
-        # Between two steps nothing could take over what a pure program has done.
-        self.every_batch = run.backend.HAS_GRADIENT_BOUNDARY
+        # Within a program that has no branches nothing could take over what was left out.
+        self.every_batch = run.backend.HAS_GRADIENT_BOUNDARY or run.compiled_by_xla
         self._followers: dict[int, _Follower] = {}
         self._next_declared = 1
         self._remembered = 0

@@ -1,0 +1,114 @@
+"""A function of TensorFlow's once more, without what hangs on one marked constant.
+
+Nothing is traced again: the definition that TensorFlow keeps of each function is copied, with
+another value of the constant, and TensorFlow leaves out what then nothing uses.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from tensorflow.core.framework import attr_value_pb2, function_pb2, node_def_pb2
+from tensorflow.python.eager import context
+from tensorflow.python.eager.polymorphic_function import atomic_function
+from tensorflow.python.framework import dtypes, op_def_registry
+from tensorflow.python.framework.tensor_util import make_tensor_proto
+
+MARK = "trainsanity_left_out"  # the constant's name
+RARELY = "trainsanity_rarely"  # scope of writes to variables that are left out
+_MARKED = re.compile(rf"(^|/){MARK}(_\d+)?$")
+_RARE = re.compile(rf"(^|/){RARELY}(_\d+)?/")
+# What keeps its state in variables or in Python, or has none that counts. Others may keep it in the
+# function, as `RandomUniform` its place in a sequence: two functions would not go on where the
+# other has stopped.
+_STATE_OUTSIDE = re.compile(
+    r"(ReadVariableOp|Assign\w*VariableOp|VarHandleOp|VarIsInitializedOp|Resource\w+|\w*Iterator\w*"
+    r"|\w*Optional\w*|If|While|Case|\w*PartitionedCall|Assert|PrintV2|\w*PyFunc|Timestamp"
+    r"|Stateful(Standard|Truncated|Uniform)\w*|Rng\w*Skip|LookupTable\w+|TensorList\w+|Placeholder)"
+)
+ASSIGNMENT = re.compile(r"Assign\w*VariableOp")
+_numbers = itertools.count()
+
+
+def without_rare(function: Any) -> atomic_function.AtomicFunction | None:
+    """A copy of a traced function (`tf.types.experimental.ConcreteFunction`) in which the marked
+    constant is 1; None where there is none, or a copy would not go on where the function stopped.
+    """
+    copies = _Copies(function.function_type)
+    definition = function_pb2.FunctionDef()
+    definition.CopyFrom(function.function_def)
+    is_other = copies.change(definition)
+    return copies.register(definition) if is_other and not copies.hold_state else None
+
+
+class _Copies:
+    """Copies of functions that call each other.
+
+    Attributes:
+        hold_state: whether a function keeps state that a copy of it would not have.
+    """
+
+    def __init__(self, function_type: Any) -> None:
+        self.hold_state = False
+        self._type = function_type
+        self._made: list[atomic_function.AtomicFunction] = []  # each called by one that comes later
+        self._names: dict[str, str] = {}
+
+    def change(self, definition: function_pb2.FunctionDef) -> bool:
+        """Whether there was anything to change in it, or in what it calls."""
+        is_other = False
+        for node in definition.node_def:
+            self.hold_state |= _holds_state(node.op)
+            if node.op == "Const" and _MARKED.search(node.name):
+                node.attr["value"].tensor.CopyFrom(make_tensor_proto(1.0, dtypes.float32))
+                is_other = True
+            elif ASSIGNMENT.fullmatch(node.op) and _RARE.search(node.name):
+                _leave_out(node)
+                is_other = True
+            for called in _functions(node):
+                name = self._name(called.name)
+                is_other |= name != called.name
+                called.name = name
+        return is_other
+
+    def _name(self, name: str) -> str:
+        """Of the copy, where it is another function."""
+        if name not in self._names:
+            definition = context.context().get_function_def(name)
+            is_other = self.change(definition)
+            self._names[name] = self.register(definition).name.decode() if is_other else name
+        return self._names[name]
+
+    def register(self, definition: function_pb2.FunctionDef) -> atomic_function.AtomicFunction:
+        """Makes it known to TensorFlow until nobody holds it."""
+        definition.signature.name += f"_{MARK}_{next(_numbers)}"
+        bound = context.context()
+        bound.add_function_def(definition)
+        name, children = definition.signature.name, list(self._made)
+        self._made.append(atomic_function.AtomicFunction(name, bound, self._type, children))
+        return self._made[-1]
+
+
+def _holds_state(op: str) -> bool:
+    known = op_def_registry.get(op)
+    return known is None or (known.is_stateful and not _STATE_OUTSIDE.fullmatch(op))
+
+
+def _functions(node: node_def_pb2.NodeDef) -> Iterator[attr_value_pb2.NameAttrList]:
+    """That an operation calls."""
+    for attr in node.attr.values():
+        if attr.HasField("func"):
+            yield attr.func
+        yield from attr.list.func
+
+
+def _leave_out(node: node_def_pb2.NodeDef) -> None:
+    """What waits for it still may."""
+    node.op = "NoOp"
+    node.attr.clear()
+    waits_for = [name for name in node.input if name.startswith("^")]
+    del node.input[:]
+    node.input.extend(waits_for)
