@@ -251,6 +251,8 @@ class Session:
             if self.ended or self.is_left():
                 self.abandon()
                 return getattr(self.model, name)(*args, **kwargs)
+            if self._taps is not None and self._taps.installed:
+                self._boundary.call("taps", self._taps.renew)
             made = original(*args, **kwargs)
             self._boundary.call("taps", self._wrap_functions)
             return made

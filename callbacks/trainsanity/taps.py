@@ -170,8 +170,7 @@ class Taps:
             if make is not None:
                 self._wrappers.put(model, "_make_function", make)
         if self._graph_pace or self._program_pace:
-            ours = model.train_step
-            chosen = backend.choosing(model._make_function, ours, self._run_chosen)
+            chosen = backend.choosing(model, self._run_chosen)
             if chosen is not None:
                 self._wrappers.put(model, "_make_function", chosen)
         first = {id(layer) for _, layer in first_weighted_layers(model)}
@@ -182,6 +181,15 @@ class Taps:
                 self._wrappers.put(layer, name, self._before_call(layer, getattr(layer, name)))
         self.tap_optimizers()
         return None
+
+    def renew(self) -> None:
+        """Before Keras makes its functions: JAX knows a function that it has traced before, and
+        would run what the model was compiled to then.
+        """
+        own = self.run.model.__dict__
+        for name in ("train_step", "test_step"):
+            if name in own:
+                own[name] = functools.partial(own[name])
 
     def tap_optimizers(self) -> None:
         """Taps every optimizer the model holds that is not tapped yet."""

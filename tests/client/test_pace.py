@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from trainsanity.pace import ADAPTED_EVERY, FIRST, MOST, TRIAL, TRIED_EVERY, GraphPace, Pace
-from trainsanity.programs import COMPARED, COMPARED_EVERY, WORTH, ProgramPace
+from trainsanity.programs import COMPARED, COMPARED_EVERY, WORTH, ProgramPace, ShortProgram
 
 
 class Clock:
@@ -142,7 +142,9 @@ class Programs:
         self.seconds = {"whole": whole, "short": short}
         self.ran: list[str] = []
         self.made_at: list[int] = []
-        self.pace = ProgramPace(self._make, lambda args: None, operator.call, self.clock)
+        short = ShortProgram(self._make, lambda args: args[1].shape, operator.call, self.clock)
+        self.pace = ProgramPace(short, lambda args: None, self.clock)
+        self.whole = lambda *args: self._run("whole")
 
     def _make(self, program: Any, args: Any) -> Any:
         self.made_at.append(len(self.ran) + 1)
@@ -157,7 +159,7 @@ class Programs:
         """Runs steps; gives those by the whole program."""
         before = len(self.ran)
         for _ in range(steps):
-            self.pace.run(lambda *args: self._run("whole"), ({}, np.zeros(rows)))
+            self.pace.run(self.whole, ({}, np.zeros(rows)))
         found = enumerate(self.ran[before:], before + 1)
         return [step for step, name in found if name == "whole"]
 
@@ -207,3 +209,12 @@ def test_a_loss_that_is_not_finite_ends_the_turns() -> None:
     programs.run(700)
     programs.pace.look_always()
     assert len(programs.run(100)) == 100
+
+
+def test_a_step_that_is_compiled_anew_gets_another_short_program() -> None:
+    programs = Programs(whole=0.12, short=0.1)
+    programs.run(700)
+    programs.whole = lambda *args: programs._run("whole")
+    assert len(programs.run(20)) == 20
+    programs.run(20)
+    assert len(programs.made_at) == 2

@@ -1,9 +1,10 @@
-"""Evidence where a step is one pure program, as on JAX: after a while a second program leaves out
-what need not be measured at every step.
+"""Evidence where a step is compiled: after a while a second program leaves out what need not be
+measured at every step.
 """
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import keras
@@ -12,17 +13,18 @@ import pytest
 from keras import layers
 from tests.watched import watched_fit
 
-from trainsanity import pace, programs
-from trainsanity.backends.jax import Jax
+from trainsanity import backends, pace, programs
 from trainsanity.spooled import SpooledRun
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "jax", reason="elsewhere a step can leave operations out by itself"
-)
+BACKEND = keras.backend.backend()
+pytestmark = pytest.mark.skipif(BACKEND == "torch", reason="its step runs as Python code")
+on_jax = pytest.mark.skipif(BACKEND != "jax", reason="is about JAX")
+on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="is about TensorFlow")
 
 ROWS, BATCH, EPOCHS = 490, 4, 2  # the last batch of each epoch is a short one
 BATCHES = 123
 STRIDE = 20
+Active = type(backends.active())
 COMPARED = 2 * programs.COMPARED
 POISON = 90  # a step without a turn, whose batch holds NaN
 
@@ -38,6 +40,8 @@ class Counted(layers.Layer):
 
 
 def made(**options: Any) -> keras.Model:
+    """Compiled by XLA where nothing else is said."""
+    options = {"jit_compile": True, **options}
     Counted.traces = 0
     keras.utils.set_random_seed(3)
     ids = keras.Input((6,), dtype="int32")
@@ -77,17 +81,24 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "affordable", lambda *_: STRIDE)
 
 
-@pytest.fixture(scope="module", params=[1, 4], ids=lambda n: f"{n} steps at once")
-def steps_at_once(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
+WAYS: dict[str, list[dict[str, Any]]] = {
+    "jax": [{"steps_per_execution": 1}, {"steps_per_execution": 4}],
+    "tensorflow": [{"jit_compile": False}, {"jit_compile": True}],
+    "torch": [{}],
+}
+
+
+@pytest.fixture(scope="module", params=WAYS[BACKEND], ids=str)
+def options(request: pytest.FixtureRequest) -> dict[str, Any]:
+    found: dict[str, Any] = request.param
+    return found
 
 
 @pytest.fixture(scope="module")
-def models(data: Any, steps_at_once: int) -> tuple[keras.Model, SpooledRun, int, keras.Model, Any]:
+def models(data: Any, options: Any) -> tuple[keras.Model, SpooledRun, int, keras.Model, Any]:
     """A model and its run with turns, how often the user's code was traced, and another pair whose
     probes all look at every step.
     """
-    options = {"steps_per_execution": steps_at_once}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(programs, "WORTH", 0.0)
         patch.setattr(pace, "FIRST", 0)
@@ -95,8 +106,11 @@ def models(data: Any, steps_at_once: int) -> tuple[keras.Model, SpooledRun, int,
         thinned = made(**options)
         run = fit(data, thinned)
         traces = Counted.traces
-    every = made(**options)
-    return thinned, run, traces, every, fit(data, every)
+        every = made(**options)
+        patch.setattr(pace, "affordable", lambda *_: 1)
+        patch.setattr(pace, "TRIAL", 1)
+        patch.setattr(programs, "WORTH", 1e9)
+        return thinned, run, traces, every, fit(data, every)
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +124,9 @@ def turns_of(run: SpooledRun) -> list[int]:
     return steps
 
 
-def test_the_training_is_that_of_a_plain_fit(models: Any, data: Any, steps_at_once: int) -> None:
+def test_the_training_is_that_of_a_plain_fit(models: Any, data: Any, options: Any) -> None:
     thinned, _, traces, *_ = models
-    plain = made(steps_per_execution=steps_at_once)
+    plain = made(**options)
     x, y, weights = data
     plain.fit(x, y, sample_weight=weights, verbose=0, **FIT)
     assert traces == Counted.traces, "nothing of the user's was traced once more"
@@ -124,6 +138,9 @@ def test_the_training_is_that_of_a_plain_fit(models: Any, data: Any, steps_at_on
 
 
 def test_other_probes_have_their_turn_now_and_then(run: SpooledRun) -> None:
+    if BACKEND == "tensorflow":
+        assert 2 * BATCHES / STRIDE <= len(turns_of(run)) < BATCHES
+        return
     compared = [1, *range(2, 2 + COMPARED, 2), 2 + COMPARED]
     after = list(range(compared[-1] + STRIDE, BATCHES + 1, STRIDE))
     # The short last batch has a program of its own, and each epoch begins with a turn.
@@ -137,23 +154,26 @@ def test_what_is_measured_in_turns_is_what_a_whole_program_measures(models: Any)
     assert {"gradient/norm", "labels/max", "outputs/max"} <= names
     for name in names:
         (steps, values), (all_steps, all_values) = run.signal(name), every.signal(name)
-        if name.startswith(("time/", "memory/")):
+        if name.startswith(("time/", "memory/", "weights/moved_outside")):
             continue
         assert steps.tolist() in (turns, all_steps.tolist()), name
         known = dict(zip(all_steps.tolist(), all_values, strict=True))
         np.testing.assert_array_equal(values, [known[s] for s in steps.tolist()], err_msg=name)
 
 
-def test_what_adds_up_and_how_weights_move_is_of_every_batch(run: SpooledRun) -> None:
+def test_what_adds_up_and_how_weights_move_is_of_every_batch(run: SpooledRun, options: Any) -> None:
     every = list(range(1, 2 * BATCHES + 1))
-    for name in ("batch/size", "loss/batch", "loss/recomputed", "learning_rate/effective"):
+    names = ["batch/size", "loss/batch", "loss/recomputed", "inputs/nonfinite"]
+    # A graph takes over what was left out, in a branch.
+    names += ["learning_rate/effective"] * (options.get("jit_compile") is not False)
+    for name in names:
         assert run.signal(name)[0].tolist() == every, name
 
 
 def test_says_what_is_left_out_and_why(run: SpooledRun) -> None:
     facts = run.audits("thinned")[-1].facts
     assert "gradient/norm" in facts["signal"].split(", ")
-    assert "learning_rate/effective" not in facts["signal"]
+    assert "loss/recomputed" not in facts["signal"]
     assert facts["stride"] == STRIDE
     assert "that is compiled" in facts["reason"]
     assert not run.audits("probe_failed")
@@ -192,7 +212,7 @@ def test_where_it_cannot_be_made_all_probes_look_on(data: Any, monkeypatch: Any)
     def fail(*args: Any) -> Any:
         raise RuntimeError("the compiler is out of memory")
 
-    monkeypatch.setattr(Jax, "with_constant", fail)
+    monkeypatch.setattr(Active, "leaving_out", fail)
     model = made()
     run = fit(data, model)
     assert turns_of(run) == list(range(1, 2 * BATCHES + 1))
@@ -203,12 +223,13 @@ def test_where_it_cannot_be_made_all_probes_look_on(data: Any, monkeypatch: Any)
         np.testing.assert_array_equal(a, b)
 
 
+@on_jax
 @pytest.mark.usefixtures("soon")
 def test_where_it_refuses_what_it_is_given_the_whole_program_runs(
     data: Any, monkeypatch: Any
 ) -> None:
     """As where somebody has put a variable of another type in place in the middle of an epoch."""
-    make = Jax.with_constant
+    make = Active.leaving_out
 
     def of_another_type(backend: Any, program: Any, model: Any, args: Any, *rest: Any) -> Any:
         state, (x, *others) = args
@@ -217,7 +238,7 @@ def test_where_it_refuses_what_it_is_given_the_whole_program_runs(
         Counted.traces = traces
         return other
 
-    monkeypatch.setattr(Jax, "with_constant", of_another_type)
+    monkeypatch.setattr(Active, "leaving_out", of_another_type)
     model = made()
     run = fit(data, model)
     assert turns_of(run)[2:] == list(range(3, 2 * BATCHES + 1))
@@ -231,17 +252,18 @@ def test_an_interrupt_while_it_is_compiled_costs_no_weights(data: Any, monkeypat
     def interrupted(*args: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Jax, "with_constant", interrupted)
+    monkeypatch.setattr(Active, "leaving_out", interrupted)
     model = made()
     with pytest.raises(KeyboardInterrupt):
         fit(data, model)
     plain = made()
-    x, y, weights = (part[:BATCH] for part in data)
-    plain.fit(x, y, sample_weight=weights, verbose=0, **{**FIT, "epochs": 1})
+    x, y, weights = data
+    plain.fit(x, y, sample_weight=weights, verbose=0, **{**FIT, "epochs": 1}, steps_per_epoch=1)
     for a, b in zip(model.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
+@on_jax
 def test_debuggers_of_nan_see_the_whole_program(data: Any, soon: None, monkeypatch: Any) -> None:
     import jax
 
@@ -267,6 +289,7 @@ class Nudge(keras.callbacks.Callback):
             self.model.get_weights()
 
 
+@on_jax
 @pytest.mark.usefixtures("soon")
 def test_moves_are_measured_from_where_somebody_has_put_the_weights(data: Any) -> None:
     """Sampled weights are not read before an update, but known from the step before."""
@@ -294,6 +317,7 @@ class Scaled(keras.Model):
         return logs, state
 
 
+@on_jax
 @pytest.mark.usefixtures("soon")
 def test_a_batch_may_hold_what_is_no_array() -> None:
     keras.utils.set_random_seed(1)
@@ -328,3 +352,78 @@ def test_of_nan_in_a_batch_the_batch_is_named_although_it_had_no_turn(soon: None
     assert POISON not in turns_of(run)
     (found,) = run.judge().of("nonfinite-propagation")
     assert found.title.startswith(f"NaN or infinity in the inputs since step {POISON:,}")
+
+
+class Anew(keras.callbacks.Callback):
+    """Compiles the model anew after an epoch."""
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if epoch == 0:
+            self.model.compile(keras.optimizers.Adam(0.5), "mae", jit_compile=True)
+            self.model.optimizer.build(self.model.trainable_variables)
+            self.model.make_train_function(force=True)
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_model_that_is_compiled_anew_gets_programs_of_its_own() -> None:
+    x = np.random.default_rng(0).normal(size=(400, 3)).astype("float32")
+
+    def trained(fit: Any) -> list[Any]:
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+        model.compile("adam", "mse", jit_compile=True)
+        fit(model, x, x[:, :1], batch_size=BATCH, epochs=2, callbacks=[Anew()])
+        found: list[Any] = model.get_weights()
+        return found
+
+    watched = trained(watched_fit)
+    plain = trained(lambda model, *args, **options: model.fit(*args, verbose=0, **options))
+    for a, b in zip(watched, plain, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+class Noisy(layers.Layer):
+    """Draws from a sequence that goes on in the function that TensorFlow has compiled."""
+
+    def call(self, x: Any) -> Any:
+        import tensorflow as tf
+
+        return x + tf.random.normal(tf.shape(x), stddev=0.1, seed=5)
+
+
+@on_tensorflow
+@pytest.mark.usefixtures("soon")
+def test_a_function_that_holds_a_state_stays_the_only_one() -> None:
+    x = np.random.default_rng(0).normal(size=(800, 3)).astype("float32")
+
+    def model() -> keras.Model:
+        keras.utils.set_random_seed(0)
+        made = keras.Sequential([keras.Input((3,)), Noisy(), layers.Dense(1)])
+        made.compile("sgd", "mse")
+        return made
+
+    watched, plain = model(), model()
+    watched_fit(watched, x, x[:, :1], batch_size=BATCH, options={"audit_budget": 0})
+    plain.fit(x, x[:, :1], batch_size=BATCH, verbose=0)
+    for a, b in zip(watched.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@on_tensorflow
+@pytest.mark.usefixtures("soon")
+def test_shorter_functions_do_not_outlive_the_fit(options: Any) -> None:
+    from tensorflow.python.eager.polymorphic_function.atomic_function import RUNTIME_FUNCTION_REFS
+
+    def short() -> set[Any]:
+        return {key for key in RUNTIME_FUNCTION_REFS if b"trainsanity_left_out" in key[1]}
+
+    x = np.ones((400, 3), "float32")
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+    model.compile("sgd", "mse", **options)
+    made: set[Any] = set()
+    before = short()
+    look = keras.callbacks.LambdaCallback(on_epoch_end=lambda *args: made.update(short() - before))
+    watched_fit(model, x, x[:, :1], batch_size=BATCH, callbacks=[look])
+    gc.collect()
+    assert made
+    assert not made & short()

@@ -86,11 +86,11 @@ class Backend(ABC):
         raise NotImplementedError
 
     def choosing(
-        self, make: Callable[..., Any], step: Any, run: Callable[[Any, tuple[Any, ...]], Any]
+        self, model: Any, run: Callable[[Any, tuple[Any, ...]], Any]
     ) -> Callable[..., Any] | None:
-        """Keras' method `make`, which makes functions of steps, such that what it makes of `step`
-        runs its compiled program by `run(program, args)`. None where no other program can be made
-        of one.
+        """Keras' method that makes functions of steps (`_make_function`), such that what it makes
+        of the model's `train_step` runs its compiled program by `run(program, args)`. None where no
+        other program can be made of one.
         """
         return None
 

@@ -64,10 +64,12 @@ class Jax(Backend):
         return row
 
     def choosing(
-        self, make: Callable[..., Any], step: Any, run: Callable[[Any, tuple[Any, ...]], Any]
+        self, model: Any, run: Callable[[Any, tuple[Any, ...]], Any]
     ) -> Callable[..., Any]:
+        make = model._make_function
+
         def make_function(step_function: Any, *args: Any, **kwargs: Any) -> Any:
-            if getattr(step_function, "__wrapped__", None) is not step:
+            if getattr(step_function, "__wrapped__", None) is not model.train_step:
                 return make(step_function, *args, **kwargs)
 
             def chosen(*args: Any) -> Any:

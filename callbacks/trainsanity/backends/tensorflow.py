@@ -102,11 +102,13 @@ class TensorFlow(Backend):
             return tf.cond(condition, apart, without)
 
     def choosing(
-        self, make: Callable[..., Any], step: Any, run: Callable[[Any, tuple[Any, ...]], Any]
+        self, model: Any, run: Callable[[Any, tuple[Any, ...]], Any]
     ) -> Callable[..., Any]:
+        make = model._make_function
+
         def make_function(step_function: Any, *args: Any, **kwargs: Any) -> Any:
             made = make(step_function, *args, **kwargs)
-            if step_function != step:
+            if step_function != model.train_step:
                 return made
 
             def chosen(*args: Any) -> Any:
