@@ -32,7 +32,7 @@ from trainsanity.origin import is_of_keras
 from trainsanity.outputs import outputs_of
 from trainsanity.pace import Pace
 from trainsanity.probes.probe import Columns, LayerCall, Step, Update
-from trainsanity.programs import ProgramPace, ShortGraphPace, ShortProgram
+from trainsanity.programs import OF_A_GRAPH, ProgramPace, ShortGraphPace, ShortProgram
 from trainsanity.reads import layer_that_runs, noted_reads
 from trainsanity.recording import (
     Told,
@@ -100,7 +100,7 @@ class Taps:
         self._program_pace: ProgramPace | None = None
         if run.kind == "fit" and self._may_thin_in_graph():
             count, read = train_tape.count, run.backend.read
-            run.pace = self._graph_pace = ShortGraphPace(read, count, self._short())
+            run.pace = self._graph_pace = ShortGraphPace(read, count, self._short(OF_A_GRAPH))
         elif run.kind == "fit" and self._is_one_program:
             run.pace = self._program_pace = ProgramPace(self._short(), self._wait_for)
 
@@ -122,9 +122,9 @@ class Taps:
             return run.is_traced
         return run.compiled_by_xla and run.is_traced and self._may_thin()
 
-    def _short(self) -> ShortProgram:
+    def _short(self, share: float = 1.0) -> ShortProgram:
         guard = functools.partial(self._boundary.call, "short step")
-        return ShortProgram(self._short_of, self.run.backend.kind_of, guard)
+        return ShortProgram(self._short_of, self.run.backend.kind_of, guard, share=share)
 
     def _short_of(self, program: Function, args: tuple[Any, ...]) -> Function | None:
         """The step without what need not be measured at every batch."""

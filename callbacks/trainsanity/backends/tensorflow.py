@@ -20,7 +20,7 @@ from tensorflow.python.eager.polymorphic_function import polymorphic_function
 from tensorflow.python.ops.resource_variable_ops import default_variable_creator_v2
 
 from trainsanity.backends.backend import Backend, Element, side_by_side
-from trainsanity.backends.short_functions import MARK, RARELY, without_rare
+from trainsanity.backends.tensorflow_functions import MARK, RARELY, without_rare
 from trainsanity.overheard import Overheard
 from trainsanity.wrappers import Wrappers
 
