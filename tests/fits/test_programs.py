@@ -427,3 +427,30 @@ def test_shorter_functions_do_not_outlive_the_fit(options: Any) -> None:
     gc.collect()
     assert made
     assert not made & short()
+
+
+class Asserted(layers.Layer):
+    """Refuses large numbers as the compiled step runs."""
+
+    def call(self, x: Any) -> Any:
+        import tensorflow as tf
+
+        with tf.control_dependencies([tf.debugging.assert_less(tf.reduce_max(x), 5.0)]):
+            return tf.identity(x)
+
+
+@on_tensorflow
+@pytest.mark.usefixtures("soon")
+def test_an_error_in_the_step_names_the_line_of_the_user() -> None:
+    import tensorflow as tf
+
+    x = np.ones((800, 3), "float32")
+    x[700] = 9.0
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,)), Asserted(), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(tf.errors.InvalidArgumentError) as raised:
+        watched_fit(model, x, x[:, :1], batch_size=BATCH, shuffle=False)
+    assert int(model.optimizer.iterations) == 700 // BATCH
+    assert __file__ in str(raised.value)
+    assert "tf.debugging.assert_less(tf.reduce_max(x), 5.0)" in str(raised.value)

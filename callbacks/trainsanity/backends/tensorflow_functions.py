@@ -30,18 +30,31 @@ _STATE_OUTSIDE = re.compile(
     r"|Stateful(Standard|Truncated|Uniform)\w*|Rng\w*Skip|LookupTable\w+|TensorList\w+|Placeholder)"
 )
 ASSIGNMENT = re.compile(r"Assign\w*VariableOp")
+MOST_BYTES = 64 * 1024**2  # that a copy may take
 _numbers = itertools.count()
+
+
+class _Copy(atomic_function.AtomicFunction):  # type: ignore[misc] # TensorFlow has no types
+    """Errors name the places in the user's code as those of the original do."""
+
+    original: str
+
+    @property
+    def graph_debug_info(self) -> Any:
+        return self._bound_context.get_graph_debug_info(self.original)
 
 
 def without_rare(function: Any) -> atomic_function.AtomicFunction | None:
     """A copy of a traced function (`tf.types.experimental.ConcreteFunction`) in which the marked
-    constant is 1; None where there is none, or a copy would not go on where the function stopped.
+    constant is 1; None where there is none, where a copy would not go on where the function
+    stopped, or would be too large.
     """
     copies = _Copies(function.function_type)
     definition = function_pb2.FunctionDef()
     definition.CopyFrom(function.function_def)
     is_other = copies.change(definition)
-    return copies.register(definition) if is_other and not copies.hold_state else None
+    can_run = is_other and not copies.hold_state and copies.size <= MOST_BYTES
+    return copies.register(definition) if can_run else None
 
 
 class _Copies:
@@ -49,10 +62,12 @@ class _Copies:
 
     Attributes:
         hold_state: whether a function keeps state that a copy of it would not have.
+        size: bytes of all definitions; constants are a part of them.
     """
 
     def __init__(self, function_type: Any) -> None:
         self.hold_state = False
+        self.size = 0
         self._type = function_type
         self._made: list[atomic_function.AtomicFunction] = []  # each called by one that comes later
         self._names: dict[str, str] = {}
@@ -60,6 +75,7 @@ class _Copies:
     def change(self, definition: function_pb2.FunctionDef) -> bool:
         """Whether there was anything to change in it, or in what it calls."""
         is_other = False
+        self.size += definition.ByteSize()
         for node in definition.node_def:
             self.hold_state |= _holds_state(node.op)
             if node.op == "Const" and _MARKED.search(node.name):
@@ -84,12 +100,13 @@ class _Copies:
 
     def register(self, definition: function_pb2.FunctionDef) -> atomic_function.AtomicFunction:
         """Makes it known to TensorFlow until nobody holds it."""
-        definition.signature.name += f"_{MARK}_{next(_numbers)}"
-        bound = context.context()
+        original, bound = definition.signature.name, context.context()
+        definition.signature.name = name = f"{original}_{MARK}_{next(_numbers)}"
         bound.add_function_def(definition)
-        name, children = definition.signature.name, list(self._made)
-        self._made.append(atomic_function.AtomicFunction(name, bound, self._type, children))
-        return self._made[-1]
+        copy = _Copy(name, bound, self._type, list(self._made))
+        copy.original = original
+        self._made.append(copy)
+        return copy
 
 
 def _holds_state(op: str) -> bool:
