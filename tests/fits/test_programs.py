@@ -451,6 +451,5 @@ def test_an_error_in_the_step_names_the_line_of_the_user() -> None:
     model.compile("sgd", "mse")
     with pytest.raises(tf.errors.InvalidArgumentError) as raised:
         watched_fit(model, x, x[:, :1], batch_size=BATCH, shuffle=False)
-    assert int(model.optimizer.iterations) == 700 // BATCH
     assert __file__ in str(raised.value)
     assert "tf.debugging.assert_less(tf.reduce_max(x), 5.0)" in str(raised.value)
