@@ -711,6 +711,8 @@ class Taps:
         """
         for columns in self._listeners.ask(hook, evidence, every_batch=True):
             step.columns.update(columns)
+        if step.is_rehearsal:
+            return
         kept = self.run.kept if hook == "trace_end" else []
         with self.run.backend.rarely(kept, self._tapes[True].in_turn):
             for columns in self._listeners.ask(hook, evidence, every_batch=False):

@@ -49,7 +49,7 @@ def without_rare(function: Any) -> atomic_function.AtomicFunction | None:
     constant is 1; None where there is none, where a copy would not go on where the function
     stopped, or would be too large.
     """
-    copies = _Copies(function.function_type)
+    copies = _Copies(function.inference_fn)
     definition = function_pb2.FunctionDef()
     definition.CopyFrom(function.function_def)
     is_other = copies.change(definition)
@@ -65,11 +65,12 @@ class _Copies:
         size: bytes of all definitions; constants are a part of them.
     """
 
-    def __init__(self, function_type: Any) -> None:
+    def __init__(self, original: atomic_function.AtomicFunction) -> None:
         self.hold_state = False
         self.size = 0
-        self._type = function_type
-        self._made: list[atomic_function.AtomicFunction] = []  # each called by one that comes later
+        self._type = original.function_type
+        # What may be called by one that comes later.
+        self._made: list[atomic_function.AtomicFunction] = list(original.children)
         self._names: dict[str, str] = {}
 
     def change(self, definition: function_pb2.FunctionDef) -> bool:
