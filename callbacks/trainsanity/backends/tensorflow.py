@@ -15,18 +15,24 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.eager import context
 from tensorflow.python.eager.polymorphic_function import polymorphic_function
 from tensorflow.python.ops.resource_variable_ops import default_variable_creator_v2
 
 from trainsanity.backends.backend import Backend, Element, side_by_side
-from trainsanity.backends.tensorflow_functions import MARK, RARELY, without_rare
+from trainsanity.backends.tensorflow_functions import (
+    MARK,
+    OUR_NODE,
+    OUR_SCOPE,
+    RARELY,
+    TAKEN_APART,
+    without_rare,
+)
 from trainsanity.overheard import Overheard
 from trainsanity.wrappers import Wrappers
 
 TRACE_COUNTERS = "_frequent_tracing_detector_manager"
-OUR_SCOPE = "trainsanity"
-OUR_NODE = re.compile(rf"(^|/){OUR_SCOPE}(_\d+)?/")
 CONVERTER = "_autoconvert_optionals"
 # Of the exponent and of the mantissa.
 BITS = {tf.float64: (11, 52), tf.float32: (8, 23), tf.bfloat16: (8, 7), tf.float16: (5, 10)}
@@ -93,13 +99,13 @@ class TensorFlow(Backend):
         def without() -> Any:
             return tf.fill(shapes[0], tf.constant(rest, tf.float32))
 
-        # A function that stays one: where there is no turn it costs as much as one operation, and
-        # gets nothing. TensorFlow would take a branch apart into operations, each of which costs
-        # time although it is left out, or, kept whole, hand it all it needs at every step, by
-        # which gradients stay in memory and the optimizer cannot write in their place.
-        apart = tf.function(vector, autograph=False, experimental_attributes={"_noinline": True})
-        with self.own_traces():
-            return tf.cond(condition, apart, without)
+        found = tf.cond(condition, vector, without)
+        branch = found.op
+        while branch.type not in ("If", "StatelessIf"):
+            branch = branch.inputs[0].op
+        # As one operation: taken apart, each operation that is left out would still cost time.
+        branch._set_attr(TAKEN_APART, attr_value_pb2.AttrValue(b=False))
+        return found
 
     def choosing(
         self, model: Any, run: Callable[[Any, tuple[Any, ...]], Any]

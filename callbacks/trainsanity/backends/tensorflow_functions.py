@@ -17,8 +17,11 @@ from tensorflow.python.eager.polymorphic_function import atomic_function
 from tensorflow.python.framework import dtypes, op_def_registry
 from tensorflow.python.framework.tensor_util import make_tensor_proto
 
+OUR_SCOPE = "trainsanity"
+OUR_NODE = re.compile(rf"(^|/){OUR_SCOPE}(_\d+)?/")
 MARK = "trainsanity_left_out"  # the constant's name
 RARELY = "trainsanity_rarely"  # scope of writes to variables that are left out
+TAKEN_APART = "_lower_using_switch_merge"  # of a branch: whether it becomes operations
 _MARKED = re.compile(rf"(^|/){MARK}(_\d+)?$")
 _RARE = re.compile(rf"(^|/){RARELY}(_\d+)?/")
 # What keeps its state in variables or in Python, or has none that counts. Others may keep it in the
@@ -85,6 +88,8 @@ class _Copies:
             elif ASSIGNMENT.fullmatch(node.op) and _RARE.search(node.name):
                 _leave_out(node)
                 is_other = True
+            elif node.op in ("If", "StatelessIf") and OUR_NODE.search(node.name):
+                node.attr[TAKEN_APART].b = True  # only so TensorFlow sees that it is not taken
             for called in _functions(node):
                 name = self._name(called.name)
                 is_other |= name != called.name
