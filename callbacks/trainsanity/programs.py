@@ -60,11 +60,16 @@ class ShortProgram:
         self._kinds: Any = None
         self._worth_from = 0.0
         self._is_tried = False
+        self._is_over = False
         self._short: Program | None = None
 
     @property
     def is_there(self) -> bool:
         return self._short is not None
+
+    def give_up(self) -> None:
+        """The whole program runs from now on, whatever is compiled."""
+        self._is_over, self._short = True, None
 
     def run(
         self,
@@ -109,10 +114,9 @@ class ShortProgram:
         is_ripe: bool,
         is_wanted: Callable[[tuple[Any, ...]], bool],
     ) -> Program | None:
-        if self._is_tried:
-            if self._short is None:
-                return None
-        elif not (is_ripe and self._clock() >= self._worth_from):
+        if self._is_over or (self._is_tried and self._short is None):
+            return None
+        if not self._is_tried and not (is_ripe and self._clock() >= self._worth_from):
             return None
         if self._kinds is None or self._kind(args) != self._kinds:  # as a short last batch
             return None
@@ -141,7 +145,6 @@ class ProgramPace(Pace):
     ) -> None:
         super().__init__(thins=True, clock=clock)
         self._short, self._wait = short, wait
-        self._looks_always = False
         self._compared_at = 0  # the step at which the programs were last compared
         self._to_compare = 2 * COMPARED  # steps
         self._timed_from: float | None = None
@@ -162,14 +165,14 @@ class ProgramPace(Pace):
 
     @property
     def is_next_full(self) -> bool:
-        if not self._short.is_there or self._looks_always:
+        if not self._short.is_there:
             return True
         if self._to_compare:
             return self._to_compare % 2 == 0
         return self._steps + 1 >= self._next
 
     def look_always(self) -> None:
-        self._looks_always = True
+        self._short.give_up()
 
     def run(self, program: Program, args: tuple[Any, ...]) -> Any:
         """One step, by the program of its turn.
@@ -188,8 +191,6 @@ class ProgramPace(Pace):
         return result
 
     def _wants_short(self, args: tuple[Any, ...]) -> bool:
-        if self._looks_always:
-            return False
         if self._to_compare:
             self._compare(args)
         elif self._steps - self._compared_at >= COMPARED_EVERY:
@@ -239,11 +240,10 @@ class ShortGraphPace(GraphPace):
     def __init__(self, read: Callable[[Any], Any], count: Any, short: ShortProgram) -> None:
         super().__init__(read, count)
         self._short = short
-        self._looks_always = False
 
     def look_always(self) -> None:
         """The whole graph sees for itself at which steps something is wrong."""
-        self._looks_always = True
+        self._short.give_up()
 
     def run(self, program: Program, args: tuple[Any, ...]) -> Any:
         """One step; `ran` is told of it afterwards."""
@@ -251,7 +251,7 @@ class ShortGraphPace(GraphPace):
         return self._short.run(program, args, is_ripe=is_ripe, is_wanted=self._wants_short)[0]
 
     def _wants_short(self, args: tuple[Any, ...]) -> bool:
-        return not (self.is_next_full or self._looks_always)
+        return not self.is_next_full
 
 
 def _raise(error: Exception) -> None:

@@ -132,10 +132,7 @@ class Taps:
         return run.backend.leaving_out(program, run.model, args, self._tapes[True].left_out)
 
     def _wait_for(self, args: tuple[Any, ...]) -> None:
-        if self._is_stateless:
-            self.run.backend.wait_for(args)
-        else:
-            self.run.backend.read(self._tapes[True].count)
+        self.run.backend.wait_for(args, self._tapes[True].count)
 
     def _run_chosen(self, program: Function, args: tuple[Any, ...]) -> Any:
         pace = self._graph_pace or self._program_pace

@@ -131,9 +131,13 @@ class Backend(ABC):
         """
         return nullcontext()
 
-    def wait_for(self, result: Any) -> None:
-        """Until what a step gives is there."""
-        return
+    def wait_for(self, args: tuple[Any, ...], variable: Any) -> None:
+        """Until the step before an execution with these arguments has run.
+
+        Args:
+            variable: one that every step writes to.
+        """
+        self.read(variable)
 
     @abstractmethod
     def row(self, cells: Mapping[int, Any], width: int, rest: float) -> Any:

@@ -122,8 +122,8 @@ class Jax(Backend):
         leaves = [leaf for leaf in keras.tree.flatten(args[1:]) if leaf is not None]
         return [(getattr(x, "shape", None), getattr(x, "dtype", type(x))) for x in leaves]
 
-    def wait_for(self, result: Any) -> None:
-        jax.block_until_ready(result)
+    def wait_for(self, args: tuple[Any, ...], variable: Any) -> None:
+        jax.block_until_ready(args)
 
     def write_row(self, ring: Any, count: Any, row: Any) -> None:
         """In the scope that carries the metrics' variables."""
