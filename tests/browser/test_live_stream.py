@@ -12,6 +12,17 @@ from playwright.sync_api import BrowserContext, Page, expect
 from scene import PATIENCE, LiveServer
 
 TABS = 10
+NOTE_STATES = """() => {
+  window.states = [];
+  const element = document.getElementById("link-state");
+  const note = () => window.states.push(element.dataset.state);
+  new MutationObserver(note).observe(element, { attributeFilter: ["data-state"] });
+}"""
+WATCH = """async (topics) => {
+  const { LiveStream } = await import("/static/js/live_stream.js");
+  window.heard = [];
+  new LiveStream((message) => window.heard.push(message)).watch(topics);
+}"""
 
 
 def test_ten_tabs_load_and_all_are_live(
@@ -88,6 +99,31 @@ def test_a_stream_ends_itself_and_the_page_comes_again(page: Page, server: LiveS
         with page.expect_response(lambda response: "/live?" not in response.url):
             feed.send({"loss/reported": [0.9]})
         expect(page.locator("#head")).to_contain_text(f"{steps} steps")
+
+
+@pytest.mark.usefixtures("short_life")
+def test_shows_nothing_of_a_stream_that_ends_in_good_order(page: Page, server: LiveServer) -> None:
+    page.goto("/")
+    expect(page.locator("#link-state")).to_contain_text("Live")
+    page.evaluate(NOTE_STATES)
+    for _ in range(3):  # the list is asked for anew whenever a stream opens
+        with page.expect_response(lambda response: "/live?" not in response.url):
+            pass
+    assert page.evaluate("window.states") == []
+
+
+def test_more_tabs_than_the_server_takes_topics_hear_of_all_runs(
+    page: Page, server: LiveServer
+) -> None:
+    page.goto("/rules")
+    feed = server.feed("the last of many")
+    topics = [*(f"00000000-0000-0000-0000-{n:012}" for n in range(100)), feed.run_id]
+    page.evaluate(WATCH, topics)
+    page.wait_for_function("window.heard.some((message) => message.type === 'open')")
+    feed.send({"loss/reported": [1.0]})
+    page.wait_for_function(
+        "(run) => window.heard.some((message) => message.run === run)", arg=feed.run_id
+    )
 
 
 def _stream(server: LiveServer, topic: str) -> urllib3.BaseHTTPResponse:

@@ -164,7 +164,8 @@ def test_finds_the_embedding_that_is_too_small(seen: Seen) -> None:
 def test_finds_the_learning_rate_and_the_weights_that_are_not_used(seen: Seen) -> None:
     spoke = seen.rules_that_spoke(RATE, "critical", "warning")
     assert spoke["lr-effective-mismatch"]["severity"] == "critical"
-    assert "weighted-naive-disagreement" in spoke
+    said = {row["rule"]: row for row in seen.verdicts[RATE]}
+    assert "weighted-naive-disagreement" in spoke, said["weighted-naive-disagreement"]
 
 
 @pytest.mark.parametrize("name", [story.run_name for story in STORIES])

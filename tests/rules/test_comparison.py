@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulated_fit import exact_mean, keras_mean
 
-from trainsanity.rules import NotTestable, Severity, history
+from trainsanity.rules import NotTestable, RunHistory, Severity, history
 from trainsanity.rules.absent import carries_no
 from trainsanity.rules.comparison import (
     accumulated_rounding,
@@ -27,6 +27,7 @@ from trainsanity.rules.comparison import (
     two_numbers,
 )
 from trainsanity.rules.rule import Finding, Witness
+from trainsanity.wire import Block
 
 
 class TestRounding:
@@ -88,6 +89,18 @@ class TestPersistence:
     def test_a_streak_may_begin_in_rows_seen_before(self):
         part = self.part([1.0, 2.0, 2.0, 2.0], patience=3, judged=3)
         assert (part.first_step, part.last_step, part.count) == (2, 4, 1)
+
+    @pytest.mark.parametrize(
+        ("rows", "stride", "is_told"),
+        [(100, 1, True), (99, 1, False), (20, 6, True), (20, 5, False), (19, 64, False)],
+    )
+    def test_rows_of_turns_that_span_as_many_steps_will_do(self, rows, stride, is_told):
+        run = RunHistory()
+        steps = np.arange(rows) * stride + 1
+        run.append(Block(("shown", "true"), steps, np.repeat([[2.0], [1.0]], rows, axis=1)))
+        found = run.view().rows("shown", "true")
+        part = parting(found, found["shown"], found["true"], 0.1, patience=100)
+        assert (part is not None) is is_told
 
     def test_what_was_seen_before_is_no_news(self):
         assert self.part([2.0, 2.0, 1.0], judged=2) is None

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from trainsanity.rules import NotTestable, RunFacts, Severity, history
@@ -12,6 +13,7 @@ from trainsanity.rules.metric_state_carryover import MetricStateCarryover
 from trainsanity.rules.sample_weight_effect import SampleWeightEffect
 from trainsanity.rules.train_eval_disagreement import TrainEvalDisagreement
 from trainsanity.rules.weighted_naive_disagreement import WeightedNaiveDisagreement
+from trainsanity.wire import Block
 
 ACCURACY = {"key": "accuracy", "kind": "BinaryAccuracy", "recomputed_by": "reference"}
 
@@ -55,6 +57,23 @@ class TestWeightedAgainstPlain:
 
     def test_chance_in_small_epochs_is_not_told(self):
         assert not self.found(weighted=0.8, size=1)
+
+    @pytest.mark.parametrize(("weighted", "told"), [(0.62, 1), (0.88, 0)])
+    def test_weights_seen_now_and_then_are_enough(self, weighted, told):
+        """Probes have turns: metrics are known at every step, weights at 3 of 30."""
+        run = history(
+            {
+                "accuracy/reported": [0.91] * 30,
+                "accuracy/weighted": [weighted] * 30,
+                "batch/size": [256.0] * 30,
+            },
+            audits=[("columns", 1, {"metrics": [ACCURACY]})],
+        )
+        names = tuple(f"sample_weight/{word}" for word in ("mean", "min", "max"))
+        values = np.repeat([[0.5], [0.0], [1.0]], 3, axis=1)
+        run.append(Block(names, np.array([1, 11, 21]), values))
+        found = list(WeightedNaiveDisagreement().check(run.view()))
+        assert len(found) == told
 
     def test_equal_weights_are_not_testable(self):
         with pytest.raises(NotTestable, match="all sample weights are equal"):

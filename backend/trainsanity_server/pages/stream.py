@@ -41,6 +41,8 @@ async def live(
             async for event in _next(subscription, wanted, left):
                 yield event
             await asyncio.sleep(PACE_SECONDS)
+    if not subscription.is_closed:
+        yield ServerSentEvent(event="again", data={})
 
 
 async def _next(

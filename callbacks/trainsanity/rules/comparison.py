@@ -34,6 +34,10 @@ BATCH_ROUNDINGS = 1024
 # rounding of 1, not of the result; sixteen of them, in units of the unit roundoff.
 ABSOLUTE_ROUNDINGS = 16
 
+# Rows in a row that will do for a longer patience, where probes have turns and the rows span as
+# many steps; our own judgement.
+SPREAD_ROWS = 20
+
 
 # Rounding
 
@@ -186,6 +190,7 @@ def parting(
         rows: whose steps and news they are; n rows.
         shown, true: shape (n,).
         tolerance: largest honest gap; broadcast to (n,).
+        patience: of more than `SPREAD_ROWS`, so many rows will do that span as many steps.
         where: rows to look at; all if None.
     """
     allowed = np.broadcast_to(np.asarray(tolerance, np.float64), shown.shape)
@@ -196,7 +201,9 @@ def parting(
     parted = np.abs(shown[at] - true[at]) > allowed[at]
     long = streaks(parted)
     is_new = at >= rows.first_new
-    hits = np.flatnonzero((long >= patience) & is_new)
+    begins = rows.steps[at[np.arange(len(at)) - np.maximum(long, 1) + 1]]
+    spanned = np.where(long >= SPREAD_ROWS, rows.steps[at] - begins + 1, long)
+    hits = np.flatnonzero((np.maximum(long, spanned) >= patience) & is_new)
     if not len(hits):
         return None
     newest = at[hits[-1]]

@@ -34,7 +34,7 @@ class UpdateRatio(Rule):
 
     largest: float = 0.1  # update by weights, unitless
     smallest: float = 2.0**-24  # update by weights, unitless
-    patience: int = 100  # steps in a row
+    patience: int = 100  # steps in a row, of which at least 20 were looked at
     first_steps: int = 100  # left alone: warm-up, weights that begin at 0
 
     @staticmethod

@@ -37,7 +37,7 @@ class VanishingGradient(Rule):
     needs = (NORM,)
 
     smallest: float = 1e-7  # norm of all gradients
-    patience: int = 100  # steps in a row
+    patience: int = 100  # steps in a row, of which at least 20 were looked at
     solved: float = 0.01  # of the first loss: below it, small gradients are what one wants
     layer_ratio: float = 1e-6  # first layer's largest gradient by the last layer's
     layers: int = 5  # with gradients, at least; a shallow network does not vanish

@@ -15,7 +15,7 @@ from trainsanity.rules.comparison import (
     parting,
     quantities_of,
 )
-from trainsanity.rules.history import Floats, RunHistory, RunView, history
+from trainsanity.rules.history import Floats, Rows, RunHistory, RunView, Steps, history
 from trainsanity.rules.rule import Finding, NotTestable, Rule, Severity, Witness
 from trainsanity.rules.shown_metrics import ShownMetric, in_words, shown_metrics
 
@@ -77,10 +77,10 @@ class WeightedNaiveDisagreement(Rule):
         self, run: RunView, metric: ShownMetric, weights: tuple[str, str, str]
     ) -> Iterable[Finding]:
         names = f"{metric.key}/reported", f"{metric.key}/weighted"
-        rows = finite_rows(run.rows(*names, "batch/size", *weights))
+        rows = finite_rows(run.rows(*names, "batch/size"))
         shown, true = rows[names[0]], rows[names[1]]
         samples = batches_in_epoch(run, rows.steps) * rows["batch/size"]
-        spread = _relative_spread(*(rows[name] for name in weights))
+        spread = _spread_at(rows.steps, finite_rows(run.rows(*weights)), weights)
         allowed = self._allowed(metric, shown, true, samples, spread)
         part = parting(rows, shown, true, allowed, patience=self.patience)
         if part is None:
@@ -142,6 +142,18 @@ def _weight_names(run: RunView, output: str) -> tuple[str, str, str] | NotTestab
                 return NotTestable("all sample weights are equal: weighting changes nothing")
             return mean, least, most
     return not_measured(run, f"{quantity}/mean")
+
+
+def _spread_at(steps: Steps, rows: Rows, weights: tuple[str, str, str]) -> Floats:
+    """The weights' relative spread as far as known at each step; they are seen only now and then.
+
+    Returns:
+        Shape of `steps`; NaN where no finite weight is known at all, which parts nothing.
+    """
+    if not len(rows):
+        return np.full(len(steps), np.nan)
+    spread = _relative_spread(*(rows[name] for name in weights))
+    return spread[np.maximum(np.searchsorted(rows.steps, steps, side="right") - 1, 0)]
 
 
 def _relative_spread(mean: Floats, least: Floats, most: Floats) -> Floats:

@@ -3,6 +3,7 @@ import { root } from "./root.js";
 
 const FIRST_DELAY = 1000; // milliseconds
 const LONGEST_DELAY = 30000;
+const MOST_TOPICS = 100; // that the server takes; who watches more hears of all runs
 
 export class LiveStream {
   // tell(message): {type: "open" | "change" | "lost", ...}
@@ -15,7 +16,8 @@ export class LiveStream {
   }
 
   watch(topics) {
-    const wanted = [...new Set(topics)].sort().join("\n");
+    const all = [...new Set(topics)].sort();
+    const wanted = (all.length > MOST_TOPICS ? ["*"] : all).join("\n");
     if (wanted === this.topics) return;
     this.topics = wanted;
     this.connect();
@@ -35,6 +37,8 @@ export class LiveStream {
     // Sent by the server once it listens: whatever happens from here on will be told.
     source.addEventListener("ready", () => this.tell({ type: "open" }));
     source.addEventListener("change", (event) => this.tell({ type: "change", ...JSON.parse(event.data) }));
+    // The server ends a stream in good order now and then: nothing is lost, and nothing is shown.
+    source.addEventListener("again", () => this.connect());
     source.addEventListener("error", () => this.lost(source));
   }
 
