@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,6 +24,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Shells start jobs in the background with Ctrl-C ignored, which what tests start would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What JAX has compiled for one test is there for the next, and for the processes it starts."""
+    if os.environ.get("KERAS_BACKEND") != "jax":
+        return
+    # One for each process: JAX may read what another one has half written.
+    folder = tempfile.mkdtemp(prefix="trainsanity-jax-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 def lacking(what: str, package: str) -> NoReturn:

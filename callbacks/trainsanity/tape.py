@@ -58,7 +58,7 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         self.left_out: Any = None
         self.make: Callable[[list[Any]], Iterable[Mapping[str, Any]]] = list
         self._host = backend.in_memory(self.ring, self.count, GAP)
-        self._flushed_now: set[str] = set()  # in the trace that is being made
+        self._flushed_now: tuple[str, ...] = ()  # in the trace that is being made
         if backend.HAS_GRADIENT_BOUNDARY:
             self.pending = self.add_variable(
                 (width,), backend.zeros, dtype="float32", name="pending"
@@ -79,12 +79,12 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
             in_turns: as for `write`.
         """
         self.flushed.update(columns)
-        self._flushed_now = {*columns, FLUSHED}
+        self._flushed_now = (*columns, FLUSHED)
         self.pending.assign(self._row({**columns, FLUSHED: 1.0}, 0.0, in_turns))
 
     def _row(self, columns: Mapping[str, Any], rest: float, in_turns: Set[str]) -> Any:
         # One by one: of an element of a row no compiler sees that nothing uses it.
-        rare = {name: self._rare(columns[name]) for name in in_turns & columns.keys()}
+        rare = {name: self._rare(value) for name, value in columns.items() if name in in_turns}
         columns = {**columns, **rare}
         return self._backend.row(self._cells(columns), self.width, rest)
 
@@ -109,7 +109,7 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         """
         if self._flushed_now:
             columns = {**dict.fromkeys(self._flushed_now, 0.0), **columns}
-            self._flushed_now = set()  # Keras sees every new attribute, which takes its time
+            self._flushed_now = ()  # Keras sees every new attribute, which takes its time
         if self._host is not None:
             self._host.write(self._cells(columns))
             return

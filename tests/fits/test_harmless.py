@@ -423,6 +423,40 @@ def test_tensorflow_is_not_brought_into_the_process(tmp_path: Path) -> None:
     assert "not_testable" not in audit.facts
 
 
+COMPILED = """
+import sys
+import keras
+import numpy as np
+from trainsanity import SanityCallback
+
+keras.utils.set_random_seed(3)
+tokens = keras.Input((6,), dtype="int32")
+x = keras.layers.Embedding(20, 4, mask_zero=True)(tokens)
+x = keras.layers.Add()([x, keras.layers.Dense(4, activation="relu")(x)])
+model = keras.Model(tokens, keras.layers.Dense(3, activation="softmax")(x))
+model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+ids = np.arange(96).reshape(16, 6) % 20
+callback = SanityCallback("offline", spool_dir=sys.argv[1], verbose=False)
+model.fit(ids, ids % 3, sample_weight=ids % 2, batch_size=8, verbose=0, callbacks=[callback])
+"""
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX keeps what it has compiled")
+def test_a_second_start_finds_all_that_the_first_one_has_compiled(tmp_path: Path) -> None:
+    """The programs must be the same to the letter, whatever the order of a set of names is."""
+    kept = tmp_path / "compiled"
+    found = []
+    for seed in ("1", "2"):
+        environment = clean_environment(
+            KERAS_BACKEND="jax", PYTHONHASHSEED=seed, JAX_COMPILATION_CACHE_DIR=str(kept)
+        )
+        command = [sys.executable, "-c", COMPILED, str(tmp_path)]
+        subprocess.run(command, env=environment, check=True)
+        found.append({path.name for path in kept.glob("*-cache")})
+    assert any(name.startswith("jit_step-") for name in found[0])
+    assert found[1] == found[0]
+
+
 @pytest.mark.skipif(BACKEND == "jax", reason="two more steps to compile tell nothing new")
 @pytest.mark.filterwarnings("error")
 def test_fits_side_by_side_need_no_warnings_and_leave_the_filters_alone(tmp_path: Path) -> None:

@@ -323,6 +323,13 @@ class TensorFlow(Backend):
         found = tape.gradient(value, [variable._value for variable in variables])
         return value, [None if g is None else tf.convert_to_tensor(g) for g in found]
 
+    def of_values(
+        self, function: Callable[[], Any], variables: list[Any], *, compiled: bool
+    ) -> Callable[[list[np.ndarray[Any, Any]]], Any]:
+        # One trace takes as long as a few passes operation by operation.
+        chosen = tf.function(function, autograph=False) if compiled else function
+        return super().of_values(chosen, variables, compiled=compiled)
+
     def gradients_by_row(
         self, function: Callable[[], Any], variables: list[Any]
     ) -> list[tuple[Any, Any, Any]]:
