@@ -1,11 +1,10 @@
 """A callback that makes variables and arrays and keeps them in a list."""
 
-import gc
 import mmap
 
 import keras
 import numpy as np
-from tests.watched import watched_fit
+from tests.watched import let_earlier_runs_end, watched_fit
 from tests.zoo.case import Case
 from tests.zoo.data import points
 
@@ -20,7 +19,7 @@ class Keeping(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         # Straight from the system: allocators lay what they are asked for where earlier fits of
         # this process have left room, and then it does not grow.
-        pages = mmap.mmap(-1, 2**24, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        pages = mmap.mmap(-1, 2**25, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         array = np.frombuffer(pages, "uint8")
         array += 1
         variable = keras.Variable(array[:4].astype("float32"))
@@ -33,7 +32,7 @@ class Dropping(Keeping):
 
 
 def _fit(callback):
-    gc.collect()  # what earlier fits have left must not be freed during this one
+    let_earlier_runs_end()  # what they have left must not be freed during this one
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     return watched_fit(model, *points(), epochs=14, batch_size=16, callbacks=[callback])
