@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainsanity.rules import NotTestable, Severity, history
+from trainsanity.rules import NotTestable, RunFacts, Severity, history
 from trainsanity.rules.dtype_policy_mismatch import DtypePolicyMismatch
 from trainsanity.rules.mode_flag_lost import ModeFlagLost
 from trainsanity.rules.shape_declared_vs_actual import ShapeDeclaredVsActual
@@ -192,6 +192,30 @@ class TestDtypes:
     def test_a_layer_whose_symbolic_output_admits_it_is_advice(self):
         (alert,) = self.found(symbolic="float32", actual="float32")
         assert alert.severity is Severity.ADVICE
+
+    @pytest.mark.parametrize(
+        ("backend", "last", "subjects"),
+        [
+            ("jax", "float32", ["64 bits", "half"]),
+            ("jax", "float64", ["cut", "half"]),
+            ("tensorflow", "float32", ["cut", "half", "last"]),
+        ],
+    )
+    def test_jax_that_makes_32_bits_of_64_is_told_once(self, backend, last, subjects):
+        wide = {"policy": "float64", "compute": "float64", "symbolic": "float64"}
+        rows = [
+            {"name": "cut", **wide, "actual": "float32"},
+            {"name": "last", **wide, "actual": last},
+            {"name": "never run", **wide},
+            self.LAYER | {"name": "half", "actual": "float32"},
+        ]
+        run = history(
+            audits=[("dtypes", 1, {"layers": rows})], facts=RunFacts(id="1", backend=backend)
+        )
+        found = list(DtypePolicyMismatch().check(run.view()))
+        assert sorted(f.subject for f in found) == subjects
+        told = [f for f in found if f.subject == "64 bits"]
+        assert all("jax_enable_x64" in f.suggestion for f in told)
 
     def test_a_float32_head_on_purpose_is_left_alone(self):
         assert not self.found(own_policy=True, actual="float32")

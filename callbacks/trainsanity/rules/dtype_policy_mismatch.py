@@ -22,9 +22,11 @@ class DtypePolicyMismatch(Rule):
     Why: half precision that is not there costs twice the memory; half precision where float32
     was declared costs digits.
 
-    Try: cast to the layer's compute_dtype instead of floatx().
+    Try: cast to the layer's compute_dtype instead of floatx(). On JAX, allow 64 bits where the
+    policy is float64: JAX makes float32 of it by itself.
 
-    Source: TensorFlow issue 40687: relu with a threshold ignored the float16 policy.
+    Source: TensorFlow issue 40687: relu with a threshold ignored the float16 policy. JAX
+    documentation, "Default dtypes and the X64 flag".
     """
 
     id = "dtype-policy-mismatch"
@@ -43,12 +45,43 @@ class DtypePolicyMismatch(Rule):
         return history(audits=[("dtypes", 1, {"layers": [_LAYER, head]})])
 
     def check(self, run: RunView) -> list[Finding]:
-        found = (
-            _check(audit, row)
-            for audit in measured(run, "dtypes")
-            for row in maps(audit.facts, "layers")
-        )
+        found: list[Finding | None] = []
+        for audit in measured(run, "dtypes"):
+            rows = maps(audit.facts, "layers")
+            truncated = _truncated(rows) if run.facts.backend == "jax" else []
+            if truncated:
+                found.append(_truncates(audit, len(truncated)))
+            found += [_check(audit, row) for row in rows if row not in truncated]
         return merged(f for f in found if f is not None)
+
+
+def _truncated(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Layers that declare float64 and return float32; none where a single one returns float64."""
+    declared = [
+        row
+        for row in rows
+        if "float64" in (text(row, "symbolic"), text(row, "compute"))
+        and "float" in (text(row, "actual") or "")
+    ]
+    return declared if {text(row, "actual") for row in declared} == {"float32"} else []
+
+
+def _truncates(audit: Audit, layers: int) -> Finding:
+    return Finding(
+        subject="64 bits",
+        title="JAX computes in float32 what is declared float64",
+        message=f"Layers that declare float64 and return float32: {layers:,}, all of them. "
+        "JAX makes 32 bits of 64, in weights too, unless it is told otherwise at the start.",
+        witnesses=(
+            Witness("policy", "float64", "dtype"),
+            Witness("real output", "float32", "dtype"),
+        ),
+        suggestion="Set JAX_ENABLE_X64=1 before Python starts, or call "
+        "jax.config.update('jax_enable_x64', True) before all else; or declare float32.",
+        first_step=audit.step,
+        last_step=audit.step,
+        certainty="dtypes are compared exactly.",
+    )
 
 
 def _check(audit: Audit, row: Mapping[str, Any]) -> Finding | None:
