@@ -268,6 +268,7 @@ def test_the_end_of_a_left_call_is_not_awaited_in_a_finalizer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes at any point of any thread, and would swallow an interrupt."""
+    let_earlier_runs_end()  # they close streams too
     closing, close = [], RunStream.close
 
     def noted(stream: RunStream, *args: Any, **kwargs: Any) -> Any:
@@ -275,7 +276,6 @@ def test_the_end_of_a_left_call_is_not_awaited_in_a_finalizer(
         return close(stream, *args, **kwargs)
 
     monkeypatch.setattr(RunStream, "close", noted)
-    let_earlier_runs_end()
     known, callback = set(threading.enumerate()), offline_callback(tmp_path)
     other = keras.callbacks.Callback()
     heard = []
