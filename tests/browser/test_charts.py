@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import math
 import re
 from urllib.parse import parse_qs, urlsplit
 
@@ -104,6 +106,8 @@ def test_follows_the_run_by_asking_only_for_what_is_new(page: Page, server: Live
     feed.send({"loss/reported": [1.0, 7.5], "loss/batch": [1.0, 1.0]})
     expect(figure).to_have_attribute("data-live-last", "902")
     assert highest(figure) == 7.5
+    summary = figure.locator(".chart-summary")
+    expect(summary).to_contain_text("7.500 at step 902; 902 points between 1 and 7.500.")
     drawn_to = figure.locator(".plot").evaluate("plot => plot._fullLayout.xaxis.range[1]")
     assert drawn_to >= 902
     for response in asked:
@@ -223,6 +227,24 @@ def test_a_table_stands_behind_each_chart(page: Page, long_run: str) -> None:
     expect(table.locator("thead")).to_contain_text("loss/recomputed")
     expect(table).to_contain_text("99")
     expect(figure.locator(".chart-summary")).to_contain_text("20,000 points between 0.5000 and 99")
+
+
+def test_is_told_in_the_words_of_the_server(page: Page, server: LiveServer) -> None:
+    feed = server.feed("in words")
+    signals = {
+        "time/step": [0.25, 1.5, 12.0],
+        "loss/reported": [math.nan, math.inf, math.nan],
+        "gradient/norm": [math.nan, -2e-7, 1234.5],
+    }
+    feed.send(signals, state="finished")
+    page.goto(f"/runs/{feed.run_id}")
+    served = html.unescape(page.request.get(f"/runs/{feed.run_id}").text())
+    figures = page.locator("#signals figure[data-chart]").all()
+    assert len(figures) == 3
+    for figure in figures:
+        figure.scroll_into_view_if_needed()
+        expect(figure).to_have_attribute("data-live-state", "ready")
+        assert figure.locator(".chart-summary").text_content() in served
 
 
 def test_charts_are_made_when_they_come_into_view(page: Page, server: LiveServer) -> None:

@@ -146,6 +146,7 @@ export class Chart {
     if (layout.shapes.length) layout.margin.t = 22;
     this.count();
     this.readOut();
+    if (!this.range) this.summarize();
     this.element.dataset.liveLast = this.lastStep;
     return Plotly.react(this.plot, this.traces(), layout, CONFIG);
   }
@@ -224,6 +225,14 @@ export class Chart {
     this.element.querySelector(".chart-count").textContent = parts.join(" · ");
     this.element.dataset.liveShown = drawn;
     this.element.dataset.liveTotal = total;
+  }
+
+  // For those who hear the page: the picture in words, which describes the figure.
+  summarize() {
+    const { part, unit } = this.element.dataset;
+    const sentences = this.series.filter(({ total }) => total).map((series) => series.inWords(unit));
+    if (part !== undefined) sentences.push(`The witnesses part at step ${whole(Number(part))}.`);
+    this.element.querySelector(".chart-summary").textContent = sentences.join(" ");
   }
 
   // The legend doubles as the read-out: values at the step that is pointed at, else the last ones.

@@ -1,4 +1,6 @@
 // One witness as the browser holds it: what was fetched, and what has arrived since.
+import { points, whole, withUnit } from "./numbers.js";
+
 const NAMED = { NaN, Infinity, "-Infinity": -Infinity };
 
 function number(value) {
@@ -69,6 +71,14 @@ export class Series {
   // NaN too for a stretch of which no sample is finite.
   valueAt(place) {
     return this.value[place] ?? this.oddSamples.get(this.step[place]) ?? NaN;
+  }
+
+  // As charts._in_words on the server.
+  inWords(unit) {
+    const least = this.low.reduce((least, value) => (value === null ? least : Math.min(least, value)), Infinity);
+    const most = this.high.reduce((most, value) => (value === null ? most : Math.max(most, value)), -Infinity);
+    const range = least > most ? ", none of them finite" : ` between ${withUnit(least, unit)} and ${withUnit(most, unit)}`;
+    return `${this.name}: ${withUnit(this.last, unit)} at step ${whole(this.lastStep)}; ${points(this.total)}${range}.`;
   }
 
   // The place nearest to a step; -1 where there is none.
