@@ -40,6 +40,8 @@ class ShortProgram:
         guard: calls a function of ours from the user's step, `guard(function, *args)`; None where
             that fails, or has failed before.
         share: of the time that the first step takes, what compiling it once more does.
+        direct: makes of the whole program and the arguments of a step one that runs the same with
+            less ado; None where it cannot, and where none is given.
 
     Attributes:
         is_there: whether it is made.
@@ -53,8 +55,10 @@ class ShortProgram:
         clock: Callable[[], float] = time.perf_counter,
         *,
         share: float = 1.0,
+        direct: Callable[[Program, tuple[Any, ...]], Program | None] | None = None,
     ) -> None:
         self._make, self._kind, self._guard, self._clock = make, kind, guard, clock
+        self._make_direct = direct
         self._worth = WORTH * share
         self._whole: Program | None = None  # what it is made of
         self._kinds: Any = None
@@ -62,6 +66,8 @@ class ShortProgram:
         self._is_tried = False
         self._is_over = False
         self._short: Program | None = None
+        self._direct: Program | None = None
+        self._may_be_direct = direct is not None
 
     @property
     def is_there(self) -> bool:
@@ -87,19 +93,20 @@ class ShortProgram:
         """
         if program is not self._whole:  # somebody has compiled the model anew
             return self._run_first(program, args), False
-        short = self._guard(self._choose, program, args, is_ripe, is_wanted)
-        if short is None:
+        chosen = self._guard(self._choose, program, args, is_ripe, is_wanted)
+        if chosen is None:
             return program(*args), False
         try:
-            return short(*args), True
+            return chosen(*args), chosen is self._short
         except (TypeError, ValueError) as error:  # nothing was run: it has looked at them only
-            self._short = None
+            self._short, self._direct, self._may_be_direct = None, None, False
             self._guard(_raise, error)
             return program(*args), False
 
     def _run_first(self, program: Program, args: tuple[Any, ...]) -> Any:
         """Compiles it, and does not wait for the step."""
         self._whole, self._short, self._is_tried = program, None, False
+        self._direct, self._may_be_direct = None, self._make_direct is not None
         began = self._clock()
         result = program(*args)
         now = self._clock()
@@ -114,16 +121,27 @@ class ShortProgram:
         is_ripe: bool,
         is_wanted: Callable[[tuple[Any, ...]], bool],
     ) -> Program | None:
-        if self._is_over or (self._is_tried and self._short is None):
-            return None
-        if not self._is_tried and not (is_ripe and self._clock() >= self._worth_from):
+        may_be_short = self._may_be_short(is_ripe)
+        if not (may_be_short or self._may_be_direct):
             return None
         if self._kinds is None or self._kind(args) != self._kinds:  # as a short last batch
             return None
-        if not self._is_tried:  # for arguments of another kind the user's code would be traced
+        if may_be_short and not self._is_tried:  # of another kind the user's code would be traced
             self._is_tried = True
             self._short = self._make(program, args)
-        return self._short if self._short is not None and is_wanted(args) else None
+        if self._short is not None and is_wanted(args):
+            return self._short
+        if self._may_be_direct and self._direct is None:
+            self._direct = self._make_direct(program, args) if self._make_direct else None
+            self._may_be_direct = self._direct is not None
+        return self._direct
+
+    def _may_be_short(self, is_ripe: bool) -> bool:
+        if self._is_over:
+            return False
+        if self._is_tried:
+            return self._short is not None
+        return is_ripe and self._clock() >= self._worth_from
 
 
 class ProgramPace(Pace):

@@ -124,7 +124,10 @@ class Taps:
 
     def _short(self, share: float = 1.0) -> ShortProgram:
         guard = functools.partial(self._boundary.call, "short step")
-        return ShortProgram(self._short_of, self.run.backend.kind_of, guard, share=share)
+        backend = self.run.backend
+        return ShortProgram(
+            self._short_of, backend.kind_of, guard, share=share, direct=backend.direct
+        )
 
     def _short_of(self, program: Function, args: tuple[Any, ...]) -> Function | None:
         """The step without what need not be measured at every batch."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 
 from trainsanity.pace import ADAPTED_EVERY, FIRST, MOST, TRIAL, TRIED_EVERY, GraphPace, Pace
 from trainsanity.programs import COMPARED, COMPARED_EVERY, WORTH, ProgramPace, ShortProgram
@@ -218,3 +219,66 @@ def test_a_step_that_is_compiled_anew_gets_another_short_program() -> None:
     assert len(programs.run(20)) == 20
     programs.run(20)
     assert len(programs.made_at) == 2
+
+
+class Direct:
+    """Steps of a program that can be called with less ado, while `takes` says so."""
+
+    def __init__(self, *, takes: bool = True) -> None:
+        self.takes = takes
+        self.ran: list[str] = []
+        self.made = 0
+        self.short = ShortProgram(
+            lambda program, args: None,
+            lambda args: args[0].shape,
+            operator.call,
+            Clock(),
+            direct=self._make,
+        )
+
+    def _make(self, program: Any, args: Any) -> Any:
+        self.made += 1
+        return self._run if self.takes else None
+
+    def _run(self, rows: Any) -> None:
+        if not self.takes:
+            raise TypeError("another argument was expected")
+        self.ran.append("direct")
+
+    def whole(self, rows: Any) -> None:
+        self.ran.append("whole")
+
+    def run(self, *rows: int) -> list[str]:
+        self.ran.clear()
+        for number in rows:
+            args = (np.zeros(number),)
+            self.short.run(self.whole, args, is_ripe=False, is_wanted=lambda args: True)
+        return [*self.ran]
+
+
+def test_the_first_step_and_those_of_another_kind_are_called_as_usual() -> None:
+    steps = Direct()
+    # A bound method is a new object each time, as a program that is compiled anew.
+    steps.whole = steps.whole  # type: ignore[method-assign]
+    assert steps.run(4, 4, 4, 3, 4) == ["whole", "direct", "direct", "whole", "direct"]
+    assert steps.made == 1
+
+
+def test_what_refuses_its_arguments_is_never_called_again() -> None:
+    steps = Direct()
+    steps.whole = steps.whole  # type: ignore[method-assign]
+    steps.run(4, 4)
+    steps.takes = False
+    with pytest.raises(TypeError):  # of the guard, which here lets everything through
+        steps.run(4)
+    assert steps.run(4, 4) == ["whole", "whole"]
+    steps.whole = lambda rows: steps.ran.append("new")  # type: ignore[method-assign]
+    steps.takes = True
+    assert steps.run(4, 4) == ["new", "direct"]
+
+
+def test_where_nothing_is_saved_it_is_asked_once() -> None:
+    steps = Direct(takes=False)
+    steps.whole = steps.whole  # type: ignore[method-assign]
+    assert steps.run(4, 4, 4) == ["whole"] * 3
+    assert steps.made == 1

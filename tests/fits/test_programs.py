@@ -452,3 +452,53 @@ def test_an_error_in_the_step_names_the_line_of_the_user() -> None:
     with pytest.raises(tf.errors.InvalidArgumentError) as raised:
         watched_fit(model, x, x[:, :1], batch_size=BATCH, shuffle=False)
     assert __file__ in str(raised.value)
+
+
+class Eagerly(keras.callbacks.Callback):
+    """Has all functions run operation by operation, from one batch to another."""
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        import tensorflow as tf
+
+        if batch in (20, 30):
+            tf.config.run_functions_eagerly(batch == 20)
+
+
+class Called(layers.Layer):
+    """Counts how often its Python code runs in training."""
+
+    calls = 0
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        Called.calls += bool(training)
+        return x
+
+
+@on_tensorflow
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
+def test_steps_go_past_tf_function_unless_functions_are_to_run_eagerly(monkeypatch: Any) -> None:
+    from tensorflow.python.eager.polymorphic_function import polymorphic_function
+
+    x = np.random.default_rng(0).normal(size=(200, 3)).astype("float32")
+    through, call = [], polymorphic_function.Function.__call__
+
+    def noted(function: Any, *args: Any, **kwargs: Any) -> Any:
+        through.append(function)
+        return call(function, *args, **kwargs)
+
+    def trained(fit: Any) -> tuple[Any, int]:
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((3,)), Called(), layers.Dense(1)])
+        model.compile("adam", "mse")
+        Called.calls = 0
+        fit(model, x, x[:, :1], batch_size=BATCH, callbacks=[Eagerly()])
+        return model.get_weights(), Called.calls
+
+    plain, in_plain = trained(lambda model, *args, **kw: model.fit(*args, verbose=0, **kw))
+    monkeypatch.setattr(polymorphic_function.Function, "__call__", noted)
+    options = {"audit_budget": 0}
+    watched, in_watched = trained(lambda *args, **kw: watched_fit(*args, options=options, **kw))
+    assert in_watched == in_plain > 10
+    assert len(through) == 2 + 2 * 10, "the first steps, and those that run eagerly"
+    for a, b in zip(watched, plain, strict=True):
+        np.testing.assert_array_equal(a, b)

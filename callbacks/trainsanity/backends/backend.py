@@ -115,6 +115,12 @@ class Backend(ABC):
         """
         return None
 
+    def direct(self, program: Any, args: tuple[Any, ...]) -> Callable[..., Any] | None:
+        """A compiled training step, called past what only looks at its arguments, for arguments of
+        the kind that it was run with before. None where that saves nothing, or cannot be done.
+        """
+        return None
+
     def kind_of(self, args: tuple[Any, ...]) -> Any:
         """What a program is compiled for, of the arguments of an execution."""
         return None

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import re
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import groupby
@@ -27,6 +25,8 @@ from trainsanity.backends.tensorflow_functions import (
     OUR_SCOPE,
     RARELY,
     TAKEN_APART,
+    steps_of,
+    traced,
     without_rare,
 )
 from trainsanity.overheard import Overheard
@@ -136,36 +136,20 @@ class TensorFlow(Backend):
     def kind_of(self, args: tuple[Any, ...]) -> Any:
         """Batches that the graph fetches by itself are all of one kind."""
         (iterator,) = args
-        return iterator.element_spec if isinstance(iterator, tf.data.Iterator) else None
+        if tf.config.functions_run_eagerly() or not isinstance(iterator, tf.data.Iterator):
+            return None
+        return iterator.element_spec
 
     def leaving_out(
         self, program: Any, model: Any, args: tuple[Any, ...], variable: Any
     ) -> Callable[..., Any] | None:
-        # The name that Keras' `_make_function` gives it.
-        compiled = inspect.getclosurevars(program).nonlocals.get("multi_step_on_iterator")
-        listed = getattr(compiled, "_list_all_concrete_functions", None)
-        traced = listed() if listed is not None else []
-        if len(traced) != 1 or tf.config.functions_run_eagerly():
-            return None
-        (whole,) = traced
-        short = without_rare(whole)
-        if short is None or whole.graph.deferred_external_captures:
-            return None
-        captures = short.function_type.unpack_captures(whole.captured_inputs)
-        # Not by the iterator itself, which must not live longer for us.
-        inputs: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
+        whole = traced(program)
+        short = None if whole is None else without_rare(whole)
+        return None if short is None else steps_of(short, whole)
 
-        def step(iterator: Any) -> Any:
-            given = inputs.get(iterator)
-            if given is None:
-                bound = short.function_type.bind(iterator)
-                given = inputs[iterator] = [*short.function_type.unpack_inputs(bound), *captures]
-            found = short.call_preflattened(given)
-            if not found.has_value():
-                raise StopIteration
-            return found.get_value()
-
-        return step
+    def direct(self, program: Any, args: tuple[Any, ...]) -> Callable[..., Any] | None:
+        whole = traced(program)
+        return None if whole is None else steps_of(whole.inference_fn, whole)
 
     def read(self, variable: Any) -> np.ndarray[Any, Any]:
         # Python may collect what a call has left while another model is traced.

@@ -1,4 +1,5 @@
-"""A function of TensorFlow's once more, without what hangs on one marked constant.
+"""Keras' function of steps, called past `tf.function`; and once more, without what hangs on one
+marked constant.
 
 Nothing is traced again: the definition that TensorFlow keeps of each function is copied, with
 another value of the constant, and TensorFlow leaves out what then nothing uses.
@@ -6,11 +7,14 @@ another value of the constant, and TensorFlow leaves out what then nothing uses.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import re
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from tensorflow import config
 from tensorflow.core.framework import attr_value_pb2, function_pb2, node_def_pb2
 from tensorflow.python.eager import context
 from tensorflow.python.eager.polymorphic_function import atomic_function
@@ -35,6 +39,40 @@ _STATE_OUTSIDE = re.compile(
 ASSIGNMENT = re.compile(r"Assign\w*VariableOp")
 MOST_BYTES = 64 * 1024**2  # that a copy may take
 _numbers = itertools.count()
+
+
+def traced(program: Any) -> Any:
+    """What is traced behind Keras' function of steps (`tf.types.experimental.ConcreteFunction`);
+    None where that is not one function, or what it uses from outside changes.
+    """
+    # The name that Keras' `_make_function` gives it.
+    compiled = inspect.getclosurevars(program).nonlocals.get("multi_step_on_iterator")
+    listed = getattr(compiled, "_list_all_concrete_functions", None)
+    found = listed() if listed is not None else []
+    if len(found) != 1 or config.functions_run_eagerly():
+        return None
+    return None if found[0].graph.deferred_external_captures else found[0]
+
+
+def steps_of(function: atomic_function.AtomicFunction, whole: Any) -> Callable[..., Any]:
+    """Steps by `whole`, or by a copy of it, on the batches of an iterator. Python's part of
+    `tf.function`, which looks at each argument and each variable, takes longer than some steps.
+    """
+    kind = function.function_type
+    captures = kind.unpack_captures(whole.captured_inputs)
+    # Not by the iterator itself, which must not live longer for us.
+    inputs: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
+
+    def step(iterator: Any) -> Any:
+        given = inputs.get(iterator)
+        if given is None:
+            given = inputs[iterator] = [*kind.unpack_inputs(kind.bind(iterator)), *captures]
+        found = function.call_preflattened(given)
+        if not found.has_value():
+            raise StopIteration
+        return found.get_value()
+
+    return step
 
 
 class _Copy(atomic_function.AtomicFunction):  # type: ignore[misc] # TensorFlow has no types
