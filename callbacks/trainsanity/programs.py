@@ -41,7 +41,7 @@ class ShortProgram:
             that fails, or has failed before.
         share: of the time that the first step takes, what compiling it once more does.
         direct: makes of the whole program and the arguments of a step one that runs the same with
-            less ado; None where it cannot, and where none is given.
+            less ado; None where it cannot.
 
     Attributes:
         is_there: whether it is made.
@@ -55,7 +55,7 @@ class ShortProgram:
         clock: Callable[[], float] = time.perf_counter,
         *,
         share: float = 1.0,
-        direct: Callable[[Program, tuple[Any, ...]], Program | None] | None = None,
+        direct: Callable[[Program, tuple[Any, ...]], Program | None] = lambda program, args: None,
     ) -> None:
         self._make, self._kind, self._guard, self._clock = make, kind, guard, clock
         self._make_direct = direct
@@ -67,7 +67,7 @@ class ShortProgram:
         self._is_over = False
         self._short: Program | None = None
         self._direct: Program | None = None
-        self._may_be_direct = direct is not None
+        self._may_be_direct = True
 
     @property
     def is_there(self) -> bool:
@@ -106,7 +106,7 @@ class ShortProgram:
     def _run_first(self, program: Program, args: tuple[Any, ...]) -> Any:
         """Compiles it, and does not wait for the step."""
         self._whole, self._short, self._is_tried = program, None, False
-        self._direct, self._may_be_direct = None, self._make_direct is not None
+        self._direct, self._may_be_direct = None, True
         began = self._clock()
         result = program(*args)
         now = self._clock()
@@ -132,7 +132,7 @@ class ShortProgram:
         if self._short is not None and is_wanted(args):
             return self._short
         if self._may_be_direct and self._direct is None:
-            self._direct = self._make_direct(program, args) if self._make_direct else None
+            self._direct = self._make_direct(program, args)
             self._may_be_direct = self._direct is not None
         return self._direct
 

@@ -228,6 +228,7 @@ class Direct:
         self.takes = takes
         self.ran: list[str] = []
         self.made = 0
+        self.whole = lambda rows: self.ran.append("whole")
         self.short = ShortProgram(
             lambda program, args: None,
             lambda args: args[0].shape,
@@ -245,9 +246,6 @@ class Direct:
             raise TypeError("another argument was expected")
         self.ran.append("direct")
 
-    def whole(self, rows: Any) -> None:
-        self.ran.append("whole")
-
     def run(self, *rows: int) -> list[str]:
         self.ran.clear()
         for number in rows:
@@ -258,27 +256,23 @@ class Direct:
 
 def test_the_first_step_and_those_of_another_kind_are_called_as_usual() -> None:
     steps = Direct()
-    # A bound method is a new object each time, as a program that is compiled anew.
-    steps.whole = steps.whole  # type: ignore[method-assign]
     assert steps.run(4, 4, 4, 3, 4) == ["whole", "direct", "direct", "whole", "direct"]
     assert steps.made == 1
 
 
 def test_what_refuses_its_arguments_is_never_called_again() -> None:
     steps = Direct()
-    steps.whole = steps.whole  # type: ignore[method-assign]
     steps.run(4, 4)
     steps.takes = False
     with pytest.raises(TypeError):  # of the guard, which here lets everything through
         steps.run(4)
     assert steps.run(4, 4) == ["whole", "whole"]
-    steps.whole = lambda rows: steps.ran.append("new")  # type: ignore[method-assign]
+    steps.whole = lambda rows: steps.ran.append("new")
     steps.takes = True
     assert steps.run(4, 4) == ["new", "direct"]
 
 
 def test_where_nothing_is_saved_it_is_asked_once() -> None:
     steps = Direct(takes=False)
-    steps.whole = steps.whole  # type: ignore[method-assign]
     assert steps.run(4, 4, 4) == ["whole"] * 3
     assert steps.made == 1

@@ -5,6 +5,7 @@ measured at every step.
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -474,7 +475,17 @@ class Called(layers.Layer):
         return x
 
 
+@pytest.fixture
+def compiled_again() -> Iterator[None]:
+    """Whatever a test does, functions are compiled in the next one."""
+    yield
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(False)
+
+
 @on_tensorflow
+@pytest.mark.usefixtures("compiled_again")
 @pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
 def test_steps_go_past_tf_function_unless_functions_are_to_run_eagerly(monkeypatch: Any) -> None:
     from tensorflow.python.eager.polymorphic_function import polymorphic_function

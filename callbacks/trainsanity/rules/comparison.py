@@ -201,13 +201,13 @@ def parting(
     parted = np.abs(shown[at] - true[at]) > allowed[at]
     long = streaks(parted)
     is_new = at >= rows.first_new
-    begins = rows.steps[at[np.arange(len(at)) - np.maximum(long, 1) + 1]]
-    spanned = np.where(long >= SPREAD_ROWS, rows.steps[at] - begins + 1, long)
-    hits = np.flatnonzero((np.maximum(long, spanned) >= patience) & is_new)
+    begins = at[np.arange(len(at)) - np.maximum(long, 1) + 1]
+    spanned = np.where(long >= SPREAD_ROWS, rows.steps[at] - rows.steps[begins] + 1, long)
+    hits = np.flatnonzero((spanned >= patience) & is_new)
     if not len(hits):
         return None
     newest = at[hits[-1]]
-    begin = at[hits[0] - long[hits[0]] + 1]
+    begin = begins[hits[0]]
     return Parting(
         shown=float(shown[newest]),
         true=float(true[newest]),
