@@ -29,13 +29,16 @@ _NOTED = property(_noted, _PLAIN.fset)
 @contextmanager
 def noted_reads(read: dict[int, tuple[Any, Any]], reader: Callable[[], Any]) -> Iterator[None]:
     """Within, every Keras variable whose value is asked for in this thread is noted under its id,
-    with who asks for it by then. Others may train at the same time.
+    with who asks for it by then; by those around it too. Others may train at the same time.
     """
+    thread = threading.get_ident()
+    around = _noting.get(thread)
 
     def note(variable: Any) -> None:
         read.setdefault(id(variable), (variable, reader()))
+        if around is not None:
+            around(variable)
 
-    thread = threading.get_ident()
     with _changing:
         _noting[thread] = note
         _OWNER.value = _NOTED
@@ -43,7 +46,10 @@ def noted_reads(read: dict[int, tuple[Any, Any]], reader: Callable[[], Any]) -> 
         yield
     finally:
         with _changing:
-            del _noting[thread]
+            if around is not None:
+                _noting[thread] = around
+            else:
+                del _noting[thread]
             if not _noting:
                 _OWNER.value = _PLAIN
 

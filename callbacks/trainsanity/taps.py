@@ -90,6 +90,7 @@ class Taps:
         self._wrappers = Wrappers()
         self._tapped: list[Any] = []  # optimizers
         self._local = threading.local()
+        self._read: dict[int, Any] = {}  # variables, while the first step is traced
         copies = self._observed if run.compiled_by_xla else None
         self._observers = Observed(run.model, lambda: self._step, boundary, copies)
         self.installed = False
@@ -289,9 +290,16 @@ class Taps:
         """Notes what layers are told while the training step is traced for the first time."""
         if not training or "told_in_step" in self.run.shared:
             return nullcontext()
+        return self._noted_trace()
+
+    @contextmanager
+    def _noted_trace(self) -> Iterator[None]:
         told: dict[int, list[Told]] = {}
         self.run.shared["told_in_step"] = told
-        return noted_calls(self.run.model, told)
+        # JAX makes a gradient of zeros for a weight that had no part in the loss.
+        reads = noted_reads(self._read, layer_that_runs) if self._is_stateless else nullcontext()
+        with noted_calls(self.run.model, told), reads:
+            yield
 
     @contextmanager
     def _first_loss(self, *, training: bool) -> Iterator[None]:
@@ -448,6 +456,8 @@ class Taps:
 
     def _leave_gradient(self, step: Step) -> None:
         """What was measured inside the gradient goes out with the tape; its tensors must not."""
+        if step.training:
+            self.run.shared.setdefault("read_for_loss", frozenset(self._read))
         if in_stateless_scope():
             tape = self._tapes[step.training]
             self._boundary.call("tape", tape.flush, step.columns, step.in_turns)

@@ -1,10 +1,13 @@
-"""On JAX, Keras 3.15 strips the mask before training metrics: padding counts as success."""
+"""On JAX, Keras 3.15 strips the mask before training metrics: padding counts as success. That
+hides nothing else.
+"""
 
 from __future__ import annotations
 
 import keras
 from keras import layers
 from tests.watched import watched_fit
+from tests.zoo.bugs.mask_from_predictions import AllWords, MostConfident
 from tests.zoo.data import sentences
 
 from trainsanity.spooled import SpooledRun
@@ -22,6 +25,16 @@ def tagged(*, padded: bool) -> SpooledRun:
     return watched_fit(model, ids, tags, epochs=2, batch_size=8)
 
 
+def masked_by(layer: keras.Layer) -> SpooledRun:
+    keras.utils.set_random_seed(7)
+    ids = keras.Input((8,), dtype="int32")
+    words = layers.Embedding(20, 8, mask_zero=True)(ids)
+    model = keras.Model(ids, layer(layers.Dense(4, activation="softmax")(words)))
+    optimizer = keras.optimizers.Adam(0.01)
+    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return watched_fit(model, *sentences(), epochs=6, batch_size=4)
+
+
 if keras.backend.backend() == "jax":
 
     def test_says_that_padding_counts_and_shows_the_honest_number() -> None:
@@ -36,3 +49,9 @@ if keras.backend.backend() == "jax":
 
     def test_is_silent_where_nothing_is_padded() -> None:
         assert not tagged(padded=False).judge().at_least("warning")
+
+    def test_says_beside_it_that_a_mask_was_made_from_predictions() -> None:
+        found = masked_by(MostConfident()).judge().at_least("warning")
+        assert {f.subject for _, f in found} == {"training metrics", "most_confident"}
+        found = masked_by(AllWords()).judge().at_least("warning")
+        assert {f.subject for _, f in found} == {"training metrics"}

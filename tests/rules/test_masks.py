@@ -214,6 +214,26 @@ class TestMaskThatCoversTooMuch:
         (found,) = judge(signals)
         assert found.severity is Severity.ADVICE
 
+    def loss(self, shown, true):
+        """On JAX metrics count every position, whatever the mask."""
+        signals = coverage(loss=0.1, metric=1.0, uncounted=0.7) | numbers(0.22, 0.2)
+        return signals | {"loss/reported": [shown] * N, "loss/unmasked": [true] * N}
+
+    def test_is_told_beside_metrics_that_count_padding(self):
+        found = judge(self.loss(0.11, 0.82), facts=JAX)
+        assert [f.subject for f in found] == ["training metrics", "output"]
+        assert found[1].severity is Severity.WARNING
+        assert "Keras reports loss 0.11. Over the positions" in found[1].message
+
+    def test_that_leaves_the_loss_as_it_is_is_advice(self):
+        found = judge(self.loss(0.8, 0.82), facts=JAX)
+        assert found[1].severity is Severity.ADVICE
+
+    def test_metrics_that_are_given_the_mask_say_more_than_the_loss(self):
+        signals = self.loss(0.11, 0.82) | {"mask/metric_coverage": [0.1] * N}
+        (found,) = judge(signals)
+        assert found.severity is Severity.ADVICE
+
     def test_for_a_few_batches_is_not_spoken_of(self):
         signals = coverage() | {"mask/real_uncounted": [0.5] * 19 + [0.0] * 6}
         assert not judge(signals | numbers(1.0, 0.3))

@@ -73,8 +73,10 @@ class Gradients(Probe):
         return {}
 
     def _note_paths(self, update: Update) -> None:
+        read = self.run.shared.get("read_for_loss")  # None where a gradient itself tells
         for gradient, variable in zip(update.gradients, update.variables, strict=True):
-            (self._missing if gradient is None else self._arrived).add(variable.path)
+            is_missing = gradient is None or (read is not None and id(variable) not in read)
+            (self._missing if is_missing else self._arrived).add(variable.path)
         self._missing -= self._arrived
         self.run.shared["gradient_paths"] = self._arrived
         self.run.shared["no_gradient_paths"] = self._missing

@@ -233,6 +233,11 @@ class DeadWeights(Rule):
                 "A gradient arrives and is 0 everywhere: a loss weight of 0, a custom gradient, "
                 "or an operation that is flat (round, sign, argmax)."
             )
+            if run.facts.backend == "jax":
+                cause += (
+                    " On JAX so does a weight that no path leads to from the loss: an output "
+                    "without a loss, stop_gradient."
+                )
         known = all(v.gradient_largest == 0.0 for v in group)
         connected = all(v.connected for v in group)
         found = "never move, though connected to the loss" if connected else "never move"

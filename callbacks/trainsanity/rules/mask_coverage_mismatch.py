@@ -72,11 +72,12 @@ class MaskCoverageMismatch(Rule):
         credit = _counted_padding(run, mask)
         if credit is not None:
             yield _other_mask(run, mask, credit) or _lost(run, mask, credit)
-        elif (numbers := counts_padding(run, mask)) is not None:
+            return
+        if (numbers := counts_padding(run, mask)) is not None:
             yield _metrics_count_padding(run, mask, numbers)
         elif (numbers := ignores_its_mask(run, mask)) is not None:
             yield _metric_ignores_mask(numbers)
-        elif (hidden := self._hidden(run, mask)) is not None:
+        if (hidden := self._hidden(run, mask)) is not None:
             yield self._hides(run, mask, hidden)
 
     def _hidden(self, run: RunView, mask: str) -> Parting | None:

@@ -105,24 +105,38 @@ def ignores_its_mask(run: RunView, mask: str) -> ShownAndReal | None:
 
 def padded_loss(run: RunView, mask: str) -> ShownAndReal | None:
     """The loss of this output, where it differs over real positions."""
+    return next((_parted(run, loss, *_pair(run, loss)) for loss in _loss(run, mask)), None)
+
+
+def _loss(run: RunView, mask: str) -> list[ShownMetric]:
+    """The loss of the output, where its positions can be counted again."""
     output = name_of(mask)
     loss = ShownMetric(f"{output}_loss" if output else "loss")
-    if not run.has(f"{loss.key}/reported", f"{loss.key}/unmasked"):
-        return None
-    return _parted(run, loss, *_pair(run, loss))
+    return [loss] if run.has(f"{loss.key}/reported", f"{loss.key}/unmasked") else []
+
+
+def _metrics_are_masked(run: RunView, mask: str) -> bool:
+    """Whether metrics count no more positions than the loss does."""
+    if not run.has(f"{mask}/metric_coverage", f"{mask}/loss_coverage"):
+        return False
+    rows = run.rows(f"{mask}/metric_coverage", f"{mask}/loss_coverage")
+    more = rows[f"{mask}/metric_coverage"] - rows[f"{mask}/loss_coverage"]
+    return not np.any(more > SHARE_TOLERANCE)
 
 
 def flattered(
     run: RunView, mask: str, *, score: float, error: float, patience: int
 ) -> ShownAndReal | None:
-    """A metric that looks better as shown than over all real positions, materially and lastingly.
+    """A metric that looks better as shown than over all real positions, materially and lastingly;
+    the loss, where no metric is given the mask that the loss is given, as on JAX.
 
     Args:
         score: gap that matters, of a score in 0..1.
         error: gap that matters, as a share of the larger of two errors.
         patience: batches in a row.
     """
-    for metric in comparable(run, mask):
+    seen = comparable(run, mask) if _metrics_are_masked(run, mask) else []
+    for metric in seen or _loss(run, mask):
         rows, shown, true = _pair(run, metric)
         better = shown > true if metric.higher_is_better else shown < true
         scale = np.maximum(np.abs(shown), np.abs(true))

@@ -1,0 +1,47 @@
+"""Cases of the zoo, which is made for TensorFlow, on the other backends."""
+
+from __future__ import annotations
+
+import keras
+import pytest
+from tests.zoo.case import Case, all_cases, run
+
+# Of each kind some; masks on JAX have a file of their own.
+NAMES = {
+    "attribute_lr",
+    "branch_overwritten",
+    "class_weight_keys",
+    "clip_of_zero",
+    "duplicate_layers",
+    "evaluate_cached",
+    "false_output_shape",
+    "head_without_loss",
+    "layer_in_lambda",
+    "loss_broadcast",
+    "metric_lost_on_reload",
+    "metric_without_reset",
+    "order_repeats",
+    "product_over_the_batch",
+    "reduction_announced",
+    "steps_not_held",
+    "thaws_on_reload",
+    "training_flag_lost",
+    "weights_on_one_number",
+}
+OF_MASKS = {"layer_without_masking", "mask_from_predictions", "mask_lost_at_plus"}
+BACKEND = keras.backend.backend()
+
+pytestmark = pytest.mark.skipif(BACKEND == "tensorflow", reason="tests/zoo has them all")
+
+
+def cases() -> list[Case]:
+    names = NAMES | (OF_MASKS if BACKEND == "torch" else set())
+    return [case for case in all_cases() if case.name in names]
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_rule_speaks_and_the_twin_is_left_alone(case: Case) -> None:
+    outcome = run(case)
+    assert not outcome.twin
+    assert outcome.found, f"{case.rule} did not speak; others did: {outcome.others}"
