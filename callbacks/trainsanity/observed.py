@@ -16,6 +16,7 @@ from typing import Any
 import keras
 
 from trainsanity.boundary import Boundary
+from trainsanity.forward import generators_as_now
 from trainsanity.probes.probe import Step
 from trainsanity.wrappers import Function, Wrappers
 
@@ -131,7 +132,8 @@ class Observed:
     def _again(self, function: Function, args: Any, kwargs: Any) -> Any:
         assert self._copies is not None
         args, kwargs = self._copies((args, kwargs))
-        with keras.StatelessScope():
+        # What draws numbers in Python while it is traced has drawn them already.
+        with keras.StatelessScope(), generators_as_now():
             return function(*args, **kwargs)
 
     def _keep(self, owner: Any, name: str, replacement: Function) -> None:

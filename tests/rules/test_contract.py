@@ -48,6 +48,7 @@ ADDED = [
     "loss-precision-lost",
     "sparse-update-mismatch",
     "metric-of-one-process",
+    "batch-dependent-metric",
 ]
 
 every_rule = pytest.mark.parametrize("each", all_rules(), ids=lambda r: r.id)

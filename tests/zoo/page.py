@@ -24,7 +24,7 @@ failure, and without it. *Caught*: the named rule spoke about the right object, 
 above, or, where it says so, as *advice*. *Twin silent*: about the training without the failure
 nothing was said at `warning` or above. Numbers are those of the replication package of *The case of
 silent bugs in TensorFlow/Keras* (F. Tambon et al., ICSE 2023); F are the cases that founded this
-product, L were found since in the installed Keras.
+product, L were found since, most of them in the installed Keras.
 """
 
 COLUMNS = (

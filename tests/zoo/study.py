@@ -174,7 +174,7 @@ FOUNDERS = (
     Bug("F5", 0, "4", "Embedding with too few rows under XLA", FOUNDING, "yes"),
 )
 
-# What no test of the study or founder makes again, and the installed Keras does by itself.
+# What no case of the study or founder makes again; most of it the installed Keras does by itself.
 FOUND = "found since"
 SINCE = (
     Bug("L1", 0, "4", "Attention takes the mask off its input", FOUND, "yes"),
@@ -189,6 +189,7 @@ SINCE = (
     Bug("L10", 0, "1", "CategoryEncoding ignores half precision", FOUND, "yes"),
     Bug("L11", 0, "4", "Binary crossentropy trains past a softmax", FOUND, "yes"),
     Bug("L12", 0, "4", "Weights under a Dice loss part no samples", FOUND, "yes"),
+    Bug("L13", 0, "3", "An F1 written as a function is averaged over batches", FOUND, "yes"),
 )
 
 BUGS = {bug.id: bug for bug in (*STUDY, *FOUNDERS, *SINCE)}
