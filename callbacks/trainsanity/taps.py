@@ -91,6 +91,7 @@ class Taps:
         self._tapped: list[Any] = []  # optimizers
         self._local = threading.local()
         self._read: dict[int, Any] = {}  # variables, while the first step is traced
+        self._made_in_trace: Any = None
         copies = self._observed if run.compiled_by_xla else None
         self._observers = Observed(run.model, lambda: self._step, boundary, copies)
         self.installed = False
@@ -680,13 +681,23 @@ class Taps:
         return update
 
     def _build(self, optimizer: Any, variables: Sequence[Any], step: Step) -> None:
-        """As `apply` would a moment later; what is measured before it needs the slots."""
+        """As `apply` would a moment later; what is measured before it needs the slots.
+
+        Outside of the trace, where to make a variable takes TensorFlow many times as long; one is
+        made in it all the same, so that it is traced as often as without us.
+        """
         before = len(optimizer.variables)
-        with keras.name_scope(optimizer.name, caller=optimizer):
+        is_own = not is_of_keras(type(optimizer).build)  # it may use what is traced
+        place = nullcontext() if is_own else self.run.backend.outside_trace()
+        with place, keras.name_scope(optimizer.name, caller=optimizer):
             optimizer.build(list(variables))
         optimizer.built = True
-        makes_variables = len(optimizer.variables) > before
-        step.is_rehearsal = makes_variables and self.run.is_traced and self.run.backend.TRACES_AGAIN
+        if len(optimizer.variables) == before or not self.run.is_traced:
+            return
+        step.is_rehearsal = self.run.backend.TRACES_AGAIN
+        if step.is_rehearsal and not is_own:
+            with forward.names_untouched():
+                self._made_in_trace = keras.Variable(0, trainable=False, name="trainsanity_made")
 
     def _before_update(self, step: Step, update: Update) -> None:
         began = time.perf_counter()
