@@ -22,9 +22,10 @@ import keras
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
-from trainsanity import forward, later, optimizers, replica_rows
+from trainsanity import forward, later, optimizers, programs, replica_rows
 from trainsanity.backends.backend import Element
 from trainsanity.compiled import CompiledFunctions, TraceTime
+from trainsanity.difference import elements_of
 from trainsanity.first_layers import first_weighted_layers
 from trainsanity.masking import mask_of, put_mask
 from trainsanity.observed import Observed
@@ -132,8 +133,10 @@ class Taps:
         )
 
     def _short_of(self, program: Function, args: tuple[Any, ...]) -> Function | None:
-        """The step without what need not be measured at every batch."""
+        """The step without what need not be measured at every batch; None where a branch serves."""
         run = self.run
+        if self._graph_pace and elements_of(run.model.trainable_weights) < programs.MANY_WEIGHTS:
+            return None
         return run.backend.leaving_out(program, run.model, args, self._tapes[True].left_out)
 
     def _wait_for(self, args: tuple[Any, ...]) -> None:

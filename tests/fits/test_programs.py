@@ -78,6 +78,7 @@ def fit(data: Any, model: keras.Model) -> SpooledRun:
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second program is made at once."""
     monkeypatch.setattr(programs, "WORTH", 0.0)
+    monkeypatch.setattr(programs, "MANY_WEIGHTS", 0)
     monkeypatch.setattr(pace, "FIRST", 0)
     monkeypatch.setattr(pace, "affordable", lambda *_: STRIDE)
 
@@ -102,6 +103,7 @@ def models(data: Any, options: Any) -> tuple[keras.Model, SpooledRun, int, keras
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(programs, "WORTH", 0.0)
+        patch.setattr(programs, "MANY_WEIGHTS", 0)
         patch.setattr(pace, "FIRST", 0)
         patch.setattr(pace, "affordable", lambda *_: STRIDE)
         thinned = made(**options)
@@ -428,6 +430,21 @@ def test_shorter_functions_do_not_outlive_the_fit(options: Any) -> None:
     gc.collect()
     assert made
     assert not made & short()
+
+
+@on_tensorflow
+def test_a_graph_with_few_weights_has_one_program(soon: None, monkeypatch: Any) -> None:
+    def fail(*args: Any) -> Any:
+        raise AssertionError("its branch costs less")
+
+    monkeypatch.setattr(programs, "MANY_WEIGHTS", 5)
+    monkeypatch.setattr(Active, "leaving_out", fail)
+    for inputs, makes in ((3, 0), (4, 1)):
+        x = np.ones((400, inputs), "float32")
+        model = keras.Sequential([keras.Input((inputs,)), layers.Dense(1)])
+        model.compile("sgd", "mse", jit_compile=False)
+        run = watched_fit(model, x, x[:, :1], batch_size=BATCH)
+        assert len(run.audits("probe_failed")) == makes
 
 
 class Asserted(layers.Layer):
