@@ -460,7 +460,7 @@ class Taps:
 
     def _leave_gradient(self, step: Step) -> None:
         """What was measured inside the gradient goes out with the tape; its tensors must not."""
-        if step.training:
+        if step.training and self.run.shared["is_keras_step"]:  # there is one loss
             self.run.shared.setdefault("read_for_loss", frozenset(self._read))
         if in_stateless_scope():
             tape = self._tapes[step.training]

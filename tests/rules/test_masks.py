@@ -229,6 +229,12 @@ class TestMaskThatCoversTooMuch:
         found = judge(self.loss(0.8, 0.82), facts=JAX)
         assert found[1].severity is Severity.ADVICE
 
+    def test_without_metrics_is_advice(self):
+        """What is scored on purpose, such as answers alone, may be easier than the rest."""
+        signals = {k: v for k, v in self.loss(0.11, 0.82).items() if "accuracy" not in k}
+        (found,) = judge(signals)
+        assert found.severity is Severity.ADVICE
+
     def test_metrics_that_are_given_the_mask_say_more_than_the_loss(self):
         signals = self.loss(0.11, 0.82) | {"mask/metric_coverage": [0.1] * N}
         (found,) = judge(signals)

@@ -70,13 +70,13 @@ class MetricCuts(Probe):
     def _data(self) -> tuple[tuple[Any, Any, Any], int]:
         """Rows, and how many make a batch."""
         run = self.run
+        if run.sample is None:  # also where the model is trained on several devices
+            raise CannotAudit("no sample of the data could be taken")
         batch = (run.fit and run.fit.get("batch_size")) or 32  # as Keras
         arrays = run.fit and sample_of_arrays(run.fit, BATCHES * batch)
-        if arrays and fixed_batch(run.model) is None:
-            rows = rows_of(arrays[0])
-            return arrays, batch if rows >= 2 * batch else rows // 2
-        sample = run.sample or (None, None, None)
-        return sample, 0 if sample[0] is None else rows_of(sample[0]) // 2
+        sample = arrays if arrays and fixed_batch(run.model) is None else run.sample
+        rows = rows_of(sample[0])
+        return sample, batch if rows >= 2 * batch else rows // 2
 
 
 def _is_own_function(metric: Any) -> bool:

@@ -128,15 +128,17 @@ def flattered(
     run: RunView, mask: str, *, score: float, error: float, patience: int
 ) -> ShownAndReal | None:
     """A metric that looks better as shown than over all real positions, materially and lastingly;
-    the loss, where no metric is given the mask that the loss is given, as on JAX.
+    the loss, where metrics are not given the mask that the loss is given, as on JAX.
 
     Args:
         score: gap that matters, of a score in 0..1.
         error: gap that matters, as a share of the larger of two errors.
         patience: batches in a row.
     """
-    seen = comparable(run, mask) if _metrics_are_masked(run, mask) else []
-    for metric in seen or _loss(run, mask):
+    metrics = comparable(run, mask)
+    if metrics and not _metrics_are_masked(run, mask):
+        metrics = _loss(run, mask)
+    for metric in metrics:
         rows, shown, true = _pair(run, metric)
         better = shown > true if metric.higher_is_better else shown < true
         scale = np.maximum(np.abs(shown), np.abs(true))
