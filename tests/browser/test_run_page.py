@@ -6,7 +6,7 @@ import re
 
 import pytest
 from feed import setup_audits, tagger
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 from scene import LiveServer, wait_until_settled
 from sqlalchemy import update
 
@@ -174,9 +174,40 @@ def test_an_open_page_says_that_its_run_was_deleted(page: Page, server: LiveServ
     expect(page.locator("#content")).to_contain_text(feed.run_id)
 
 
+def press(page: Page, selector: str) -> Locator:
+    """Also where the page still moves as the mouse comes."""
+    for _ in range(50):
+        page.locator(selector).hover()
+        page.mouse.down()
+        if page.locator(f"{selector}:active").count():
+            return page.locator(selector)
+        page.mouse.move(0, 0)  # nothing else is to be clicked
+        page.mouse.up()
+    pytest.fail(f"{selector} never stood still")
+
+
+def test_nothing_moves_while_a_button_is_pressed(page: Page, server: LiveServer) -> None:
+    feed = server.feed("pressed")
+    feed.send(tagger(10, lost=False))
+    go_to(page, feed.run_id)
+    expect(page.locator("#link-state")).to_contain_text("Live")
+    button = press(page, "#delete-run > summary")
+    before = button.bounding_box()
+    with page.expect_response(lambda answer: "/parts/alerts" in answer.url):
+        feed.send(audits=setup_audits(lost=True))
+        feed.send(tagger(100, lost=True, after=10))
+    page.evaluate("() => new Promise((done) => setTimeout(() => requestAnimationFrame(done)))")
+    assert page.locator(".alert").count() == 0
+    assert button.bounding_box() == before
+    page.mouse.up()
+    expect(page.get_by_role("button", name="Delete for good")).to_be_visible()
+    expect(page.locator(".alert")).to_have_count(1)
+
+
 def test_a_run_is_deleted_after_a_second_look(page: Page, server: LiveServer) -> None:
     feed = server.feed("not wanted any more")
     feed.send({"loss/reported": [1.0]}, state="finished")
+    wait_until_settled(server, feed.run_id)  # or verdicts come, and all moves, as it is clicked
     go_to(page, feed.run_id)
     page.get_by_text("Delete this run").click()
     page.get_by_role("button", name="Delete for good").click()

@@ -55,6 +55,36 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+// A press ends on what it began on: nothing moves in between, or the click would be lost.
+const LONGEST_PRESS = 10000; // milliseconds; of some presses the end is not told
+let held = Promise.resolve();
+let release = null;
+
+function letGo() {
+  setTimeout(() => { // after the click
+    release?.();
+    release = null;
+  });
+}
+
+document.addEventListener("pointerdown", () => {
+  if (release) return;
+  held = new Promise((resolve) => {
+    release = resolve;
+  });
+  setTimeout(letGo, LONGEST_PRESS);
+});
+for (const end of ["pointerup", "pointercancel"]) document.addEventListener(end, letGo);
+
+document.addEventListener("htmx:before:request", ({ detail }) => {
+  const fetched = detail.ctx.fetch;
+  detail.ctx.fetch = async (...request) => {
+    const response = await fetched(...request);
+    await held;
+    return response;
+  };
+});
+
 // Whoever pressed a button that is gone now goes on from what it belonged to.
 const places = new WeakMap(); // one change of the page -> id of what the focus was in before it
 
