@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keras
 import pytest
+from tests.zoo.bugs import logits_not_used
 from tests.zoo.case import Case, all_cases, run
 
 # Of each kind some; masks on JAX have a file of their own.
@@ -45,3 +46,11 @@ def test_the_rule_speaks_and_the_twin_is_left_alone(case: Case) -> None:
     outcome = run(case)
     assert not outcome.twin
     assert outcome.found, f"{case.rule} did not speak; others did: {outcome.others}"
+
+
+def test_a_crossentropy_of_a_softmax_is_cut_off() -> None:
+    """Only on TensorFlow does Keras find the logits."""
+    keras.utils.set_random_seed(7)
+    (found,) = logits_not_used.healthy().judge().of("loss-precision-lost")
+    shown, true = (witness.value for witness in found.witnesses)
+    assert shown < 0.5 * true
