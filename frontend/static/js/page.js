@@ -59,8 +59,10 @@ document.addEventListener("keydown", (event) => {
 const LONGEST_PRESS = 10000; // milliseconds; of some presses the end is not told
 let held = Promise.resolve();
 let release = null;
+let limit = 0;
 
 function letGo() {
+  clearTimeout(limit);
   setTimeout(() => { // after the click
     release?.();
     release = null;
@@ -72,7 +74,7 @@ document.addEventListener("pointerdown", () => {
   held = new Promise((resolve) => {
     release = resolve;
   });
-  setTimeout(letGo, LONGEST_PRESS);
+  limit = setTimeout(letGo, LONGEST_PRESS);
 });
 for (const end of ["pointerup", "pointercancel"]) document.addEventListener(end, letGo);
 
