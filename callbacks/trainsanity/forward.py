@@ -171,6 +171,19 @@ def call_model(model: Any, x: Any, *, training: bool) -> Any:
         return model(x, training=training) if model._call_has_training_arg else model(x)
 
 
+def as_in_training(structure: Any) -> Any:
+    """The tensors that Keras makes of arrays before a step sees them; None stays None."""
+
+    def tensor(leaf: Any) -> Any:
+        if leaf is None:
+            return None
+        made = keras.ops.convert_to_tensor(leaf)
+        is_double = keras.backend.standardize_dtype(made.dtype) == "float64"
+        return keras.ops.cast(made, keras.config.floatx()) if is_double else made
+
+    return keras.tree.map_structure(tensor, structure)
+
+
 def reading_weights_as(layer: Any) -> Any:
     """Within, weights are read in the layer's compute dtype, as in `Layer.__call__`.
 

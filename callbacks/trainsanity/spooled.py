@@ -130,7 +130,7 @@ def _facts(first: wire.Packet, packet: wire.Packet) -> RunFacts:
 def _apply(rule: Rule, history: RunHistory, judgement: Judgement) -> None:
     known = judgement.verdicts.get(rule.id, ("", ""))[0]
     try:
-        findings = list(rule.check(history.view()))
+        findings = rule.findings(history.view())
     except NotTestable as reason:
         if known in ("", "not_testable"):
             judgement.verdicts[rule.id] = ("not_testable", str(reason))

@@ -142,3 +142,28 @@ def test_audits_no_longer_at_once_than_it_may(monkeypatch: pytest.MonkeyPatch) -
     for name in ("paths", "roundtrip"):
         (audit,) = run.audits(name)
         assert "used up" in audit.facts["not_testable"]
+
+
+class OwnLoss(keras.Model):
+    """Knows tensors only, as torch does where an array is on the left of a minus."""
+
+    weighs = False
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, **_: Any
+    ) -> Any:
+        losses = keras.ops.square(y - y_pred)
+        return keras.ops.mean(losses * sample_weight[:, None] if self.weighs else losses)
+
+
+@pytest.mark.parametrize("weighs", [False, True])
+def test_a_compute_loss_gets_what_it_gets_in_training(weighs: bool) -> None:
+    inputs = keras.Input((4,))
+    model = OwnLoss(inputs, keras.layers.Dense(1)(inputs))
+    model.weighs = weighs
+    model.compile("sgd")
+    x = np.random.default_rng(0).normal(size=(64, 4))
+    weights = np.linspace(0.1, 2.0, 64)
+    run = watched_fit(model, x, x[:, :1], sample_weight=weights, batch_size=8)
+    found = {(rule.id, f.subject) for rule, f in run.judge().at_least("warning")}
+    assert found == (set() if weighs else {("sample-weight-effect", "loss")})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from trainsanity.rules import Finding, all_rules
+import pytest
+
+from trainsanity.rules import Finding, NotTestable, all_rules, history
+from trainsanity.rules.sample_weight_effect import SampleWeightEffect
 from trainsanity.spooled import Judgement
 
 RULE = next(iter(all_rules()))
@@ -31,3 +34,13 @@ def test_what_is_known_more_exactly_takes_the_place_of_what_was_told_before():
     judgement.add(RULE, found("a mask", 1, 1, 1))
     judgement.add(RULE, found("the mask of layer add", 1, 4, 4, replaces=("a mask",)))
     assert [finding.subject for _, finding in judgement.findings] == ["the mask of layer add"]
+
+
+def test_what_is_found_stands_where_the_rest_cannot_be_tested_yet():
+    """The audit came before the first signals, and is shown as new only once."""
+    facts = {"loss": 1.5, "again": 1.5, "other_weights": 1.5, "rows": 8}
+    run = history(audits=[("weights_used", 1, facts)])
+    (finding,) = SampleWeightEffect().findings(run.view())
+    assert finding.subject == "loss"
+    with pytest.raises(NotTestable):
+        SampleWeightEffect().findings(history().view())

@@ -61,7 +61,7 @@ class Rulebook:
 
 def _ask(rule: Rule, run: RunView, opinion: Opinion) -> None:
     try:
-        findings = list(rule.check(run))
+        findings = rule.findings(run)
     except NotTestable as answer:
         opinion.verdicts[rule.id] = ("not_testable", str(answer))
         return

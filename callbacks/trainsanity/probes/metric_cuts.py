@@ -10,7 +10,7 @@ import numpy as np
 from trainsanity.difference import array_of
 from trainsanity.errors import CannotAudit
 from trainsanity.fit_arguments import sample_of_arrays
-from trainsanity.forward import call_model, fixed_batch, refused, untouched
+from trainsanity.forward import as_in_training, call_model, fixed_batch, refused, untouched
 from trainsanity.origin import is_of_keras
 from trainsanity.outputs import outputs_of
 from trainsanity.probes.metrics import compiled_metrics
@@ -101,17 +101,10 @@ def _values(
     """What the metric's function makes of all rows, of all again, and of each batch; None where
     that is no single number.
     """
-    labels, outputs = _tensor(output.y_true), _tensor(output.y_pred)
+    labels, outputs = as_in_training(output.y_true), as_in_training(output.y_pred)
     cuts = [(0, rows), (0, rows), *((first, first + size) for first in range(0, rows, size))]
     given = metric._fn_kwargs
     values = [array_of(metric._fn(labels[a:b], outputs[a:b], **given)) for a, b in cuts]
     if any(value.size != 1 for value in values):
         return None
     return np.array([value.reshape(()) for value in values], np.float64)
-
-
-def _tensor(part: Any) -> Any:
-    """As Keras hands it to a metric."""
-    tensor = keras.ops.convert_to_tensor(part)
-    dtype = keras.backend.standardize_dtype(tensor.dtype)
-    return keras.ops.cast(tensor, keras.config.floatx()) if dtype == "float64" else tensor

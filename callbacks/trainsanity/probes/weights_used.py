@@ -9,7 +9,7 @@ import numpy as np
 
 from trainsanity.difference import array_of
 from trainsanity.errors import CannotAudit
-from trainsanity.forward import call_model, refused, untouched
+from trainsanity.forward import as_in_training, call_model, refused, untouched
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import rows_of
@@ -57,6 +57,8 @@ def _times(weight: Any, ramp: Any) -> Any:
 
 
 def _loss(model: Any, x: Any, y: Any, prediction: Any, weight: Any) -> float:
+    # A compute_loss of the user's need not know arrays.
+    x, y, weight = as_in_training((x, y, weight))
     with keras.StatelessScope():
         loss = model.compute_loss(x=x, y=y, y_pred=prediction, sample_weight=weight)
     return float(array_of(loss).sum())
