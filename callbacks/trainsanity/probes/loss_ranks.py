@@ -10,7 +10,7 @@ from keras import ops
 
 from trainsanity.difference import array_of
 from trainsanity.errors import CannotAudit
-from trainsanity.forward import call_model, refused, untouched
+from trainsanity.forward import as_in_training, call_model, refused, untouched
 from trainsanity.origin import is_of_keras
 from trainsanity.outputs import outputs_of
 from trainsanity.probes.probe import OutputEvidence, Probe
@@ -57,7 +57,7 @@ def _may_broadcast(output: OutputEvidence) -> bool:
 
 
 def _row(output: OutputEvidence, name: str, compare: Compare) -> dict[str, Any]:
-    y, prediction = ops.convert_to_tensor(output.y_true), output.y_pred
+    y, prediction = as_in_training(output.y_true), output.y_pred
     alone = [
         _mean(compare, y[i : i + 1], prediction[i : i + 1]) for i in range(int(prediction.shape[0]))
     ]

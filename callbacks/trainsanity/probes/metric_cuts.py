@@ -36,10 +36,13 @@ class MetricCuts(Probe):
         self._is_over = False
 
     def on_epoch_sample(self, epoch: int) -> None:
-        if not self._is_over:
-            self._is_over = True  # unless there is something to look at in the next epoch too
+        if self._is_over:
+            return
+        try:
             self._look()
-            self._is_over = False
+        except CannotAudit:  # nor in the next epoch
+            self._is_over = True
+            raise
 
     def _look(self) -> None:
         model = self.run.model
