@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
 from trainsanity.boundary import Boundary
 from trainsanity.forward import generators_as_now
+from trainsanity.masking import mask_of, put_mask
 from trainsanity.probes.probe import Step
 from trainsanity.wrappers import Function, Wrappers
+
+if TYPE_CHECKING:
+    from trainsanity.run import Run
 
 
 class Observed:
@@ -139,6 +143,23 @@ class Observed:
     def _keep(self, owner: Any, name: str, replacement: Function) -> None:
         self._kept.append((owner, name, vars(owner).get(name), replacement))
         self._wrappers.put(owner, name, replacement)
+
+
+def seen_of(structure: Any, run: Run, apart: Function | None = None) -> Any:
+    """The tensors for probes to look at; under XLA behind a barrier, or apart in another way, with
+    their masks.
+    """
+    if not run.compiled_by_xla:
+        return structure
+    leaves = keras.tree.flatten(structure)
+    dense = [i for i, leaf in enumerate(leaves) if run.backend.is_dense(leaf)]
+    apart = apart or run.backend.behind_barrier
+    seen = apart([leaves[i] for i in dense]) if dense else []
+    for i, tensor in zip(dense, seen, strict=True):
+        tensor = run.backend.with_logits(tensor, leaves[i])
+        put_mask(tensor, mask_of(leaves[i]))
+        leaves[i] = tensor
+    return keras.tree.pack_sequence_as(structure, leaves)
 
 
 def _keep_loss(step: Step, values: Any) -> None:

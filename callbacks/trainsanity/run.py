@@ -86,6 +86,11 @@ class Run:
         return bool(self.backend.is_traced_step(self.model))
 
     @property
+    def is_stateless(self) -> bool:
+        """Whether a step is a pure function, as on JAX: variables travel in its state."""
+        return bool(self.backend.HAS_GRADIENT_BOUNDARY)
+
+    @property
     def compiled_by_xla(self) -> bool:
         return bool(self.model.jit_compile) and not self.model.run_eagerly
 

@@ -454,7 +454,7 @@ class Session:
 
     def _fail(self, args: tuple[Any, ...]) -> None:
         """The step has failed; the call is about to be left, but is still running."""
-        if self._run is not None and self._run.backend.HAS_GRADIENT_BOUNDARY:
+        if self._run is not None and self._run.is_stateless:
             # Keras will put the state back by the places of the variables, the tape's among them.
             readings = self._readings
             if readings is not None:

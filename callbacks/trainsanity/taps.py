@@ -13,8 +13,7 @@ import inspect
 import math
 import operator
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +21,13 @@ import keras
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
-from trainsanity import forward, later, optimizers, programs, replica_rows
-from trainsanity.backends.backend import Element
+from trainsanity import later, replica_rows
 from trainsanity.compiled import CompiledFunctions, TraceTime
-from trainsanity.difference import elements_of
 from trainsanity.first_layers import first_weighted_layers
-from trainsanity.masking import mask_of, put_mask
-from trainsanity.observed import Observed
+from trainsanity.observed import Observed, seen_of
 from trainsanity.origin import is_of_keras
 from trainsanity.outputs import outputs_of
-from trainsanity.pace import Pace
-from trainsanity.probes.probe import Columns, LayerCall, Step, Update
-from trainsanity.programs import OF_A_GRAPH, ProgramPace, ShortGraphPace, ShortProgram
+from trainsanity.probes.probe import Columns, LayerCall, Step
 from trainsanity.reads import layer_that_runs, noted_reads
 from trainsanity.recording import (
     Told,
@@ -43,26 +37,18 @@ from trainsanity.recording import (
     noted_calls,
     tensors_of,
 )
-from trainsanity.tape import GAP, Tape
-from trainsanity.wrappers import Wrappers
+from trainsanity.tape import Tape
+from trainsanity.turns import Turns
+from trainsanity.update_taps import UpdateTaps
+from trainsanity.wrappers import Function, Wrappers
 
 if TYPE_CHECKING:
     from trainsanity.boundary import Boundary
     from trainsanity.listeners import Listeners
     from trainsanity.run import Run
 
-Function = Callable[..., Any]
-
 OF_ONE_REPLICA = "it is measured on each replica, and the values do not add up to that of the batch"
-IN_THE_UPDATE = "the gradients of the replicas are added up inside the optimizer's update"
 PARTS = ("x", "y", "y_pred", "sample_weight")  # of `compute_loss` and `compute_metrics`
-OF_UPDATES = (
-    "gradient/norm",
-    "gradient/nonfinite",
-    "learning_rate/applied",
-    "learning_rate/effective",
-    "update/sampled_norm",
-)
 
 
 class Taps:
@@ -89,62 +75,19 @@ class Taps:
         for tape in self._tapes.values():
             tape.make = self._rows_of
         self._wrappers = Wrappers()
-        self._tapped: list[Any] = []  # optimizers
         self._local = threading.local()
         self._read: dict[int, Any] = {}  # variables, while the first step is traced
-        self._made_in_trace: Any = None
-        copies = self._observed if run.compiled_by_xla else None
+        self._turns = Turns(run, listeners, boundary, train_tape)
+        self._updates = UpdateTaps(
+            run, listeners, boundary, self._turns, self._wrappers, lambda: self._step
+        )
+        copies = functools.partial(seen_of, run=run) if run.compiled_by_xla else None
         self._observers = Observed(run.model, lambda: self._step, boundary, copies)
         self.installed = False
-        thins = self._may_thin() and not run.is_traced
-        run.pace, run.test_pace = Pace(thins=thins), Pace(thins=thins)
-        self._graph_pace: ShortGraphPace | None = None
         self._adds_as_keras = False  # whether Keras' own `compute_loss` adds the model's losses
-        self._program_pace: ProgramPace | None = None
-        if run.kind == "fit" and self._may_thin_in_graph():
-            count, read = train_tape.count, run.backend.read
-            run.pace = self._graph_pace = ShortGraphPace(read, count, self._short(OF_A_GRAPH))
-        elif run.kind == "fit" and self._is_one_program:
-            run.pace = self._program_pace = ProgramPace(self._short(), self._wait_for)
-
-    def _may_thin(self) -> bool:
-        """Whether evidence can be left out of a step."""
-        several = int(self.run.model.steps_per_execution or 1) > 1 or self.run.replicas > 1
-        return not (self._is_stateless or several)
-
-    def _may_thin_in_graph(self) -> bool:
-        run = self.run
-        is_graph = run.is_traced and not run.compiled_by_xla
-        return is_graph and self._may_thin() and run.backend.leaves_out()
-
-    @property
-    def _is_one_program(self) -> bool:
-        """Whether no branch can leave anything out of the step: on JAX, and under XLA."""
-        run = self.run
-        if self._is_stateless:
-            return run.is_traced
-        return run.compiled_by_xla and run.is_traced and self._may_thin()
-
-    def _short(self, share: float = 1.0) -> ShortProgram:
-        guard = functools.partial(self._boundary.call, "short step")
-        backend = self.run.backend
-        return ShortProgram(
-            self._short_of, backend.kind_of, guard, share=share, direct=backend.direct
-        )
-
-    def _short_of(self, program: Function, args: tuple[Any, ...]) -> Function | None:
-        """The step without what need not be measured at every batch; None where a branch serves."""
-        run = self.run
-        if self._graph_pace and elements_of(run.model.trainable_weights) < programs.MANY_WEIGHTS:
-            return None
-        return run.backend.leaving_out(program, run.model, args, self._tapes[True].left_out)
-
-    def _wait_for(self, args: tuple[Any, ...]) -> None:
-        self.run.backend.wait_for(args, self._tapes[True].count)
 
     def _run_chosen(self, program: Function, args: tuple[Any, ...]) -> Any:
-        pace = self._graph_pace or self._program_pace
-        return pace.run(program, args) if self.installed and pace else program(*args)
+        return self._turns.run(program, args) if self.installed else program(*args)
 
     # installing
 
@@ -156,7 +99,7 @@ class Taps:
         """
         model = self.run.model
         self.installed = True
-        if self._is_stateless:
+        if self.run.is_stateless:
             model._metrics.extend(self._tapes.values())
             if not any(metric is self._tapes[True] for metric in model.metrics):
                 self.remove()
@@ -174,7 +117,7 @@ class Taps:
             make = backend.around_making(model, self._catch_sample)
             if make is not None:
                 self._wrappers.put(model, "_make_function", make)
-        if self._graph_pace or self._program_pace:
+        if self._turns.may_choose:
             chosen = backend.choosing(model, self._run_chosen)
             if chosen is not None:
                 self._wrappers.put(model, "_make_function", chosen)
@@ -198,20 +141,7 @@ class Taps:
 
     def tap_optimizers(self) -> None:
         """Taps every optimizer the model holds that is not tapped yet."""
-        if self.run.replicas > 1:
-            for name in OF_UPDATES:
-                self.run.not_testable[name] = IN_THE_UPDATE
-            return
-        for name, optimizer in optimizers.of_model(self.run.model).items():
-            if any(optimizer is known for known in self._tapped):
-                continue
-            self._tapped.append(optimizer)
-            if self._is_stateless and optimizers.working(optimizer) is not optimizer:
-                tap = self._around_stateless_update(name, optimizer, optimizer.stateless_apply)
-                self._wrappers.put(optimizer, "stateless_apply", tap)
-            else:
-                tap = self._around_update(name, optimizer, optimizer.apply)
-                self._wrappers.put(optimizer, "apply", tap)
+        self._updates.tap_all()
 
     def remove(self) -> None:
         """Puts everything back; safe to call twice."""
@@ -219,17 +149,12 @@ class Taps:
             return
         self.installed = False
         self._wrappers.take_off(with_others=True)
-        self._tapped.clear()
+        self._updates.forget()
         model = self.run.model
         tapes = list(self._tapes.values())
         model._metrics[:] = [m for m in model._metrics if not any(m is t for t in tapes)]
 
     # while Keras traces a step
-
-    @property
-    def _is_stateless(self) -> bool:
-        """Whether a step is a pure function, as on JAX: variables travel in its state."""
-        return bool(self.run.backend.HAS_GRADIENT_BOUNDARY)
 
     @property
     def _step(self) -> Step | None:
@@ -242,8 +167,7 @@ class Taps:
             x, y, weights = batch_parts(args[-1]) if args else (None, None, None)
             given = (x, y, self._boundary.call("taps", self.run.backend.unshared, weights))
             self._local.step = current = Step(training=training, given=given)
-            pace = self._pace(current)
-            current.full = pace.begin()
+            self._turns.begin(current)
             current.waits = not current.full and self._tapes[training].is_in_memory
             self._boundary.call("taps", self._begin_trace, current)
             observed = self._observers
@@ -254,14 +178,14 @@ class Taps:
             finally:
                 self._local.step = None
                 observed.end()
-            if self._is_stateless:
+            if self.run.is_stateless:
                 return self._boundary.call(
                     "tape", self._end_stateless, current, result, default=result
                 )
             if training and args and not self.run.compiled_by_xla:
                 self._catch_sample(args[0])
             self._finish(current, result)
-            pace.end()
+            self._turns.end(current)
             return result
 
         return step
@@ -301,7 +225,7 @@ class Taps:
         told: dict[int, list[Told]] = {}
         self.run.shared["told_in_step"] = told
         # JAX makes a gradient of zeros for a weight that had no part in the loss.
-        reads = noted_reads(self._read, layer_that_runs) if self._is_stateless else nullcontext()
+        reads = noted_reads(self._read, layer_that_runs) if self.run.is_stateless else nullcontext()
         with noted_calls(self.run.model, told), reads:
             yield
 
@@ -323,7 +247,7 @@ class Taps:
         run.shared["traces"] = run.shared.get("traces", 0) + 1
         if self._functions.traced is None:
             with run.backend.outside_trace():
-                traced = TraceTime(run.model, with_flags=not self._is_stateless)
+                traced = TraceTime(run.model, with_flags=not self.run.is_stateless)
             self._functions.traced = traced if traced else None
 
     def _finish(self, step: Step, logs: Any) -> None:
@@ -337,19 +261,18 @@ class Taps:
             self._boundary.call("tape", self._write_later, step)
             return
         with self.run.backend.observing():
-            self._collect(step, "trace_logs", step)
+            self._turns.ask(step, "trace_logs", step)
             if self.run.replicas > 1:
                 self._finish_with_others(step)
                 return
-            self._collect(step, "trace_end", step)
-            if (pace := self._decides(step)) is not None and not step.is_rehearsal:
-                self._boundary.call("taps", self._take_turn, step, pace)
+            self._turns.ask(step, "trace_end", step)
+            self._boundary.call("taps", self._turns.take, step)
             tape = self._tapes[step.training]
             self._boundary.call("tape", tape.write, step.columns, step.in_turns)
 
     def _write_later(self, step: Step) -> None:
-        self._collect(step, "trace_logs", step)
-        self._collect(step, "trace_end", step)
+        self._turns.ask(step, "trace_logs", step)
+        self._turns.ask(step, "trace_end", step)
         tape = self._tapes[step.training]
         with self.run.backend.observing():
             is_kept = later.keep(step, self.run.backend)
@@ -369,7 +292,7 @@ class Taps:
                 if asked_with is not seen:
                     seen = asked_with
                     self._boundary.call("taps", self._see, step, asked_with)
-                self._collect(step, hook, step)
+                self._turns.ask(step, hook, step)
 
     def _rows_of(self, steps: list[Step]) -> Iterator[Columns]:
         """Of steps that have waited."""
@@ -405,37 +328,6 @@ class Taps:
             for method in self._listeners.of_every_batch(hook, only_inputs=False):
                 step.columns.update(method(step))
         return step.columns
-
-    def _decides(self, step: Step) -> ShortGraphPace | None:
-        """Where the graph decides at each step whether all probes have their turn."""
-        return self._graph_pace if step.training else None
-
-    def _turn(self, step: Step, pace: ShortGraphPace) -> Any:
-        """Whether they have, a bool tensor; always where the loss is not finite."""
-        if step.turn is None:
-            turn = pace.is_turn()
-            bad = step.columns.get("loss/nonfinite")
-            if bad is not None:
-                turn = keras.ops.logical_or(turn, keras.ops.greater(bad, 0))
-            step.turn = self._tapes[True].in_turn(turn, False)
-        return step.turn
-
-    def _take_turn(self, step: Step, pace: ShortGraphPace) -> None:
-        """What was put off, in a branch of the graph."""
-        names: list[str] = []
-
-        def compute() -> Any:
-            found: dict[str, Any] = {}
-            for hook, evidence in step.put_off:
-                for columns in self._listeners.ask(hook, evidence, every_batch=False):
-                    found.update(columns)
-            pace.take()
-            names.extend(found)
-            cells = [keras.ops.cast(value, "float32") for value in found.values()]
-            return keras.ops.stack([keras.ops.reshape(cell, ()) for cell in cells] or [GAP])
-
-        values = self.run.backend.when(self._turn(step, pace), compute, GAP)
-        step.columns.update((name, Element(values, place)) for place, name in enumerate(names))
 
     def _finish_with_others(self, step: Step) -> None:
         """One row for what all replicas have measured of a batch; variables of ours are not the
@@ -513,9 +405,9 @@ class Taps:
                 step.loss = self._boundary.call("taps", self._whole_loss, loss)
                 if not self._adds_as_keras:
                     step.added = self._boundary.call("losses", self._added, default=[])
-                self._collect(step, "trace_loss", step)
+                self._turns.ask(step, "trace_loss", step)
                 self._boundary.call("taps", self._look_closer, step)
-            if self._is_stateless:
+            if self.run.is_stateless:
                 self._leave_gradient(step)
             return loss
 
@@ -551,7 +443,7 @@ class Taps:
 
     def _whole_loss(self, loss: Any) -> Any:
         """The loss to look at, before Keras divides it by the number of replicas."""
-        seen = self._observed(loss)
+        seen = seen_of(loss, self.run)
         return seen if self.run.replicas == 1 else seen * self.run.replicas
 
     def _after_metrics(self, original: Function) -> Function:
@@ -564,7 +456,7 @@ class Taps:
                 step.asked.add("metrics")
                 with self.run.backend.observing():
                     self._boundary.call("taps", self._note, step, _given(names, args, kwargs))
-                    self._collect(step, "trace_metrics", step)
+                    self._turns.ask(step, "trace_metrics", step)
             return results
 
         return compute_metrics
@@ -588,163 +480,13 @@ class Taps:
             return
         step.x, step.y, step.y_pred, step.sample_weight = asked_with
         step.x = measurable(step.x)
-        step.y_pred = self._observed(step.y_pred)
+        step.y_pred = seen_of(step.y_pred, self.run)
         step.outputs = outputs_of(
             self.run.model, step.y, step.y_pred, step.sample_weight, step.given[2]
         )
 
     def _weights(self, given: Mapping[str, Any]) -> Any:
         return self.run.backend.unshared(given.get("sample_weight"))
-
-    def _observed(self, structure: Any, apart: Function | None = None) -> Any:
-        """The tensors for probes to look at; under XLA behind a barrier, or apart in another way,
-        with their masks.
-        """
-        run = self.run
-        if not run.compiled_by_xla:
-            return structure
-        leaves = keras.tree.flatten(structure)
-        dense = [i for i, leaf in enumerate(leaves) if run.backend.is_dense(leaf)]
-        apart = apart or run.backend.behind_barrier
-        seen = apart([leaves[i] for i in dense]) if dense else []
-        for i, tensor in zip(dense, seen, strict=True):
-            tensor = run.backend.with_logits(tensor, leaves[i])
-            put_mask(tensor, mask_of(leaves[i]))
-            leaves[i] = tensor
-        return keras.tree.pack_sequence_as(structure, leaves)
-
-    # while the optimizer's update is traced
-
-    def _around_update(self, name: str, optimizer: Any, original: Function) -> Function:
-        def apply(*args: Any, **kwargs: Any) -> Any:
-            step = self._step
-            if step is None or not step.full:  # no probe of updates sees every batch
-                return original(*args, **kwargs)
-            update = self._boundary.call(
-                "update", self._update, name, optimizer, step, args, kwargs
-            )
-            if update is None:
-                return original(*args, **kwargs)
-            self._before_update(step, update)
-            with update.clipping_watched():
-                result = original(*args, **kwargs)
-            self._after_update(step, update)
-            return result
-
-        return apply
-
-    def _around_stateless_update(self, name: str, optimizer: Any, original: Function) -> Function:
-        """For an optimizer whose `apply` Keras does not call on JAX: loss scaling."""
-
-        def stateless_apply(*args: Any, **kwargs: Any) -> Any:
-            step = self._step
-            if step is None:
-                return original(*args, **kwargs)
-            if len(args) != 3:
-                return original(*args, **kwargs)
-            state, grads, weights = args
-            with _as_variables(optimizer, weights, state):
-                update = self._boundary.call(
-                    "update", self._update, name, optimizer, step, (grads,), {}
-                )
-                if update is not None:
-                    self._before_update(step, update)
-            result = original(*args, **kwargs)
-            if update is not None:
-                with _as_variables(optimizer, *result):
-                    self._after_update(step, update)
-            return result
-
-        return stateless_apply
-
-    def _update(
-        self, name: str, optimizer: Any, step: Step, args: tuple[Any, ...], kwargs: Any
-    ) -> Update | None:
-        gradients = args[0] if args else kwargs["grads"]
-        variables = args[1] if len(args) > 1 else kwargs.get("trainable_variables")
-        if variables is None:
-            variables = optimizer._trainable_variables
-        if not isinstance(gradients, (list, tuple)) or not isinstance(variables, (list, tuple)):
-            # Reading an iterator would take from it what the optimizer needs.
-            raise TypeError("gradients and variables are no lists, so they cannot be looked at")
-        if not optimizer.built:
-            self._build(optimizer, variables, step)
-        if not self._is_stateless:
-            with self.run.backend.outside_trace(), forward.names_untouched():
-                self._listeners.tell("on_optimizer", name, optimizer, variables)
-        if step.is_rehearsal:
-            return None
-        given = list(gradients)
-        seen = self._observed(given, self.run.backend.gradients_to_see)
-        copies = functools.partial(self.run.backend.copies, xla=self.run.compiled_by_xla)
-        update = Update(name, optimizer, given, seen, list(variables), step.shared, copies)
-        if (pace := self._decides(step)) is not None:
-            turn = self._turn(step, pace)
-            update.in_turn = lambda compute: self.run.backend.when(turn, compute, GAP)
-        return update
-
-    def _build(self, optimizer: Any, variables: Sequence[Any], step: Step) -> None:
-        """As `apply` would a moment later; what is measured before it needs the slots.
-
-        Outside of the trace, where to make a variable takes TensorFlow many times as long; one is
-        made in it all the same, so that it is traced as often as without us.
-        """
-        before = len(optimizer.variables)
-        is_own = not is_of_keras(type(optimizer).build)  # it may use what is traced
-        place = nullcontext() if is_own else self.run.backend.outside_trace()
-        with place, keras.name_scope(optimizer.name, caller=optimizer):
-            optimizer.build(list(variables))
-        optimizer.built = True
-        if len(optimizer.variables) == before or not self.run.is_traced:
-            return
-        step.is_rehearsal = self.run.backend.TRACES_AGAIN
-        if step.is_rehearsal and not is_own:
-            with forward.names_untouched():
-                self._made_in_trace = keras.Variable(0, trainable=False, name="trainsanity_made")
-
-    def _before_update(self, step: Step, update: Update) -> None:
-        began = time.perf_counter()
-        with self.run.backend.observing():
-            self._listeners.tell("trace_before_update", update)
-        self._pace(step).spend(time.perf_counter() - began)
-
-    def _after_update(self, step: Step, update: Update) -> None:
-        with self.run.backend.observing():
-            self._collect(step, "trace_after_update", update)
-            self._collect(step, "trace_update", update)
-
-    def _collect(self, step: Step, hook: str, evidence: Any) -> None:
-        if step.waits:
-            step.waiting.append((hook, step.asked_with))
-            return
-        if step.training and self._program_pace is not None:
-            self._collect_in_turns(step, hook, evidence)
-            return
-        every_batch = None if step.full and not step.is_rehearsal else True
-        if self._decides(step) is not None and hook != "trace_after_update":
-            every_batch = True
-            step.put_off.append((hook, step.as_it_is() if evidence is step else evidence))
-        began = time.perf_counter()
-        for columns in self._listeners.ask(hook, evidence, every_batch=every_batch):
-            step.columns.update(columns)
-        self._pace(step).spend(time.perf_counter() - began)
-
-    def _collect_in_turns(self, step: Step, hook: str, evidence: Any) -> None:
-        """Notes what a program for steps without a turn leaves out: columns, and what probes keep
-        in variables.
-        """
-        for columns in self._listeners.ask(hook, evidence, every_batch=True):
-            step.columns.update(columns)
-        if step.is_rehearsal:
-            return
-        kept = self.run.kept if hook == "trace_end" else []
-        with self.run.backend.rarely(kept, self._tapes[True].in_turn):
-            for columns in self._listeners.ask(hook, evidence, every_batch=False):
-                step.columns.update(columns)
-                step.in_turns.update(columns)
-
-    def _pace(self, step: Step) -> Pace:
-        return self.run.pace if step.training else self.run.test_pace
 
 
 def _positional(function: Function) -> list[str]:
@@ -780,10 +522,3 @@ def _gives_state(result: Any, carried: int) -> bool:
     if type(state) not in (tuple, list) or not state or not isinstance(state[-1], (tuple, list)):
         return False
     return len(state[-1]) == carried
-
-
-def _as_variables(optimizer: Any, weights: Any, state: Any) -> Any:
-    """Within, the optimizer's and the model's variables have these values."""
-    pairs = [*zip(optimizer._trainable_variables, weights, strict=True)]
-    pairs += zip(optimizer.variables, state, strict=True)
-    return keras.StatelessScope(state_mapping=pairs)

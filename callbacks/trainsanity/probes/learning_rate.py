@@ -39,7 +39,7 @@ class LearningRate(Probe):
     def __init__(self, run: Any) -> None:
         super().__init__(run)
         # Within a program that has no branches nothing could take over what was left out.
-        self.every_batch = run.backend.HAS_GRADIENT_BOUNDARY or run.compiled_by_xla
+        self.every_batch = run.is_stateless or run.compiled_by_xla
         self._followers: dict[int, _Follower] = {}
         self._next_declared = 1
         self._remembered = 0
@@ -203,7 +203,7 @@ class _Follower:
         self._last_for = Mark(run.pace.count) if run.pace.in_graph else None
         # In a pure step that uses the weights once, they are what the one before has left. To read
         # them before they are updated would make XLA copy all of them.
-        is_pure = run.backend.HAS_GRADIENT_BOUNDARY and run.is_traced
+        is_pure = run.is_stateless and run.is_traced
         is_alone = keras.distribution.distribution() is None
         self.knows_before = bool(is_pure and is_alone and run.shared.get("is_keras_step"))
         if self.knows_before:
