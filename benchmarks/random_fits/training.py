@@ -173,14 +173,18 @@ def _cut(part: Any, begin: int, end: int) -> Any:
 def any_compilation(rng: Rng, problem: Problem, optimizer: Any) -> dict[str, Any]:
     """Arguments of `compile` beside optimizer, loss and metrics.
 
-    XLA takes minutes to compile recurrent layers for the CPU, so they go without.
+    XLA takes minutes to compile recurrent layers for the CPU, so they go without. Keras on torch
+    refuses several steps per execution.
     """
     draw = rng.random()
     recurrent = (keras.layers.RNN, keras.layers.Bidirectional)
     has_loop = any(isinstance(layer, recurrent) for layer in problem.model._flatten_layers())
     if draw < 0.2 and not has_loop:
         return {"jit_compile": True}
-    if draw < 0.3 and optimizer.gradient_accumulation_steps is None:
+    may_be_several = (
+        optimizer.gradient_accumulation_steps is None and keras.backend.backend() != "torch"
+    )
+    if draw < 0.3 and may_be_several:
         return {"steps_per_execution": int(rng.integers(2, 5))}
     return {"run_eagerly": True} if draw < 0.36 else {}
 

@@ -167,7 +167,7 @@ class SampleAudits:
             if probe.cost and (is_none or is_late):
                 self._run.refuse(probe, NONE if is_none else USED_UP)
             else:
-                with forward.tensorflow_as_imported():
+                with self._as_if_never():
                     self._listeners.tell_one(probe, "on_released")
 
     def _show(self, *, is_borrowed: bool = False) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from trainsanity import optimizers
 from trainsanity.backends.backend import Backend
 from trainsanity.difference import dtype_of
 from trainsanity.origin import is_of_keras
+from trainsanity.wrappers import Wrappers
 
 ELEMENTS = 32  # of each sampled variable
 VARIABLES = 8  # at most
@@ -141,7 +143,8 @@ class Shadow:
         ]
         if undecayed and worker.weight_decay:
             self._optimizer.exclude_from_weight_decay(var_list=undecayed)
-        self._optimizer.build(self._weights)
+        with _slots_moved(self._optimizer, run.backend):
+            self._optimizer.build(self._weights)
         for variable in self._optimizer.variables:
             run.keep(variable)
 
@@ -253,6 +256,25 @@ def _like(worker: Any) -> Any:
         gradient_accumulation_steps=None,
     )
     return type(worker).from_config(config)
+
+
+@contextmanager
+def _slots_moved(optimizer: Any, backend: Backend) -> Iterator[None]:
+    """While it makes its slots, they are zeros of the backend's where making zeros of another shape
+    would be compiled.
+    """
+    wrappers, original = Wrappers(), optimizer.add_variable_from_reference
+
+    def add(reference_variable: Any, name: str | None = None, initializer: Any = "zeros") -> Any:
+        initializer = backend.zeros if initializer == "zeros" else initializer
+        return original(reference_variable, name=name, initializer=initializer)
+
+    if backend.COMPILES_OPERATIONS:
+        wrappers.put(optimizer, "add_variable_from_reference", add)
+    try:
+        yield
+    finally:
+        wrappers.take_off()
 
 
 def effective_terms(expected: Any, moved: Any, before: Any, followed: Any) -> dict[str, Any]:

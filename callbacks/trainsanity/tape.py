@@ -94,7 +94,7 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
     def in_turn(self, value: Any, otherwise: Any) -> Any:
         """The one where nothing is left out, else the other."""
         left_out = self._backend.left_out(self.left_out)
-        return ops.where(ops.equal(left_out, 0.0), value, otherwise)
+        return self._backend.choose(ops.equal(left_out, 0.0), value, otherwise)
 
     def _cells(self, columns: Mapping[str, Any]) -> dict[int, Any]:
         places = ((self._index(name), value) for name, value in columns.items())

@@ -103,6 +103,10 @@ class Backend(ABC):
         """
         return variable
 
+    def choose(self, is_first: Any, first: Any, other: Any) -> Any:
+        """One of two tensors of the same shape and type, by a scalar."""
+        return ops.where(is_first, first, other)
+
     def leaving_out(
         self, program: Any, model: Any, args: tuple[Any, ...], variable: Any
     ) -> Callable[..., Any] | None:
@@ -180,7 +184,9 @@ class Backend(ABC):
         return nullcontext()
 
     def own_traces(self) -> AbstractContextManager[None]:
-        """Within, functions may be traced without counting as the user's."""
+        """Within, functions may be traced and compiled without counting as the user's, and without
+        being kept for good.
+        """
         return nullcontext()
 
     @abstractmethod
@@ -388,8 +394,8 @@ class Backend(ABC):
         return self.dense_part(tensor)
 
     @abstractmethod
-    def square_sum(self, tensor: Any) -> Any:
-        """Sum of squares as float32; of the touched rows for a sparse gradient."""
+    def square_sums(self, tensors: list[Any]) -> list[Any]:
+        """Sum of squares of each, as float32; of the touched rows for a sparse gradient."""
 
     @abstractmethod
     def largest(self, tensor: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,16 +11,19 @@ from typing import Any
 
 import jax
 import jax.extend.core
+import jax.extend.core.primitives as primitives
 import jax.numpy as jnp
 import keras
 import numpy as np
 
 from trainsanity.backends.backend import Backend, side_by_side
+from trainsanity.overheard import Function, Overheard
 
 # Elements of a variable that are rather moved to the host as a whole: to pick some, a program
 # is compiled for every shape, which takes longer.
 MOST_MOVED = 1_000_000
 SMALL = 16_384  # elements, of which a few sums are rather taken in one loop
+AT_ONCE = 8  # tensors in one loop: all are kept until it runs
 # As Keras names the parts of its state; an evaluation has those without the optimizer's.
 STATE = (
     "trainable_variables",
@@ -46,7 +50,7 @@ class Jax(Backend):
         fixed = np.full(width, rest, np.float32)
         fixed[list(numbers)] = list(numbers.values())
         scalars = {
-            i: jnp.asarray(v, jnp.float32).reshape(())
+            i: _shaped(jnp.asarray(v, jnp.float32), ())
             for i, v in enumerate(values)
             if i not in numbers
         }
@@ -78,6 +82,9 @@ class Jax(Backend):
             return make(chosen, *args, **kwargs)
 
         return make_function
+
+    def choose(self, is_first: Any, first: Any, other: Any) -> Any:
+        return jax.lax.select(is_first, first, other)  # `where` is a program of its own
 
     def leaving_out(
         self, program: Any, model: Any, args: tuple[Any, ...], variable: Any
@@ -261,8 +268,9 @@ class Jax(Backend):
     def dense_part(self, tensor: Any) -> Any:
         return tensor.data if self.is_sparse(tensor) else tensor
 
-    def square_sum(self, tensor: Any) -> Any:
-        return self._sizes(tensor)[0]
+    def square_sums(self, tensors: list[Any]) -> list[Any]:
+        self._look_at_alike(tensors)
+        return [self._sizes(tensor)[0] for tensor in tensors]
 
     def largest(self, tensor: Any) -> Any:
         return self._sizes(tensor)[2]
@@ -275,24 +283,45 @@ class Jax(Backend):
         """Sum of squares, elements that are not finite, largest absolute one: traced once, for
         they are asked for one by one.
         """
-        known = self._sizes_of.get(id(tensor))
-        if known is None or known[0]() is not tensor:
-            known = (weakref.ref(tensor), self._new_sizes(tensor))
-            self._sizes_of[id(tensor)] = known
-            weakref.finalize(tensor, self._sizes_of.pop, id(tensor), None)
-        return known[1]
+        if not self._is_known(tensor):
+            self._look_at([tensor])
+        return self._sizes_of[id(tensor)][1]
 
-    def _new_sizes(self, tensor: Any) -> tuple[Any, Any, Any]:
-        values = jax.lax.stop_gradient(self.dense_part(tensor)).astype(jnp.float32)
-        if _is_small(values):
-            sums, (most,) = _in_one_pass([values * values, _odd(values)], [jnp.abs(values)])
-            return (*sums, most)
-        squares = jnp.sum(values * values)
-        return squares, _odd_in(values, jnp.isfinite(squares)), _largest(jnp.abs(values))
+    def _look_at_alike(self, tensors: list[Any]) -> None:
+        """XLA compiles one loop over several tensors faster than a loop for each."""
+        alike: dict[int, list[Any]] = {}
+        for tensor in tensors:
+            part = self.dense_part(tensor)
+            if _is_small(part) and not self._is_known(tensor):
+                alike.setdefault(int(part.size), []).append(tensor)
+        for several in alike.values():
+            for start in range(0, len(several), AT_ONCE):
+                self._look_at(several[start : start + AT_ONCE])
+
+    def _look_at(self, tensors: list[Any]) -> None:
+        for tensor, sizes in zip(tensors, self._new_sizes(tensors), strict=True):
+            self._sizes_of[id(tensor)] = (weakref.ref(tensor), sizes)
+            weakref.finalize(tensor, self._sizes_of.pop, id(tensor), None)
+
+    def _is_known(self, tensor: Any) -> bool:
+        known = self._sizes_of.get(id(tensor))
+        return known is not None and known[0]() is tensor
+
+    def _new_sizes(self, tensors: list[Any]) -> list[tuple[Any, Any, Any]]:
+        """Of tensors with as many elements; in one loop where they are small."""
+        parts = jax.lax.stop_gradient([self.dense_part(tensor) for tensor in tensors])
+        values = [part.astype(jnp.float32) for part in parts]
+        if not _is_small(values[0]):
+            return [_of_large(v) for v in values]
+        squares, odd, sizes = [v * v for v in values], map(_odd, values), map(jnp.abs, values)
+        sums, most = _in_one_pass([*squares, *odd], [*sizes])
+        count = len(values)
+        return list(zip(sums[:count], sums[count:], most, strict=True))
 
     def moments(self, tensor: Any) -> tuple[Any, Any]:
         if not _is_small(tensor):
             return super().moments(tensor)
+        tensor = jax.lax.stop_gradient(tensor)
         # From one of the values, as the squares of all may be far larger than their differences.
         one = tensor.reshape(-1)[0]
         apart = tensor - one
@@ -302,7 +331,7 @@ class Jax(Backend):
         return one + mean, jnp.sqrt(jnp.maximum(variance, 0.0))
 
     def shares(self, parts: list[Any], wholes: list[Any]) -> list[Any]:
-        sets = [s.astype(jnp.float32) for s in (*parts, *wholes)]
+        sets = [s.astype(jnp.float32) for s in jax.lax.stop_gradient((*parts, *wholes))]
         counts, _ = _in_one_pass(sets, [])
         pairs = zip(counts[: len(parts)], counts[len(parts) :], strict=True)
         # Sets that are not empty have one member at least.
@@ -357,6 +386,20 @@ class Jax(Backend):
 
         return jax.jit(with_values) if compiled else with_values
 
+    @contextmanager
+    def own_traces(self) -> Iterator[None]:
+        """JAX compiles a loop that runs eagerly anew in every pass, and keeps each for good: some
+        30 MiB for every fit of an LSTM.
+        """
+        thread = threading.get_ident()
+        for loop in _loops:
+            loop.listen(thread)
+        try:
+            yield
+        finally:
+            for loop in _loops:
+                loop.forget(thread)
+
     def device_memory(self) -> float | None:
         device = jax.devices()[0]
         if device.platform == "cpu":
@@ -396,7 +439,7 @@ class Jax(Backend):
         return int(jax.process_count())
 
     def sums_and_largest(self, sums: list[Any], largest: list[Any]) -> tuple[list[Any], list[Any]]:
-        return _in_one_pass(sums, largest)
+        return _in_one_pass(*jax.lax.stop_gradient((sums, largest)))
 
 
 def _is_consumed(state: Any) -> bool:
@@ -415,6 +458,11 @@ def _odd_in(values: Any, are_finite: Any) -> Any:
     return jax.lax.cond(are_finite, lambda _: none, lambda v: jnp.sum(_odd(v)), values)
 
 
+def _of_large(values: Any) -> tuple[Any, Any, Any]:
+    squares = jnp.sum(values * values)
+    return squares, _odd_in(values, jnp.isfinite(squares)), _largest(jnp.abs(values))
+
+
 def _is_small(tensor: Any) -> bool:
     return 0 < int(tensor.size) <= SMALL
 
@@ -424,6 +472,27 @@ def _as_precise(tensor: Any) -> Any:
         return tensor
     known = jnp.finfo(tensor.dtype)
     return jax.lax.reduce_precision(tensor, int(known.nexp), int(known.nmant))
+
+
+def _forgetting(primitive: Any) -> Callable[[Function, Sequence[int]], Function]:
+    """Makes it, where it runs eagerly, part of a program that goes with what holds it."""
+
+    def wrapper_of(original: Function, threads: Sequence[int]) -> Function:
+        def impl(*args: Any, **params: Any) -> Any:
+            if threading.get_ident() not in threads or jax.config.jax_disable_jit:
+                return original(*args, **params)
+            return jax.jit(lambda *given: primitive.bind(*given, **params))(*args)
+
+        return impl
+
+    return wrapper_of
+
+
+_loops = [
+    Overheard(primitive, "impl", _forgetting(primitive))
+    for name in ("scan_p", "while_p", "cond_p")
+    if hasattr(primitive := getattr(primitives, name, None), "impl")
+]
 
 
 def _travelling(model: Any, state: Any) -> Iterator[tuple[Any, Any]]:
@@ -439,21 +508,26 @@ def _travelling(model: Any, state: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _in_one_pass(sums: list[Any], largest: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Sums of some tensors and largest elements of others, float32 and of one shape.
+    """Sums of some tensors and largest elements of others, float32 and with as many elements; none
+    that is differentiated.
 
     In one loop where they are small: XLA compiles every reduction by itself, which takes far longer
     than to run it. A loop for several is not vectorized, which large tensors need.
     """
-    tensors = jax.lax.stop_gradient((*sums, *largest))
-    count = len(sums)
+    tensors, count = (*sums, *largest), len(sums)
     if not _is_small(tensors[0]):
         return [jnp.sum(t) for t in tensors[:count]], [_largest(t) for t in tensors[count:]]
     starts = [np.float32(0)] * count + [np.float32(-np.inf)] * len(largest)
-    flat = tuple(t.reshape(-1) for t in tensors)
+    flat = tuple(_shaped(t, (t.size,)) for t in tensors)
     found = jax.lax.reduce(flat, tuple(starts), _joining(count), (0,))
     # Whole, or XLA would take it apart by who uses what, and no longer see what is the same.
     found = jax.lax.optimization_barrier(tuple(found))
     return list(found[:count]), list(found[count:])
+
+
+def _shaped(tensor: Any, shape: tuple[int, ...]) -> Any:
+    """`reshape` is an operation also where it changes nothing."""
+    return tensor if tensor.shape == shape else tensor.reshape(shape)
 
 
 def _largest(tensor: Any) -> Any:

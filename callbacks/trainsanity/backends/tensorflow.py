@@ -289,9 +289,9 @@ class TensorFlow(Backend):
         values = tf.gather(tensor.values, order)
         return tf.math.unsorted_segment_sum(values, tf.cumsum(is_other), tf.shape(rows)[0])
 
-    def square_sum(self, tensor: Any) -> Any:
-        values = self.dense_part(tensor)
-        return 2.0 * tf.nn.l2_loss(tf.cast(values, tf.float32))
+    def square_sums(self, tensors: list[Any]) -> list[Any]:
+        values = [tf.cast(self.dense_part(tensor), tf.float32) for tensor in tensors]
+        return [2.0 * tf.nn.l2_loss(v) for v in values]
 
     def end_of_data_errors(self) -> tuple[type[BaseException], ...]:
         return (StopIteration, tf.errors.OutOfRangeError)

@@ -137,10 +137,9 @@ class Torch(Backend):
     def finite(self, tensor: Any) -> Any:
         return torch.nan_to_num(tensor, nan=1.0, posinf=1.0, neginf=1.0)
 
-    def square_sum(self, tensor: Any) -> Any:
-        values = self.dense_part(tensor)
-        flat = values.detach().reshape(-1).float()
-        return torch.dot(flat, flat)
+    def square_sums(self, tensors: list[Any]) -> list[Any]:
+        values = [self.dense_part(tensor).detach().reshape(-1).float() for tensor in tensors]
+        return [torch.dot(v, v) for v in values]
 
     def gradient(
         self, function: Callable[[], Any], variables: list[Any], *, compiled: bool

@@ -61,7 +61,7 @@ class Gradients(Probe):
         scale = update.scale_before
         scale = None if scale is None else ops.cast(scale, "float32")
         raw = [gradient for gradient, _ in pairs]
-        squares = ops.sum(ops.stack([self.run.backend.square_sum(g) for g in raw]))
+        squares = ops.sum(ops.stack(self.run.backend.square_sums(raw)))
         count = self.run.backend.count_nonfinite(
             raw, ops.isfinite(squares), xla=self.run.compiled_by_xla
         )
@@ -165,7 +165,7 @@ class Clipping(Probe):
         gradients = [self.run.backend.rows_added_up(g) for g in gradients]
         if kind == "value":
             return ops.max(ops.stack([self.run.backend.largest(g) for g in gradients]))
-        squares = ops.stack([self.run.backend.square_sum(g) for g in gradients])
+        squares = ops.stack(self.run.backend.square_sums(gradients))
         return ops.sqrt(ops.max(squares) if kind == "norm" else ops.sum(squares))
 
 
