@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import keras
 import numpy as np
 from keras.src.backend.common import global_state
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.utils import module_utils
 
 from trainsanity import backends
+from trainsanity.assignments import assignments
 from trainsanity.errors import CannotAudit
 from trainsanity.overheard import changing
 
@@ -26,7 +29,7 @@ def untouched(model: Any) -> Iterator[None]:
     """
     copies_of = backends.active().copies_of
     volatile = [copy for v in volatile_variables(model) for copy in copies_of(v)]
-    with generators_as_now(), values_as_now(volatile), scopes_as_now():
+    with generators_as_now(), values_as_now(volatile), assigned_as_now(), scopes_as_now():
         yield
 
 
@@ -49,7 +52,8 @@ def evaluation_untouched(model: Any) -> Iterator[None]:
     """Within, the model may be evaluated; its metrics and its test function stay as they were."""
     function, model.test_function = model.test_function, None
     try:
-        with values_as_now(model.metrics_variables), backends.active().uncompiled(model):
+        uncompiled = backends.active().uncompiled(model)
+        with values_as_now(model.metrics_variables), uncompiled, assigned_as_now():
             yield
     finally:
         model.test_function = function
@@ -64,6 +68,44 @@ def values_as_now(variables: Iterable[Any]) -> Iterator[None]:
     finally:
         for variable, value in before:
             variable.assign(value)
+
+
+@contextmanager
+def assigned_as_now() -> Iterator[None]:
+    """Puts all other variables back that this thread assigns to: a layer may write to its own
+    weights, to states that are no weights, a loss to variables that the model does not know.
+    """
+    kept = _Assigned()
+    assignments.listen(kept.note)
+    try:
+        yield
+    finally:
+        assignments.forget(kept.note)
+        for variable, value in kept.before.values():
+            variable.assign(value)
+
+
+SYNC = "jax_state_sync"  # in which Keras puts back what it holds elsewhere: nothing changes
+
+
+class _Assigned:
+    """Attributes:
+    before: id of a variable -> itself and its value before this thread first assigned to it.
+    """
+
+    def __init__(self) -> None:
+        self.before: dict[int, tuple[Any, Any]] = {}
+        self._thread = threading.get_ident()
+
+    def note(self, variable: Any) -> None:
+        is_other = threading.get_ident() != self._thread or id(variable) in self.before
+        if is_other or in_stateless_scope():  # where nothing is written to the variable
+            return
+        if sys._getframe(2).f_code.co_name == SYNC:
+            return
+        with backends.active().outside_trace():
+            value = keras.ops.convert_to_numpy(variable).copy()
+        self.before[id(variable)] = (variable, value)
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from trainsanity.tape import Tape, TapeReader
 from trainsanity.taps import Taps
 from trainsanity.terminal import Terminal
 from trainsanity.watched_call import WatchedCall
+from trainsanity.wrappers import Wrappers
 
 log = logging.getLogger("trainsanity")
 
@@ -84,6 +85,7 @@ class Session:
         self._taps: Taps | None = None
         self._outside: Outside | None = None
         self._functions: CompiledFunctions | None = None
+        self._makers = Wrappers()
         self._wrapped: dict[str, tuple[Function, Function]] = {}  # name -> (ours, Keras')
         self._test_pass: int | None = None  # id of the frame of the test pass under way
         self._begun = False
@@ -244,7 +246,7 @@ class Session:
         left, or compiled anew.
         """
         for name in ("make_train_function", "make_test_function"):
-            self.model.__dict__[name] = self._maker(name, getattr(self.model, name))
+            self._makers.put(self.model, name, self._maker(name, getattr(self.model, name)))
 
     def _maker(self, name: str, original: Function) -> Function:
         def make(*args: Any, **kwargs: Any) -> Any:
@@ -392,7 +394,7 @@ class Session:
         self._boundary.call("callback", backends.active().part, self.model)
         self._boundary.call("callback", self._audits.end)
         self._listeners.tell("on_end")
-        self._boundary.call("taps", self._remove)
+        self._boundary.call("removal", self._remove)  # also where the taps have failed
         self._boundary.call("callback", self._audits.released)
         self._close(state)
         self._let_go()
@@ -403,7 +405,7 @@ class Session:
             if not self.ended:
                 self._read_rest()
                 self._close(self._state_when_left)
-            self._boundary.call("taps", self._remove)
+            self._boundary.call("removal", self._remove)  # also where the taps have failed
             self._let_go()
 
     @property
@@ -493,8 +495,7 @@ class Session:
             forks.release(self)
         if self._functions is None:
             return
-        for name in ("make_train_function", "make_test_function"):
-            self.model.__dict__.pop(name, None)
+        self._makers.take_off()
         if self._taps is not None:
             self._taps.remove()
         self._functions.put_back()

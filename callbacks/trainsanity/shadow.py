@@ -130,6 +130,9 @@ class Shadow:
         self._order = np.argsort(np.concatenate(self._groups))
         assert len(self._order) == size
         self._optimizer = _like(worker)
+        # It gets what the replicas have added up. TensorFlow would do so once more, and keep the
+        # graph of every such step for good.
+        self._optimizer.__dict__["_all_reduce_sum_gradients"] = list
         self._weights = [
             run.keep(
                 keras.Variable(

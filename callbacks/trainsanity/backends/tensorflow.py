@@ -16,6 +16,7 @@ from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.eager import context
 from tensorflow.python.eager.polymorphic_function import polymorphic_function
+from tensorflow.python.framework import config as tf_config
 from tensorflow.python.ops.resource_variable_ops import default_variable_creator_v2
 
 from trainsanity.backends.backend import Backend, Element, side_by_side
@@ -457,9 +458,11 @@ class TensorFlow(Backend):
         return count
 
     def arrival(self, batch: Any, *, xla: bool) -> tuple[Any, Any] | None:
-        """None under XLA, which knows no clock."""
+        """None under XLA, which knows no clock, and where operations are to be deterministic: a
+        clock would raise.
+        """
         leaves = [leaf for leaf in tf.nest.flatten(batch) if self.is_dense(leaf)]
-        if xla or not leaves:
+        if xla or not leaves or tf_config.is_op_determinism_enabled():
             return None
         with tf.control_dependencies(leaves):
             now = tf.timestamp()

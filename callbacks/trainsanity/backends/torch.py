@@ -109,7 +109,8 @@ class Torch(Backend):
 
     def _is_known(self, tensor: Any) -> bool:
         """Whether asking for its values is no wait, and possible."""
-        return tensor.is_cpu and not getattr(self._thread, "many", False)
+        is_here = isinstance(tensor, torch.Tensor) and tensor.is_cpu
+        return is_here and not getattr(self._thread, "many", False)
 
     def _number(self, scalar: Any) -> Any:
         """On the host, where that does not wait for the device."""

@@ -79,8 +79,15 @@ class DataOrder(Probe):
                 "content": seen.content,
                 "distinct_batches": seen.distinct,
                 "dataset_rows": self._dataset_rows(),
+                "stopped": self._is_stopped(batches),
             },
         )
+
+    def _is_stopped(self, batches: int) -> bool:
+        """Whether somebody has ended training in the middle of the epoch."""
+        declared = self.run.shared.get("declared_steps")
+        is_short = declared is None or batches < declared
+        return is_short and bool(getattr(self.run.model, "stop_training", False))
 
     def _dataset_rows(self) -> int | None:
         fit = self.run.fit

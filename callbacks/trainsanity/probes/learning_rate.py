@@ -190,6 +190,7 @@ class _Follower:
         self.is_behind = False
         self._noted = 0  # the step after which `_last` was read between two turns
         self._knows_last = True
+        self.knows_before = False
         size = sum(map(len, self._sampled))
         if not size:
             self._not_testable("the optimizer has no weights")

@@ -119,7 +119,7 @@ class Metrics(EpochMeans):
         if values is None:
             facts["reason"] = "the metric's own update_state does not call its function"
             return None
-        if len(values.shape) == 0:
+        if len(getattr(values, "shape", ())) == 0:  # also a number of Python's
             facts["reason"] = "the function reduces its values itself"
             return None
         own_update = type(metric).update_state is not keras.metrics.MeanMetricWrapper.update_state

@@ -28,7 +28,7 @@ class TrainEval(Probe):
                 self.run.audit(self.name, {"not_testable": reason})
             return
         model = self.run.model
-        mode_layers = [x for x in model._flatten_layers(include_self=False) if _has_modes(x)]
+        mode_layers = [x for x in model._flatten_layers() if _has_modes(x)]
         with untouched(model):
             passes = [self._loss(training=True) for _ in range(PASSES if mode_layers else 1)]
         with untouched(model):
@@ -81,7 +81,11 @@ class TrainEval(Probe):
 
 def _has_modes(layer: Any) -> bool:
     """Whether training changes what this layer gives; a layer of the user's own may always."""
-    if not getattr(layer, "_call_has_training_arg", False) or isinstance(layer, keras.Model):
+    if not getattr(layer, "_call_has_training_arg", False):
+        return False
+    if not is_of_keras(type(layer)):
+        return True
+    if isinstance(layer, keras.Model):
         return False
     if getattr(layer, "rate", None) or hasattr(layer, "moving_mean"):
         return True

@@ -1,0 +1,89 @@
+"""State that audits might move on: it is what it was, wherever a model keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from tests.watched import offline_callback, run_of
+
+
+class Clipped(layers.Dense):
+    """Writes to its own weights, as constraints of old did."""
+
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        if training:
+            self.kernel.assign(ops.clip(self.kernel, -0.3, 0.3))
+        return super().call(inputs)
+
+
+class Annealed(keras.losses.Loss):
+    """Keeps a variable that no model knows."""
+
+    def __init__(self) -> None:
+        super().__init__(name="annealed")
+        self.calls = keras.Variable(0.0, trainable=False, name="calls")
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        self.calls.assign_add(1.0)
+        error = ops.mean(ops.square(y_true - y_pred), axis=-1)
+        return error * ops.minimum(1.0, self.calls / 20.0)
+
+
+def clipped() -> keras.Model:
+    return _compiled(keras.Sequential([keras.Input((6,)), Clipped(8), layers.Dense(1)]))
+
+
+def normalized() -> keras.Model:
+    inner = layers.SpectralNormalization(layers.Dense(8, activation="relu"))
+    return _compiled(keras.Sequential([keras.Input((6,)), inner, layers.Dense(1)]))
+
+
+def stateful() -> keras.Model:
+    rows = keras.Input(batch_shape=(8, 6))
+    state = layers.LSTM(4, stateful=True)(layers.Reshape((3, 2))(rows))
+    return _compiled(keras.Model(rows, layers.Dense(1)(state)))
+
+
+def annealed() -> keras.Model:
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(1)])
+    return _compiled(model, loss=Annealed())
+
+
+def _compiled(model: keras.Model, loss: Any = "mse") -> keras.Model:
+    model.compile("adam", loss, metrics=["mae"])
+    return model
+
+
+def trained(make: Callable[[], keras.Model], *callbacks: Any) -> list[Any]:
+    keras.utils.set_random_seed(3)
+    model = make()
+    x = np.random.default_rng(1).normal(size=(48, 6)).astype("float32")
+    history = model.fit(x, x[:, :1], batch_size=8, epochs=3, verbose=0, callbacks=[*callbacks])
+    states = [v for layer in model.layers for v in getattr(layer, "states", None) or []]
+    loss = getattr(model.loss, "calls", None)
+    kept = [*model.variables, *states, *([] if loss is None else [loss])]
+    return [history.history, [keras.ops.convert_to_numpy(v) for v in kept]]
+
+
+MODELS = [clipped, normalized, annealed]
+if keras.backend.backend() != "torch":  # where Keras itself fails to train the stateful one
+    MODELS.append(stateful)
+
+
+@pytest.mark.parametrize("make", MODELS)
+@pytest.mark.filterwarnings("ignore:.*stateful.*")
+def test_training_is_the_same_where_a_pass_moves_state_on(
+    make: Callable[[], keras.Model], tmp_path: Any
+) -> None:
+    alone = trained(make)
+    callback = offline_callback(tmp_path, audit_budget=1.0)
+    watched = trained(make, callback)
+    assert watched[0] == alone[0]
+    for mine, own in zip(watched[1], alone[1], strict=True):
+        np.testing.assert_array_equal(mine, own)
+    assert not run_of(callback).audits("probe_failed")
