@@ -6,6 +6,7 @@ gradients. For an optimizer that works element by element it must move them as t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras.src.optimizers.base_optimizer import BaseOptimizer
 
 from trainsanity import optimizers
 from trainsanity.backends.backend import Backend
@@ -130,9 +132,11 @@ class Shadow:
         self._order = np.argsort(np.concatenate(self._groups))
         assert len(self._order) == size
         self._optimizer = _like(worker)
-        # It gets what the replicas have added up. TensorFlow would do so once more, and keep the
-        # graph of every such step for good.
-        self._optimizer.__dict__["_all_reduce_sum_gradients"] = list
+        if hasattr(self._optimizer, "_all_reduce_sum_gradients"):
+            # It gets what the replicas have added up. TensorFlow would do so once more, which it
+            # refuses in a branch, and keep the graph of every such step for good.
+            alone = functools.partial(BaseOptimizer._backend_update_step, self._optimizer)
+            self._optimizer.__dict__["_backend_update_step"] = alone
         self._weights = [
             run.keep(
                 keras.Variable(

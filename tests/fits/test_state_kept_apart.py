@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -87,3 +88,96 @@ def test_training_is_the_same_where_a_pass_moves_state_on(
     for mine, own in zip(watched[1], alone[1], strict=True):
         np.testing.assert_array_equal(mine, own)
     assert not run_of(callback).audits("probe_failed")
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's own switch")
+def test_deterministic_operations_lose_nothing(tmp_path: Any) -> None:
+    import tensorflow as tf
+    from tensorflow.python.framework import config
+
+    tf.config.experimental.enable_op_determinism()
+    try:
+        alone = trained(annealed)
+        callback = offline_callback(tmp_path)
+        assert trained(annealed, callback)[0] == alone[0]
+    finally:
+        config.disable_op_determinism()
+    assert not run_of(callback).audits("probe_failed")
+    assert len(run_of(callback).signal("loss/recomputed")[0]) == 18
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's strategies")
+def test_a_strategy_of_one_replica_is_watched_like_none(tmp_path: Any) -> None:
+    import tensorflow as tf
+
+    def mirrored() -> keras.Model:
+        with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+            return _compiled(keras.Sequential([keras.Input((6,)), layers.Dense(1)]))
+
+    callback = offline_callback(tmp_path, audit_budget=1.0)
+    trained(mirrored, callback)
+    run = run_of(callback)
+    assert not run.audits("probe_failed")
+    assert not run.judge().at_least("warning")
+    assert len(run.signal("learning_rate/effective")[0])
+
+
+class Ends(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if batch == 2:
+            self.model.stop_training = True
+
+
+class StochasticDepth(layers.Layer):
+    """As in examples of Keras: its class and its attributes do not say that it has two modes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seeds = keras.random.SeedGenerator(1)
+
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        if not training:
+            return inputs
+        kept = keras.random.uniform((ops.shape(inputs)[0], 1), seed=self.seeds) > 0.4
+        return ops.where(kept, inputs / 0.6, 0.0)
+
+
+def deep() -> keras.Model:
+    parts = [layers.Dense(8), StochasticDepth(), layers.Dense(1)]
+    return _compiled(keras.Sequential([keras.Input((6,)), *parts]))
+
+
+@pytest.mark.parametrize("others", [(), (Ends(),)])
+def test_nothing_is_said_of_a_layer_with_two_modes_or_an_end_in_an_epoch(
+    others: tuple[Any, ...], tmp_path: Any
+) -> None:
+    callback = offline_callback(tmp_path, audit_budget=1.0)
+    trained(deep, callback, *others)
+    assert not run_of(callback).judge().at_least("warning")
+
+
+def test_fits_one_after_another_keep_nothing(tmp_path: Any) -> None:
+    """On JAX what loops were compiled to, on TensorFlow graphs of whole steps."""
+    kept = []
+    for place in range(4):
+        keras.backend.clear_session()
+        trained(recurrent, offline_callback(tmp_path / str(place), audit_budget=1.0))
+        kept.append(_compiled_things())
+    assert kept[3] == kept[2]
+
+
+def recurrent() -> keras.Model:
+    rows = keras.Input((6,))
+    return _compiled(
+        keras.Model(rows, layers.Dense(1)(layers.LSTM(4)(layers.Reshape((3, 2))(rows))))
+    )
+
+
+def _compiled_things() -> int:
+    gc.collect()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return len(jax.devices()[0].client.live_executables())
+    graphs = [o for o in gc.get_objects() if type(o).__name__ == "FuncGraph"]
+    return len(graphs)

@@ -76,8 +76,10 @@ class VariablesRead(Probe):
         held = optimizers.of_model(self.run.model).values()
         trained = [v for o in held for v in optimizers.working(o)._trainable_variables]
         variables = [*self.run.model.variables, *trained]
-        # On TensorFlow a Keras variable holds one of TensorFlow's own: the same read.
-        return {id(v) for v in variables} | {id(getattr(v, "_value", None)) for v in variables}
+        # On TensorFlow a Keras variable holds one of TensorFlow's own, or several: the same read.
+        keras_own = [v for v in variables if hasattr(v, "_value")]
+        inside = [c for v in keras_own for c in (v._value, *self.run.backend.copies_of(v))]
+        return {id(v) for v in (*variables, *inside)}
 
     def _hand_in(
         self, read: Mapping[int, Any], known: set[int], untracked: list[dict[str, Any]]
