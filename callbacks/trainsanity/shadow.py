@@ -6,7 +6,6 @@ gradients. For an optimizer that works element by element it must move them as t
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 from keras.src.optimizers.base_optimizer import BaseOptimizer
+from keras.src.optimizers.optimizer import BackendOptimizer
 
 from trainsanity import optimizers
 from trainsanity.backends.backend import Backend
@@ -132,11 +132,6 @@ class Shadow:
         self._order = np.argsort(np.concatenate(self._groups))
         assert len(self._order) == size
         self._optimizer = _like(worker)
-        if hasattr(self._optimizer, "_all_reduce_sum_gradients"):
-            # It gets what the replicas have added up. TensorFlow would do so once more, which it
-            # refuses in a branch, and keep the graph of every such step for good.
-            alone = functools.partial(BaseOptimizer._backend_update_step, self._optimizer)
-            self._optimizer.__dict__["_backend_update_step"] = alone
         self._weights = [
             run.keep(
                 keras.Variable(
@@ -262,7 +257,30 @@ def _like(worker: Any) -> Any:
         loss_scale_factor=None,
         gradient_accumulation_steps=None,
     )
-    return type(worker).from_config(config)
+    kind = type(worker)
+    if hasattr(BackendOptimizer, "_all_reduce_sum_gradients"):
+        kind = _OfOneReplica(kind.__name__, (kind,), {})
+    return kind.from_config(config)
+
+
+class _OneReplica:
+    """Where TensorFlow's optimizer would first add up the gradients of all replicas. A shadow gets
+    what has been added up; once more is refused in a branch, and keeps the graph of every such step
+    for good.
+    """
+
+    _backend_update_step = BaseOptimizer._backend_update_step
+
+
+class _OfOneReplica(type):
+    """Goes before the backend's optimizer, but after the class of Keras, which may have an update
+    of its own around it.
+    """
+
+    def mro(cls) -> list[type]:
+        classes = super().mro()
+        at = classes.index(BackendOptimizer)
+        return [*classes[:at], _OneReplica, *classes[at:]]
 
 
 @contextmanager

@@ -46,9 +46,10 @@ class Declared(Probe):
             held = [np.array(self.run.backend.read(w)) for w in model.weights]
             other = keras.models.clone_model(model)
             other.load_weights(Path(path))
+            expected = [np.array(self.run.backend.read(w)) for w in other.weights]
         return [
-            _array_item(f"weight {w.path}", self.run.backend.read(v), value)
-            for w, v, value in zip(model.weights, other.weights, held, strict=True)
+            _array_item(f"weight {w.path}", *values)
+            for w, *values in zip(model.weights, expected, held, strict=True)
         ]
 
     @property

@@ -29,10 +29,15 @@ class TrainEval(Probe):
             return
         model = self.run.model
         mode_layers = [x for x in model._flatten_layers() if _has_modes(x)]
+        may_have = [x for x in model._flatten_layers() if _is_asked_of_the_mode(x)]
         with untouched(model):
-            passes = [self._loss(training=True) for _ in range(PASSES if mode_layers else 1)]
+            passes = [
+                self._loss(training=True) for _ in range(PASSES if mode_layers or may_have else 1)
+            ]
         with untouched(model):
             inference = self._loss(training=False)
+        if not mode_layers and len(set(passes)) > 1:  # random numbers of no generator of a layer
+            mode_layers = may_have
         momenta = [float(x.momentum) for x in mode_layers if hasattr(x, "moving_mean")]
         optimizer = self.run.optimizer
         self.run.audit(
@@ -80,11 +85,12 @@ class TrainEval(Probe):
 
 
 def _has_modes(layer: Any) -> bool:
-    """Whether training changes what this layer gives; a layer of the user's own may always."""
+    """Whether training is known to change what this layer gives."""
     if not getattr(layer, "_call_has_training_arg", False):
         return False
-    if not is_of_keras(type(layer)):
-        return True
+    if not is_of_keras(type(layer)):  # statistics of batches, random numbers
+        held = ("_non_trainable_variables", "_seed_generators")
+        return any(getattr(layer, name, None) for name in held)
     if isinstance(layer, keras.Model):
         return False
     if getattr(layer, "rate", None) or hasattr(layer, "moving_mean"):
@@ -93,3 +99,8 @@ def _has_modes(layer: Any) -> bool:
         return True
     known = ("Dropout", "Random", "Noise", "Augment", "BatchNorm", "Spectral")
     return any(word in type(layer).__name__ for word in known)
+
+
+def _is_asked_of_the_mode(layer: Any) -> bool:
+    """Whether code of the user's own learns which mode it is in."""
+    return getattr(layer, "_call_has_training_arg", False) and not is_of_keras(type(layer))
