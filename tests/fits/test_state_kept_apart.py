@@ -157,13 +157,17 @@ def test_nothing_is_said_of_a_layer_with_two_modes_or_an_end_in_an_epoch(
 
 
 def test_fits_one_after_another_keep_nothing(tmp_path: Any) -> None:
-    """On JAX what loops were compiled to, on TensorFlow graphs of whole steps."""
+    """On JAX what loops were compiled to, on TensorFlow graphs of whole steps, of which Keras itself
+    leaves some.
+    """
     kept = []
-    for place in range(4):
+    for place in range(6):
         keras.backend.clear_session()
-        trained(recurrent, offline_callback(tmp_path / str(place), audit_budget=1.0))
+        others = [offline_callback(tmp_path / str(place), audit_budget=1.0)] if place < 4 else []
+        trained(recurrent, *others)
+        del others
         kept.append(_compiled_things())
-    assert kept[3] == kept[2]
+    assert kept[3] - kept[2] <= kept[5] - kept[4]
 
 
 def recurrent() -> keras.Model:
