@@ -159,8 +159,8 @@ def test_nothing_is_said_of_a_layer_with_two_modes_or_an_end_in_an_epoch(
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="nothing is compiled")
 @pytest.mark.parametrize("name", ["recurrent", "deep"])
 def test_fits_one_after_another_keep_nothing(name: str, tmp_path: Any) -> None:
-    """On JAX what loops were compiled to, on TensorFlow gradients of its own, which it never forgets
-    and of which Keras itself leaves some.
+    """On JAX what loops were compiled to, on TensorFlow gradients of its own, which it never
+    forgets, and of which Keras itself leaves some.
     """
     kept = []
     for place in range(6):
