@@ -9,11 +9,14 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from trainsanity.interrupts import is_interrupt
+
 log = logging.getLogger("trainsanity")
 
 
 class Boundary:
-    """Calls our code on behalf of the user's training and lets no exception through.
+    """Calls our code on behalf of the user's training and lets none of its exceptions through. What
+    the user's own handler of a signal raises meanwhile goes on to the user.
 
     What raised is switched off by name for the rest of the run; the traceback goes to the log, and
     to `on_failure`, which makes an audit of it, so that the loss of a probe is visible on the run's
@@ -31,6 +34,8 @@ class Boundary:
         try:
             return function(*args)
         except Exception as error:  # the boundary: monitoring never ends a training run
+            if is_interrupt(error):
+                raise
             self.off.add(part)
             text = traceback.format_exc()
             log.warning(

@@ -97,18 +97,20 @@ class SanityCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras is
             verbose=verbose,
         )
         self.probe_data = _checked_probe_data(probe_data)
-        self._session: Session | None = None
+        self._session: Session | None = None  # of the newest run
+        # Several where it was given to a call inside the watched one, or in two threads.
+        self._open_sessions: list[Session] = []
         self._runs_begun = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SanityCallback:
         """A copy for another `fit`, as tuners make it: same choices, no run of its own yet."""
         other = copy.copy(self)
-        other._session = None
+        other._session, other._open_sessions = None, []
         return other
 
     def __getstate__(self) -> dict[str, Any]:
         # A run belongs to its process: threads and files do not travel.
-        return {**self.__dict__, "_session": None, "_model": None}
+        return {**self.__dict__, "_session": None, "_open_sessions": [], "_model": None}
 
     # what users may ask
 
@@ -138,18 +140,19 @@ class SanityCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras is
             self._session.attach()
 
     def _is_busy(self, model: Any) -> bool:
-        session = self._session
-        if session is None or session.ended:
-            return False
-        if session.model is model and session.is_watching():
-            return True
-        session.abandon()
-        return False
+        """Whether a call of this model is watched already; calls that were left end here."""
+        known, self._open_sessions = self._open_sessions, []
+        for session in known:
+            if session.is_watching():
+                self._open_sessions.append(session)
+            else:
+                session.abandon()
+        return any(s.model is model and not s.ended for s in self._open_sessions)
 
     def _open(self, model: Any, call: WatchedCall) -> Session:
         run_id = self.settings.run_id if self._runs_begun == 0 else None
         self._runs_begun += 1
-        return Session(
+        session = Session(
             model,
             self.settings,
             run_id or identity.new_run_id(),
@@ -157,11 +160,13 @@ class SanityCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras is
             self.probe_data,
             params=lambda: self.params or {},
         )
+        self._open_sessions.append(session)
+        return session
 
     def _watched(self) -> Session | None:
-        """The session, where a hook is called on behalf of the call that it watches."""
-        session = self._session
-        return session if session is not None and session.is_own_hook() else None
+        """The session on behalf of whose call a hook is called."""
+        open_sessions = reversed(self._open_sessions)
+        return next((session for session in open_sessions if session.is_own_hook()), None)
 
     def _beginning(self) -> Session | None:
         """The session of the call that begins: a new one where a list of callbacks is used again,
@@ -170,6 +175,7 @@ class SanityCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras is
         session = self._session
         if session is None or session.is_attached:
             return self._watched()
+        self._open_sessions.remove(session)
         call = WatchedCall(session.model, sys._getframe(2))
         self._session = session = self._open(session.model, call)
         session.attach()

@@ -19,6 +19,7 @@ from keras.src.utils import module_utils
 from trainsanity import backends
 from trainsanity.assignments import assignments
 from trainsanity.errors import CannotAudit
+from trainsanity.interrupts import is_interrupt
 from trainsanity.overheard import changing
 
 
@@ -246,6 +247,8 @@ def refused(what: str) -> Iterator[None]:
     try:
         yield
     except expected as error:
+        if is_interrupt(error):
+            raise
         reason = f"{type(error).__name__}: {_first_line(str(error))}"
         raise CannotAudit(f"{what}: {reason[:300]}") from error
 

@@ -128,7 +128,8 @@ class Session:
         """
         if not self._call:
             return True
-        return self._call.own_test_pass(sys._getframe(1)) is not None
+        call = self._call
+        return call.is_of_this_thread() and call.own_test_pass(sys._getframe(1)) is not None
 
     # before Keras makes its functions
 

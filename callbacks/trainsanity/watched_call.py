@@ -9,6 +9,7 @@ calls, which are only read.
 from __future__ import annotations
 
 import inspect
+import threading
 import weakref
 from collections.abc import Iterator
 from types import CodeType, FrameType
@@ -54,6 +55,7 @@ class WatchedCall:
         frame = next((f for f in calls_of(model, start) if f.f_code.co_name in PASSES), None)
         # Its id, not the frame: that would keep its local variables alive.
         self._frame = 0 if frame is None else id(frame)
+        self._thread = threading.current_thread()
         self._iterator: weakref.ref[Any] | None = None
         self.arguments = FitArguments()
         if frame is not None:
@@ -87,12 +89,19 @@ class WatchedCall:
         return self._iterator() if self._iterator is not None else None
 
     def is_left(self, start: FrameType | None) -> bool:
-        """Whether the call is over, seen from the thread it ran in."""
+        """Whether the call is over, as far as that can be seen from this thread: from another one
+        than its own it counts as running as long as its thread runs.
+        """
         if not self:
             return False
         if self._iterator is not None and self._iterator() is None:
             return True
+        if not self.is_of_this_thread():
+            return not self._thread.is_alive()
         return not any(map(self._is_watched, calls_of(self._model, start)))
+
+    def is_of_this_thread(self) -> bool:
+        return self._thread is threading.current_thread()
 
     def is_known_left(self) -> bool:
         """Whether the last error that was shown has left the call, asked from any thread.

@@ -27,6 +27,7 @@ from trainsanity.forward import (
     refused,
     untouched,
 )
+from trainsanity.interrupts import is_interrupt
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import called_method, tensors_of
@@ -76,6 +77,8 @@ class Roundtrip(Probe):
             doing = "loading"
             loaded = keras.saving.load_model(path, safe_mode=False)
         except REFUSALS as error:
+            if is_interrupt(error):
+                raise
             text = str(error)
             cut = text if len(text) <= LONGEST_REFUSAL else f"{text[:LONGEST_REFUSAL]} ..."
             return {"not_testable": f"{doing} raises: {cut}"}
