@@ -8,13 +8,13 @@ watched call has traced, the model is left with one that is traced as that one w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 
-from trainsanity import optimizers
+from trainsanity import backends, optimizers
 
 NAMES = ("train_function", "test_function")
 
@@ -25,9 +25,14 @@ class TraceTime:
 
     Args:
         with_flags: False where the state given to the step says what is trained, as on JAX.
+
+    Attributes:
+        data: shapes and types that it was traced for, as the backend knows them; None where it does
+            not. For others it is traced anew, with what is true then.
     """
 
     def __init__(self, model: Any, *, with_flags: bool) -> None:
+        self.data: Any = None
         layers = model._flatten_layers() if with_flags else []
         self._flags = [(layer, layer._trainable) for layer in layers]
         variables = [v for layer in layers for v in layer._trainable_variables]
@@ -68,22 +73,46 @@ class TraceTime:
 
 
 class LaterFunction:
-    """Stands for the train function until it is called, then makes Keras' own in its place.
+    """Stands for a function of a model until it is called with data as those that it was traced
+    for, then leaves Keras' own in its place.
+
+    Args:
+        name: `"train_function"` or `"test_function"`.
 
     Attributes:
-        traced: what the step is traced with.
+        traced: what the step is traced with; None: with what is true then.
     """
 
-    def __init__(self, model: Any, traced: TraceTime) -> None:
+    def __init__(self, model: Any, name: str, traced: TraceTime | None) -> None:
         self._model = model
+        self._name = name
+        self._function: Callable[..., Any] | None = None
         self.traced = traced
 
     def __call__(self, *args: Any) -> Any:
-        model = self._model
-        model.train_function = None
-        with self.traced.in_force():
-            model.make_train_function()
-            return model.train_function(*args)
+        function = self._function = self._function or self._made()
+        known = self.traced.data if self.traced is not None else None
+        if known is not None and backends.active().kind_of(args) != known:
+            return function(*args)
+        if getattr(self._model, self._name) is self:
+            setattr(self._model, self._name, function)
+        with self._as_traced():
+            return function(*args)
+
+    def _made(self) -> Callable[..., Any]:
+        model, name = self._model, self._name
+        now = getattr(model, name)
+        setattr(model, name, None)
+        try:
+            with self._as_traced():
+                getattr(model, f"make_{name}")()
+            function: Callable[..., Any] = getattr(model, name)
+        finally:
+            setattr(model, name, now)
+        return function
+
+    def _as_traced(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.traced is None else self.traced.in_force()
 
 
 class CompiledFunctions:
@@ -102,17 +131,34 @@ class CompiledFunctions:
         for name in NAMES:
             setattr(self._model, name, None)
 
-    def put_back(self) -> None:
-        """As it would be without us; `traced` says what the watched call has traced, if it has."""
+    def made_anew(self) -> None:
+        """Somebody had Keras make the train function once more: what was before is gone."""
+        self._before["train_function"] = self.traced = None
+
+    def put_back(self, own: Mapping[str, Collection[Any]]) -> dict[str, Callable[..., Any]]:
+        """As it would be without us; `traced` says what the watched call has traced, if it has.
+
+        Args:
+            own: the functions that we or Keras have made in the meantime. Others stay.
+
+        Returns:
+            What is to be called in place of our own, where a function that stays may call them.
+        """
         model = self._model
         if model._loss_tracker is not self._compiled:
             # Compiled anew in between: what was there before belongs to the time before.
-            self.clear()
-            return
+            self._before = dict.fromkeys(NAMES)
+            self.traced = None
+        plain: dict[str, Callable[..., Any]] = {}
         for name, function in self._before.items():
-            setattr(model, name, function)
-        if self._before["train_function"] is None and self.traced is not None:
-            model.train_function = LaterFunction(model, self.traced)
+            traced = self.traced if name == "train_function" else None
+            later = LaterFunction(model, name, traced)
+            now = getattr(model, name)
+            if now is None or any(now is each for each in own.get(name, ())):
+                setattr(model, name, later if function is None and traced is not None else function)
+            else:
+                plain[name] = function or later
+        return plain
 
 
 def why_step_must_stay(model: Any) -> str | None:

@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import keras
@@ -21,6 +21,7 @@ from trainsanity.assignments import assignments
 from trainsanity.errors import CannotAudit
 from trainsanity.interrupts import is_interrupt
 from trainsanity.overheard import changing
+from trainsanity.unknown_state import unknown_state_as_now
 
 
 @contextmanager
@@ -30,7 +31,10 @@ def untouched(model: Any) -> Iterator[None]:
     """
     copies_of = backends.active().copies_of
     volatile = [copy for v in volatile_variables(model) for copy in copies_of(v)]
-    with generators_as_now(), values_as_now(volatile), assigned_as_now(), scopes_as_now():
+    known = (generators_as_now(), values_as_now(volatile), assigned_as_now(), scopes_as_now())
+    with ExitStack() as stack:
+        for each in (*known, unknown_state_as_now(model)):
+            stack.enter_context(each)
         yield
 
 
@@ -54,7 +58,8 @@ def evaluation_untouched(model: Any) -> Iterator[None]:
     function, model.test_function = model.test_function, None
     try:
         uncompiled = backends.active().uncompiled(model)
-        with values_as_now(model.metrics_variables), uncompiled, assigned_as_now():
+        values, assigned = values_as_now(model.metrics_variables), assigned_as_now()
+        with values, uncompiled, assigned, unknown_state_as_now(model):
             yield
     finally:
         model.test_function = function

@@ -87,6 +87,8 @@ class Session:
         self._functions: CompiledFunctions | None = None
         self._makers = Wrappers()
         self._wrapped: dict[str, tuple[Function, Function]] = {}  # name -> (ours, Keras')
+        self._made: dict[str, list[Function]] = {}  # name -> ours and Keras', all of this call
+        self._plain: dict[str, Function] = {}  # name -> what ours pass on to when all is over
         self._test_pass: int | None = None  # id of the frame of the test pass under way
         self._begun = False
         self._open_epoch: int | None = None
@@ -253,14 +255,26 @@ class Session:
         def make(*args: Any, **kwargs: Any) -> Any:
             if self.ended or self.is_left():
                 self.abandon()
-                return getattr(self.model, name)(*args, **kwargs)
+                return original(*args, **kwargs)
             if self._taps is not None and self._taps.installed:
                 self._boundary.call("taps", self._taps.renew)
             made = original(*args, **kwargs)
+            self._boundary.call("taps", self._note_made, name.removeprefix("make_"))
             self._boundary.call("taps", self._wrap_functions)
             return made
 
         return make
+
+    def _note_made(self, name: str) -> None:
+        run, functions, made = self._run, self._functions, getattr(self.model, name)
+        known = self._made.setdefault(name, [])
+        if any(made is each for each in known):
+            return
+        known.append(made)
+        if run is not None:
+            run.optimizer = getattr(self.model, "optimizer", None)  # may have been compiled anew
+        if name == "train_function" and functions is not None and run and run.shared.get("traces"):
+            functions.made_anew()
 
     def _wrap_functions(self) -> None:
         if self._taps is not None and self._taps.installed:
@@ -279,7 +293,7 @@ class Session:
             results: list[Any] = []
 
             def execute(*given: Any) -> Any:
-                results.append(original(*given))
+                results.append(self._plain.get(name, original)(*given))
                 return results[-1]
 
             try:
@@ -290,6 +304,7 @@ class Session:
                 raise
 
         self._wrapped[name] = (function, original)
+        self._made.setdefault(name, []).append(function)
         setattr(self.model, name, function)
 
     # Keras' hooks
@@ -499,7 +514,8 @@ class Session:
         self._makers.take_off()
         if self._taps is not None:
             self._taps.remove()
-        self._functions.put_back()
+        self._plain = self._functions.put_back(self._made)
+        self._made.clear()
         self._functions = self._taps = self._outside = None
         self._wrapped.clear()
 
@@ -531,10 +547,13 @@ class Session:
             if run.assignments:
                 args = self._assigned(run, args)
             args = counting(run, args)
+            traces = run.shared.get("traces")
             with self._as_traced(run):
                 began = time.perf_counter()
                 result = self._seen(original, training=True)(*args)
                 run.pace.ran(time.perf_counter() - began)
+            if run.shared.get("traces") != traces:
+                self._boundary.call("callback", self._note_traced, run, args)
         except run.backend.end_of_data_errors():
             if self._stand_in is None:
                 raise
@@ -598,6 +617,11 @@ class Session:
         if run.shared.get("traces") or functions is None or functions.traced is None:
             return contextlib.nullcontext()
         return functions.traced.in_force()
+
+    def _note_traced(self, run: Run, args: Any) -> None:
+        traced = None if self._functions is None else self._functions.traced
+        if traced is not None and traced.data is None:
+            traced.data = run.backend.kind_of(args)
 
     def _written(self) -> int | None:
         reader = self._readings.train if self._readings is not None else None

@@ -134,10 +134,8 @@ class Taps:
         """Before Keras makes its functions: JAX knows a function that it has traced before, and
         would run what the model was compiled to then.
         """
-        own = self.run.model.__dict__
         for name in ("train_step", "test_step"):
-            if name in own:
-                own[name] = functools.partial(own[name])
+            self._wrappers.renew(self.run.model, name)
 
     def tap_optimizers(self) -> None:
         """Taps every optimizer the model holds that is not tapped yet."""
@@ -148,7 +146,7 @@ class Taps:
         if not self.installed:
             return
         self.installed = False
-        self._wrappers.take_off(with_others=True)
+        self._wrappers.take_off()
         self._updates.forget()
         model = self.run.model
         tapes = list(self._tapes.values())

@@ -159,7 +159,8 @@ class UpdateTaps:
         is_own = not is_of_keras(type(optimizer).build)  # it may use what is traced
         place = nullcontext() if is_own else backend.outside_trace()
         with place, keras.name_scope(optimizer.name, caller=optimizer):
-            optimizer.build(list(variables))
+            is_wrapper = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+            optimizer.build(variables if is_wrapper else list(variables))
         optimizer.built = True
         if len(optimizer.variables) == before or not self._run.is_traced:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,13 @@ class Wrappers:
         self._put.append((owner, name, wrapper, own.get(name, _NOTHING)))
         # Past any `__setattr__`: Keras' would track or refuse what it is given.
         own[name] = wrapper
+
+    def renew(self, owner: Any, name: str) -> None:
+        """Puts another object in the place of a wrapper, which does the same."""
+        for i, (each, known, wrapper, before) in enumerate(self._put):
+            if each is owner and known == name and owner.__dict__.get(name) is wrapper:
+                owner.__dict__[name] = other = functools.partial(wrapper)
+                self._put[i] = (owner, name, other, before)
 
     def __bool__(self) -> bool:
         return bool(self._put)

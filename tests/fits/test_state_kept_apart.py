@@ -35,6 +35,24 @@ class Annealed(keras.losses.Loss):
         return error * ops.minimum(1.0, self.calls / 20.0)
 
 
+class Jittered(layers.Layer):
+    """Draws from a generator of its own, counts and notes its calls: Keras knows of none of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = np.random.default_rng(4)
+        self.calls = 0
+        self.scales: list[float] = []
+
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        if not training:
+            return inputs
+        self.calls += 1
+        self.scales.append(self.calls / (self.calls + 1))
+        noise = self.generator.normal(size=(6,)).astype("float32")
+        return inputs + ops.convert_to_tensor(self.scales[-1] * noise)
+
+
 def clipped() -> keras.Model:
     return _compiled(keras.Sequential([keras.Input((6,)), Clipped(8), layers.Dense(1)]))
 
@@ -55,6 +73,39 @@ def annealed() -> keras.Model:
     return _compiled(model, loss=Annealed())
 
 
+def jittered() -> keras.Model:
+    model = keras.Sequential([keras.Input((6,)), Jittered(), layers.Dense(1)])
+    model.compile("sgd", "mse", run_eagerly=True)
+    return model
+
+
+def beside_keras() -> keras.Model:
+    """With what only the backend knows of: buffers, variables, generators."""
+    return _compiled(keras.Sequential([keras.Input((6,)), _of_the_backend(), layers.Dense(1)]))
+
+
+def _of_the_backend() -> layers.Layer:
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return layers.TorchModuleWrapper(torch.nn.BatchNorm1d(6))
+    import tensorflow as tf
+
+    class Centred(layers.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean = tf.Variable(tf.zeros(6), trainable=False)
+            self.noise = tf.random.Generator.from_seed(3)
+
+        def call(self, inputs: Any, training: Any = None) -> Any:
+            if training:
+                self.mean.assign(0.9 * self.mean + 0.1 * tf.reduce_mean(inputs, 0))
+                inputs += self.noise.normal(tf.shape(inputs), stddev=0.1)
+            return inputs - self.mean
+
+    return Centred()
+
+
 def _compiled(model: keras.Model, loss: Any = "mse") -> keras.Model:
     model.compile("adam", loss, metrics=["mae"])
     return model
@@ -68,12 +119,18 @@ def trained(make: Callable[[], keras.Model], *callbacks: Any) -> list[Any]:
     states = [v for layer in model.layers for v in getattr(layer, "states", None) or []]
     loss = getattr(model.loss, "calls", None)
     kept = [*model.variables, *states, *([] if loss is None else [loss])]
+    for layer in model.layers:
+        if keras.backend.backend() == "torch":
+            kept += [buffer.clone() for buffer in layer.buffers()]
+        kept += [getattr(layer, "mean", 0.0), getattr(layer, "calls", 0)]
     return [history.history, [keras.ops.convert_to_numpy(v) for v in kept]]
 
 
-MODELS = [clipped, normalized, annealed]
+MODELS = [clipped, normalized, annealed, jittered]
 if keras.backend.backend() != "torch":  # where Keras itself fails to train the stateful one
     MODELS.append(stateful)
+if keras.backend.backend() != "jax":
+    MODELS.append(beside_keras)
 
 
 @pytest.mark.parametrize("make", MODELS)

@@ -515,6 +515,12 @@ class Backend(ABC):
         """Takes what `generator_state` gave."""
         return
 
+    def beside_keras(self, owner: Any) -> list[Callable[[], Any]]:
+        """For state of the backend's own kinds that an object holds and Keras does not know, such
+        as buffers: what puts it back to what it is now.
+        """
+        return []
+
     # Processes and replicas
 
     @abstractmethod

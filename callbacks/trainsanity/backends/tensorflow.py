@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -89,18 +90,19 @@ class TensorFlow(Backend):
         return not tf.config.list_logical_devices("GPU")
 
     def when(self, condition: Any, compute: Callable[[], Any], rest: float) -> Any:
-        shapes: list[Any] = []
+        values: list[Any] = []
 
         def vector() -> Any:
             with self.observing():
-                value = compute()
-            shapes.append(value.shape)
-            return value
+                values.append(compute())
+            return values[0]
 
         def without() -> Any:
-            return tf.fill(shapes[0], tf.constant(rest, tf.float32))
+            return tf.fill(values[0].shape, tf.constant(rest, values[0].dtype))
 
         found = tf.cond(condition, vector, without)
+        if tf.executing_eagerly():  # as where somebody has told functions to run so
+            return found
         branch = found.op
         while branch.type not in ("If", "StatelessIf"):
             branch = branch.inputs[0].op
@@ -344,6 +346,19 @@ class TensorFlow(Backend):
         """
         rng = getattr(context.context(), "_rng", None)
         return None if rng is None else rng.getstate()
+
+    def beside_keras(self, owner: Any) -> list[Callable[[], Any]]:
+        variables: list[Any] = []
+        for value in vars(owner).values():
+            if isinstance(value, tf.Variable):
+                variables.append(value)
+            elif isinstance(value, tf.random.Generator):
+                variables.append(value.state)
+            elif isinstance(value, tf.Module):
+                variables += value.variables
+        return [
+            functools.partial(v.assign, v.numpy()) for v in variables if v.dtype.is_numpy_compatible
+        ]
 
     def put_back_generator(self, state: Any) -> None:
         if state is not None:

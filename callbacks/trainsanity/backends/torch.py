@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -173,6 +174,16 @@ class Torch(Backend):
         torch.set_rng_state(state[0])
         if state[1]:
             torch.cuda.set_rng_state_all(state[1])
+
+    def beside_keras(self, owner: Any) -> list[Callable[[], Any]]:
+        kept: list[Callable[[], Any]] = []
+        for value in vars(owner).values():
+            if isinstance(value, torch.Generator):
+                kept.append(functools.partial(value.set_state, value.get_state()))
+        if isinstance(owner, torch.nn.Module):
+            for buffer in owner.buffers():
+                kept.append(functools.partial(buffer.data.copy_, buffer.detach().clone()))
+        return kept
 
     def is_dense(self, tensor: Any) -> bool:
         return isinstance(tensor, torch.Tensor) and not tensor.is_sparse

@@ -37,6 +37,7 @@ class Epochs(Probe):
         self._samples = 0.0
         self._skips: int | None = 0  # None: not every batch was looked at
         self._test_began = 0.0
+        self._counted_by: Any = None  # the optimizer at the beginning of the epoch
         self._test_rows = 0
         self._test_samples = 0.0
         self._declared_test_steps: int | None = None
@@ -57,11 +58,12 @@ class Epochs(Probe):
         self.run.pace.take_next()
         self._began = time.monotonic()
         self._rows, self._samples, self._skips = 0, 0.0, 0
+        self._counted_by = self.run.optimizer
         self._iterations = self._read_iterations()
 
     def _read_iterations(self) -> int | None:
         optimizer = self.run.optimizer
-        if optimizer is None:
+        if optimizer is None or optimizer is not self._counted_by:  # the model has another one now
             return None
         return optimizers.updates(optimizer, self.run.backend.read)
 

@@ -98,7 +98,13 @@ def _has_modes(layer: Any) -> bool:
     if any(getattr(layer, name, 0.0) for name in ("dropout", "recurrent_dropout", "stddev")):
         return True
     known = ("Dropout", "Random", "Noise", "Augment", "BatchNorm", "Spectral")
-    return any(word in type(layer).__name__ for word in known)
+    others = (
+        "TorchModuleWrapper",
+        "JaxLayer",
+        "FlaxLayer",
+        "TFSMLayer",
+    )  # what they do is not seen
+    return any(word in type(layer).__name__ for word in (*known, *others))
 
 
 def _is_asked_of_the_mode(layer: Any) -> bool:
