@@ -1,9 +1,10 @@
 """The compiled functions of a model before and after a watched call.
 
 Keras keeps a compiled step until `compile` is called again, and with it all that was true when it
-was traced: the trainable flags, the value of a Python learning rate. What a later `fit` does
-depends on that. So a function that was there before is put back, and in place of one that the
-watched call has traced, the model is left with one that is traced as that one was.
+was traced: the trainable flags, the value of a Python learning rate, a rate of dropout or any other
+number that Python code reads from an attribute. What a later `fit` does depends on that. So a
+function that was there before is put back, and in place of one that the watched call has traced,
+the model is left with one that is traced as that one was.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from typing import Any
 import numpy as np
 
 from trainsanity import backends, optimizers
+from trainsanity.unknown_state import names_of_keras, owners_of_state
 
 NAMES = ("train_function", "test_function")
+PLAIN = (bool, int, float, str)
+CHANGED_BY_KERAS = {"stop_training"}
 
 
 class TraceTime:
-    """What Python code held when a training step was traced: trainable flags and values of
-    callables.
+    """What Python code held when a training step was traced: trainable flags, values of callables,
+    plain values in attributes of layers, losses, metrics and optimizers.
 
     Args:
         with_flags: False where the state given to the step says what is trained, as on JAX.
@@ -43,14 +47,36 @@ class TraceTime:
             if optimizers.is_python_rate(source := optimizer._learning_rate)
             and isinstance(value := source(), (int, float, np.number))
         ]
+        self._values = list(_plain_values(model))
 
     def __bool__(self) -> bool:
         """Whether there is anything to restore."""
-        return bool(self._flags or self._rates)
+        return bool(self._flags or self._rates or self._values)
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """Within, flags and rates are what they were: what is traced is traced as then."""
+        """Within, all of that is what it was: what is traced is traced as then."""
+        with self._rates_in_force(), self._values_in_force():
+            yield
+
+    @contextmanager
+    def _values_in_force(self) -> Iterator[None]:
+        changed = [
+            (own, name, own[name], then)
+            for own, name, then in self._values
+            if name in own and type(own[name]) is type(then) and own[name] != then
+        ]
+        for own, name, _, then in changed:
+            own[name] = then
+        try:
+            yield
+        finally:
+            for own, name, now, then in changed:
+                if own.get(name) is then:
+                    own[name] = now
+
+    @contextmanager
+    def _rates_in_force(self) -> Iterator[None]:
         now = [(owner, owner._trainable) for owner, _ in [*self._flags, *self._variables]]
         rates = [(optimizer, optimizer._learning_rate) for optimizer, _, _ in self._rates]
         self._set_flags([*self._flags, *self._variables])
@@ -180,6 +206,15 @@ def why_step_must_stay(model: Any) -> str | None:
     ):
         return "the compiled step of an earlier fit holds the value of a Python learning rate"
     return None
+
+
+def _plain_values(model: Any) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """The attributes of each object, a name and a value, but for what Keras itself changes."""
+    for owner in (*owners_of_state(model), *optimizers.of_model(model).values()):
+        own = vars(owner)
+        for name, value in own.items():
+            if isinstance(value, PLAIN) and name not in names_of_keras() | CHANGED_BY_KERAS:
+                yield own, name, value
 
 
 def _constant(value: Any) -> Callable[[], Any]:

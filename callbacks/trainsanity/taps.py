@@ -240,7 +240,7 @@ class Taps:
 
     def _begin_trace(self, step: Step) -> None:
         run = self.run
-        if not run.is_traced or not step.training:
+        if not run.is_traced or not step.training or run.backend.runs_at_once():
             return
         run.shared["traces"] = run.shared.get("traces", 0) + 1
         if self._functions.traced is None:

@@ -28,7 +28,7 @@ def unknown_state_as_now(model: Any) -> Iterator[None]:
     """Puts such state back, at the end, to what it is now, as far as it can be recognized."""
     backend = backends.active()
     kept: list[PutBack] = []
-    for owner in _owners(model):
+    for owner in owners_of_state(model):
         kept += backend.beside_keras(owner)
         if not is_of_keras(type(owner)):
             kept += _attributes(owner)
@@ -39,7 +39,8 @@ def unknown_state_as_now(model: Any) -> Iterator[None]:
             put_back()
 
 
-def _owners(model: Any) -> list[Any]:
+def owners_of_state(model: Any) -> list[Any]:
+    """Layers, the model among them, metrics, losses."""
     layers = model._flatten_layers()
     metrics = [metric for layer in layers for metric in layer._metrics]
     compiled = getattr(model, "_compile_metrics", None)
@@ -55,7 +56,7 @@ def _owners(model: Any) -> list[Any]:
 def _attributes(owner: Any) -> Iterator[PutBack]:
     own = vars(owner)
     for name, value in own.items():
-        if name in _names_of_keras():
+        if name in names_of_keras():
             continue
         inside = _inside(value)
         if inside is not None:
@@ -106,7 +107,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 @functools.cache
-def _names_of_keras() -> frozenset[str]:
+def names_of_keras() -> frozenset[str]:
     """Attributes that Keras itself keeps, such as whether a layer is built."""
     # Imported here: that module puts back this one's state too.
     from trainsanity.forward import names_untouched

@@ -122,7 +122,9 @@ def encode(packet: Packet) -> bytes:
         message["blocks"] = [_encode_block(block) for block in packet.blocks]
     if packet.audits:
         message["audits"] = [[a.name, a.step, a.facts] for a in packet.audits]
-    return bytes(msgpack.packb(message, use_bin_type=True, default=_plain))
+    # A name may hold what is no text in UTF-8, such as half of a surrogate pair.
+    packed = msgpack.packb(message, default=_plain, unicode_errors="backslashreplace")
+    return bytes(packed)
 
 
 def _encode_block(block: Block) -> list[Any]:

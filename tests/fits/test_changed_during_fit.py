@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -159,3 +160,49 @@ def test_data_of_another_shape_are_trained_with_the_flags_of_then(tmp_path: Any)
     alone = weights()
     assert weights(offline_callback(tmp_path)) == alone
     assert alone[0] != alone[1]  # Keras trains frozen weights with the step traced before
+
+
+@pytest.mark.parametrize("watches", ["first", "both"])
+def test_what_a_step_was_traced_with_stays_true_in_a_later_fit(watches: str, tmp_path: Any) -> None:
+    """A number that Python reads while a step is traced is a constant of it from then on."""
+
+    def weights(*callbacks: Any, in_second: bool = False) -> list[Any]:
+        keras.utils.set_random_seed(3)
+        inputs = keras.Input((5,))
+        model = keras.Model(inputs, layers.Dense(1)(layers.Dropout(0.5)(inputs)))
+        model.compile("adam", "mse")
+        fit(model, *callbacks)
+        model.layers[1].rate = 0.25
+        fit(model, *(callbacks if in_second else ()))
+        assert model.layers[1].rate == 0.25
+        return [keras.ops.convert_to_numpy(v).tolist() for v in model.variables]
+
+    assert weights(offline_callback(tmp_path), in_second=watches == "both") == weights()
+
+
+@pytest.mark.filterwarnings("ignore:Even though the .tf.config")
+@pytest.mark.skipif(BACKEND == "torch", reason="always runs so")
+def test_a_step_that_is_told_to_run_at_once_is_not_traced_anew(tmp_path: Any) -> None:
+    @contextmanager
+    def at_once() -> Iterator[None]:
+        if BACKEND == "jax":
+            import jax
+
+            with jax.disable_jit():
+                yield
+            return
+        import tensorflow as tf
+
+        tf.config.run_functions_eagerly(True)
+        try:
+            yield
+        finally:
+            tf.config.run_functions_eagerly(False)
+
+    callback = offline_callback(tmp_path)
+    with at_once():
+        fit(net(), callback)
+    run = run_of(callback)
+    assert not run.audits("probe_failed")
+    assert not run.judge().at_least("warning")
+    assert len(run.signal("loss/recomputed")[0]) == 6

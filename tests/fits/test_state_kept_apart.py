@@ -126,7 +126,23 @@ def trained(make: Callable[[], keras.Model], *callbacks: Any) -> list[Any]:
     return [history.history, [keras.ops.convert_to_numpy(v) for v in kept]]
 
 
+def seeded() -> keras.Model:
+    """With operations of TensorFlow's own that draw their seeds as they run."""
+    import tensorflow as tf
+
+    class Noisy(layers.Layer):
+        def call(self, inputs: Any, training: Any = None) -> Any:
+            return inputs + tf.random.normal(tf.shape(inputs)) if training else inputs
+
+    tf.random.set_seed(3)
+    model = keras.Sequential([keras.Input((6,)), Noisy(), layers.Dense(1)])
+    model.compile("adam", "mse", run_eagerly=True)
+    return model
+
+
 MODELS = [clipped, normalized, annealed, jittered]
+if keras.backend.backend() == "tensorflow":
+    MODELS.append(seeded)
 if keras.backend.backend() != "torch":  # where Keras itself fails to train the stateful one
     MODELS.append(stateful)
 if keras.backend.backend() != "jax":

@@ -193,6 +193,12 @@ class Backend(ABC):
     def is_traced_step(self, model: Any) -> bool:
         """Whether Python sees the steps of this model only while they are compiled."""
 
+    def runs_at_once(self) -> bool:
+        """Whether somebody has told the backend to run each operation at once where a step would be
+        traced.
+        """
+        return False
+
     def is_traced(self, tensor: Any) -> bool:
         """Whether a tensor stands for a value inside a graph that is being made."""
         return False

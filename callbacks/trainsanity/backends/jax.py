@@ -412,6 +412,14 @@ class Jax(Backend):
     def version(self) -> str:
         return str(jax.__version__)
 
+    def why_untappable(self, model: Any) -> str | None:
+        if not jax.config.jax_check_tracer_leaks:
+            return None
+        return "JAX checks for leaked tracers, and taps keep some until the step is traced"
+
+    def runs_at_once(self) -> bool:
+        return bool(jax.config.jax_disable_jit)
+
     def is_traced(self, tensor: Any) -> bool:
         """Also inside a function that is being traced, such as a scan."""
         return isinstance(tensor, jax.core.Tracer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import random
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -100,9 +101,9 @@ class TensorFlow(Backend):
         def without() -> Any:
             return tf.fill(values[0].shape, tf.constant(rest, values[0].dtype))
 
+        if self.runs_at_once():
+            return compute()
         found = tf.cond(condition, vector, without)
-        if tf.executing_eagerly():  # as where somebody has told functions to run so
-            return found
         branch = found.op
         while branch.type not in ("If", "StatelessIf"):
             branch = branch.inputs[0].op
@@ -343,9 +344,15 @@ class TensorFlow(Backend):
     def generator_state(self) -> Any:
         """Of the generator from which eager random operations draw their seeds; None where no seed
         was set.
+
+        An operation with a seed that was used before goes on where that one was: until it is put
+        back, another generator gives seeds that training will not be given.
         """
-        rng = getattr(context.context(), "_rng", None)
-        return None if rng is None else rng.getstate()
+        held = context.context()
+        generator = getattr(held, "_rng", None)
+        if generator is not None:
+            held._rng = random.Random("trainsanity")
+        return generator
 
     def beside_keras(self, owner: Any) -> list[Callable[[], Any]]:
         variables: list[Any] = []
@@ -362,7 +369,10 @@ class TensorFlow(Backend):
 
     def put_back_generator(self, state: Any) -> None:
         if state is not None:
-            context.context()._rng.setstate(state)
+            context.context()._rng = state
+
+    def runs_at_once(self) -> bool:
+        return bool(tf.executing_eagerly())
 
     def is_traced(self, tensor: Any) -> bool:
         return isinstance(tensor, tf.Tensor) and not hasattr(tensor, "numpy")

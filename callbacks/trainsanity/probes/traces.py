@@ -30,7 +30,7 @@ class Traces(Probe):
         self._traces = 0.0
 
     def trace_end(self, step: Step) -> Columns:
-        if not step.training or not self.run.is_traced:
+        if not step.training or not self.run.is_traced or self.run.backend.runs_at_once():
             return {}
         return {
             "_trace": ops.full((), float(self.run.shared["traces"])),
