@@ -151,11 +151,20 @@ class CompiledFunctions:
         earlier = self._before["train_function"]
         # What the next step must be traced with; None: with what is true at that time.
         self.traced = earlier.traced if isinstance(earlier, LaterFunction) else None
+        # What holds while a step is traced; of a trace that fails, nothing will be left.
+        self.tracing: TraceTime | None = None
 
     def clear(self) -> None:
         """Keras makes new ones, and the taps get into them."""
         for name in NAMES:
             setattr(self._model, name, None)
+
+    def has_traced(self, args: tuple[Any, ...]) -> None:
+        """A step was traced, called with these arguments."""
+        if self.traced is None and self.tracing is not None:
+            self.traced = self.tracing if self.tracing else None
+            self.tracing.data = backends.active().kind_of(args)
+        self.tracing = None
 
     def made_anew(self) -> None:
         """Somebody had Keras make the train function once more: what was before is gone."""

@@ -294,6 +294,9 @@ class Session:
 
             def execute(*given: Any) -> Any:
                 results.append(self._plain.get(name, original)(*given))
+                functions = self._functions
+                if functions is not None and functions.tracing is not None:
+                    self._boundary.call("callback", functions.has_traced, given)
                 return results[-1]
 
             try:
@@ -547,13 +550,10 @@ class Session:
             if run.assignments:
                 args = self._assigned(run, args)
             args = counting(run, args)
-            traces = run.shared.get("traces")
             with self._as_traced(run):
                 began = time.perf_counter()
                 result = self._seen(original, training=True)(*args)
                 run.pace.ran(time.perf_counter() - began)
-            if run.shared.get("traces") != traces:
-                self._boundary.call("callback", self._note_traced, run, args)
         except run.backend.end_of_data_errors():
             if self._stand_in is None:
                 raise
@@ -617,11 +617,6 @@ class Session:
         if run.shared.get("traces") or functions is None or functions.traced is None:
             return contextlib.nullcontext()
         return functions.traced.in_force()
-
-    def _note_traced(self, run: Run, args: Any) -> None:
-        traced = None if self._functions is None else self._functions.traced
-        if traced is not None and traced.data is None:
-            traced.data = run.backend.kind_of(args)
 
     def _written(self) -> int | None:
         reader = self._readings.train if self._readings is not None else None

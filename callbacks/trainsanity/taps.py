@@ -245,8 +245,7 @@ class Taps:
         run.shared["traces"] = run.shared.get("traces", 0) + 1
         if self._functions.traced is None:
             with run.backend.outside_trace():
-                traced = TraceTime(run.model, with_flags=not self.run.is_stateless)
-            self._functions.traced = traced if traced else None
+                self._functions.tracing = TraceTime(run.model, with_flags=not run.is_stateless)
 
     def _finish(self, step: Step, logs: Any) -> None:
         """The last of a step: what it shows in the logs, and the row.

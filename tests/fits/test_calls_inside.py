@@ -132,12 +132,12 @@ class Slow(layers.Layer):  # type: ignore[misc] # Keras is Any to mypy
 
     def __init__(self) -> None:
         super().__init__()
-        self.is_limited = True
+        self.over = threading.Event()  # plain attributes are put back after audits
 
     def call(self, inputs: Any) -> Any:
         is_audit = any(f.f_code.co_name == "_hear_out" for f in outward(sys._getframe()))
-        if is_audit and self.is_limited:
-            self.is_limited = False
+        if is_audit and not self.over.is_set():
+            self.over.set()
             signal.raise_signal(signal.SIGTERM)
         return inputs
 
@@ -159,7 +159,7 @@ def test_what_a_handler_of_a_signal_raises_in_an_audit_ends_the_fit(tmp_path: An
     model = net(slow)
     with limited(), pytest.raises(TimeLimitError):
         fit(model, callback)
-    assert not slow.is_limited
+    assert slow.over.is_set()
     fit(model, callback)  # as if nothing had been
     assert is_plain(model)
     assert str(run_of(callback).packets[-1].state) == "finished"
