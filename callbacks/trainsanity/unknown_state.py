@@ -19,6 +19,7 @@ from trainsanity.origin import is_of_keras
 PutBack = Callable[[], Any]
 
 SCALARS = (bool, int, float, complex, str, bytes, type(None), np.generic)
+OURS = ("trainsanity.tape",)  # travels among the model's metrics
 MOST_BYTES = 2**20  # of an array that is copied
 MOST_ITEMS = 10_000  # of a list or dictionary that is
 
@@ -40,7 +41,7 @@ def unknown_state_as_now(model: Any) -> Iterator[None]:
 
 
 def owners_of_state(model: Any) -> list[Any]:
-    """Layers, the model among them, metrics, losses."""
+    """Layers, the model among them, metrics, losses; without our own."""
     layers = model._flatten_layers()
     metrics = [metric for layer in layers for metric in layer._metrics]
     compiled = getattr(model, "_compile_metrics", None)
@@ -50,7 +51,8 @@ def owners_of_state(model: Any) -> list[Any]:
         getattr(compiled, "_user_weighted_metrics", None),
     )
     functions = [each for each in keras.tree.flatten(given) if hasattr(each, "__dict__")]
-    return list({id(each): each for each in (*layers, *metrics, *functions)}.values())
+    found = {id(each): each for each in (*layers, *metrics, *functions)}
+    return [each for each in found.values() if type(each).__module__ not in OURS]
 
 
 def _attributes(owner: Any) -> Iterator[PutBack]:
