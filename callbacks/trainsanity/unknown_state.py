@@ -14,12 +14,11 @@ import keras
 import numpy as np
 
 from trainsanity import backends
-from trainsanity.origin import is_of_keras
+from trainsanity.origin import is_of_keras, is_ours
 
 PutBack = Callable[[], Any]
 
 SCALARS = (bool, int, float, complex, str, bytes, type(None), np.generic)
-OURS = ("trainsanity.tape",)  # travels among the model's metrics
 MOST_BYTES = 2**20  # of an array that is copied
 MOST_ITEMS = 10_000  # of a list or dictionary that is
 
@@ -52,7 +51,7 @@ def owners_of_state(model: Any) -> list[Any]:
     )
     functions = [each for each in keras.tree.flatten(given) if hasattr(each, "__dict__")]
     found = {id(each): each for each in (*layers, *metrics, *functions)}
-    return [each for each in found.values() if type(each).__module__ not in OURS]
+    return [each for each in found.values() if not is_ours(type(each))]
 
 
 def _attributes(owner: Any) -> Iterator[PutBack]:
