@@ -464,3 +464,15 @@ def test_takes_its_rows_out_of_the_graph() -> None:
 
 def _differences(run: SpooledRun) -> list[dict[str, Any]]:
     return [row["difference"] for row in run.audits("roundtrip")[-1].facts["outputs"]]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="where tensors have such methods")
+def test_reloads_a_model_whose_metric_uses_methods_of_tensors() -> None:
+    @keras.saving.register_keras_serializable("tests")
+    def near(y_true: Any, y_pred: Any) -> Any:
+        return ((y_true - y_pred).abs() < 0.5).float().mean(dim=-1)
+
+    inputs = keras.Input((6,))
+    model = compiled(inputs, keras.layers.Dense(1)(inputs), metrics=[near])
+    (audit,) = fitted(model).audits("roundtrip")
+    assert not audit.facts.get("not_testable")

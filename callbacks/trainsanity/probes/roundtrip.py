@@ -20,6 +20,7 @@ from trainsanity import backends, optimizers
 from trainsanity.difference import coarsest_dtype, difference, elements_of
 from trainsanity.fit_arguments import NO_SAMPLE
 from trainsanity.forward import (
+    as_in_training,
     evaluation_untouched,
     names_untouched,
     quiet_forward,
@@ -164,6 +165,7 @@ def _give_states(model: Any, loaded: Any) -> None:
 
 
 def _evaluated(model: Any, x: Any, y: Any, weight: Any) -> dict[str, Any]:
+    y, weight = as_in_training((y, weight))  # a metric of the user's may use methods of tensors
     with evaluation_untouched(model), backends.active().once(model):
         model.reset_metrics()  # up to Keras 3.14 `test_on_batch` adds to what was there
         result: dict[str, Any] = model.test_on_batch(x, y, sample_weight=weight, return_dict=True)
