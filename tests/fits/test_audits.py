@@ -476,3 +476,23 @@ def test_reloads_a_model_whose_metric_uses_methods_of_tensors() -> None:
     model = compiled(inputs, keras.layers.Dense(1)(inputs), metrics=[near])
     (audit,) = fitted(model).audits("roundtrip")
     assert not audit.facts.get("not_testable")
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="about parameters of torch's own")
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_finds_a_parameter_that_no_optimizer_of_keras_knows(is_wrapped: bool) -> None:
+    import torch
+
+    class Scaled(keras.layers.Layer):  # type: ignore[misc] # Keras is Any to mypy
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = {"scale": torch.nn.Parameter(torch.ones(6))}
+
+        def call(self, x: Any) -> Any:
+            return x * self.held["scale"]
+
+    inputs = keras.Input((6,))
+    near_miss = keras.layers.TorchModuleWrapper(torch.nn.Linear(6, 6), output_shape=(None, 6))
+    layer = near_miss if is_wrapped else Scaled()
+    run = fitted(compiled(inputs, keras.layers.Dense(1)(layer(inputs))))
+    assert ("untracked-weights" in slugs(run)) is not is_wrapped

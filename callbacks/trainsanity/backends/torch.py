@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import torch
 from keras.src.backend.torch.core import get_device
+from torch.overrides import TorchFunctionMode
 
 from trainsanity.backends.backend import Backend, MeetingPlace, Store, side_by_side
 from trainsanity.host_ring import HostRing
@@ -204,6 +205,10 @@ class Torch(Backend):
         finally:
             own["_jit_compile"] = before
 
+    def watched_reads(self, read: dict[int, Any]) -> AbstractContextManager[None]:
+        mode: AbstractContextManager[None] = _Reads(read)
+        return mode
+
     def why_untappable(self, model: Any) -> str | None:
         """The compiler would take many times as long for our lines as for the step, and fuse the
         step's own operations otherwise, which rounds them otherwise.
@@ -278,3 +283,21 @@ def _stacked(values: Sequence[Any]) -> Any:
 
 def _as_number(scalar: Any) -> Any:
     return scalar.item() if isinstance(scalar, torch.Tensor) else scalar
+
+
+class _Reads(TorchFunctionMode):  # type: ignore[misc] # torch is Any to mypy
+    """Notes the parameters that torch's functions are given: tensors that nothing has made and a
+    gradient is wanted of.
+    """
+
+    def __init__(self, read: dict[int, Any]) -> None:
+        super().__init__()
+        self._read = read
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        for given in torch.utils._pytree.tree_leaves((args, kwargs)):
+            if isinstance(given, torch.nn.Parameter) and given.requires_grad:
+                self._read.setdefault(id(given), (given, None))
+        return function(*args, **(kwargs or {}))
