@@ -20,7 +20,8 @@ from trainsanity.unknown_state import names_of_keras, owners_of_state
 
 NAMES = ("train_function", "test_function")
 PLAIN = (bool, int, float, str)
-CHANGED_BY_KERAS = {"stop_training"}
+# Of the model, in the trainers of Keras: how a step is to run.
+CHOICES = ("_run_eagerly", "_jit_compile", "steps_per_execution", "unrolled_steps_per_execution")
 
 
 class TraceTime:
@@ -64,7 +65,7 @@ class TraceTime:
         changed = [
             (own, name, own[name], then)
             for own, name, then in self._values
-            if name in own and type(own[name]) is type(then) and own[name] != then
+            if name in own and isinstance(own[name], (*PLAIN, type(None))) and own[name] != then
         ]
         for own, name, _, then in changed:
             own[name] = then
@@ -219,10 +220,13 @@ def why_step_must_stay(model: Any) -> str | None:
 
 def _plain_values(model: Any) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """The attributes of each object, a name and a value, but for what Keras itself changes."""
+    for name in CHOICES:
+        if name in vars(model):
+            yield vars(model), name, vars(model)[name]
     for owner in (*owners_of_state(model), *optimizers.of_model(model).values()):
         own = vars(owner)
-        for name, value in own.items():
-            if isinstance(value, PLAIN) and name not in names_of_keras() | CHANGED_BY_KERAS:
+        for name, value in list(own.items()):
+            if isinstance(value, PLAIN) and name not in names_of_keras():
                 yield own, name, value
 
 

@@ -18,6 +18,11 @@ from trainsanity.origin import is_of_keras, is_ours
 
 PutBack = Callable[[], Any]
 
+# What Keras sets on a model while one of its calls runs (keras/src/backend/*/trainer.py).
+OF_CALLS = {
+    *("stop_training", "stop_evaluating", "stop_predicting", "history", "optimizer"),
+    *("_jax_state", "_jax_state_synced", "_eval_epoch_iterator"),
+}
 SCALARS = (bool, int, float, complex, str, bytes, type(None), np.generic)
 MOST_BYTES = 2**20  # of an array that is copied
 MOST_ITEMS = 10_000  # of a list or dictionary that is
@@ -120,4 +125,4 @@ def names_of_keras() -> frozenset[str]:
             keras.losses.Loss(name="trainsanity"),
             keras.metrics.Mean(name="trainsanity"),
         )
-    return frozenset(name for each in made for name in vars(each))
+    return frozenset(name for each in made for name in vars(each)) | OF_CALLS

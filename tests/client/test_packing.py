@@ -142,3 +142,9 @@ def test_a_name_that_is_cut_keeps_its_witness() -> None:
     assert cut.endswith("/reported")
     assert len(cut) == wire.MAX_NAME_LENGTH
     assert wire.as_name("two\nlines/batch").endswith("/batch")
+
+
+def test_a_name_that_is_no_text_in_utf8_is_spelled_out() -> None:
+    packet = Packet(RUN, 0, 0.0, audits=[Audit("model", 0, {"name": "half \udcff"})])
+    (audit,) = wire.decode(wire.encode(packet)).audits
+    assert audit.facts["name"] == r"half \udcff"

@@ -180,6 +180,32 @@ def test_what_a_step_was_traced_with_stays_true_in_a_later_fit(watches: str, tmp
     assert weights(offline_callback(tmp_path), in_second=watches == "both") == weights()
 
 
+class Seen(layers.Layer):  # type: ignore[misc] # Keras is Any to mypy
+    """Counts how often Python runs it."""
+
+    calls = 0
+
+    def call(self, inputs: Any) -> Any:
+        Seen.calls += 1
+        return inputs
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="always runs Python code")
+def test_a_step_stays_compiled_where_only_the_switch_is_set_later(tmp_path: Any) -> None:
+    def calls(*callbacks: Any) -> int:
+        """In a second fit, with the switch set."""
+        model = keras.Sequential([keras.Input((5,)), Seen(), layers.Dense(1)])
+        model.compile("adam", "mse")
+        fit(model, *callbacks)
+        model.run_eagerly = True
+        before = Seen.calls
+        fit(model)
+        return Seen.calls - before
+
+    assert calls() == 0
+    assert calls(offline_callback(tmp_path)) <= 2  # to be traced once more, and no step
+
+
 @pytest.mark.filterwarnings("ignore:Even though the .tf.config")
 @pytest.mark.skipif(BACKEND == "torch", reason="always runs so")
 def test_a_step_that_is_told_to_run_at_once_is_not_traced_anew(tmp_path: Any) -> None:
