@@ -37,6 +37,12 @@ class TestBroadcast:
         (found,) = self.found(64 * 64, 64 * 16)
         assert found.severity is Severity.ADVICE
 
+    def test_pairs_of_scores_may_be_meant(self):
+        """A loss for ranking compares every score with every other one."""
+        shapes = {"outputs": [{"shape": [None, 1], "label_shape": [None, 1]}]}
+        (found,) = self.found(32 * 32, 32, audits=[("columns", 1, shapes)])
+        assert found.severity is Severity.ADVICE
+
     def ranks(self, as_given, same_shape, alone):
         losses = {"as_given": as_given, "same_shape": same_shape, "alone": alone}
         row = {"name": "", "loss": "Mine", "label_shape": [8], "shape": [8, 1]} | losses

@@ -39,8 +39,8 @@ class LossBroadcast(Rule):
     Try: give labels and outputs one shape, e.g. `y[:, None]`, or squeeze the output.
 
     Source: TensorFlow issues 30040 and 35833. Both are counts, so nothing is allowed between them.
-    Broadcasting squares their number exactly; other counts may come from a loss that compares pairs
-    of samples on purpose, so they are advice.
+    Broadcasting squares their number exactly. Other counts may come from a loss that compares pairs
+    of samples on purpose, and so may squares where labels and outputs have one shape: advice.
     """
 
     id = "loss-broadcast"
@@ -68,7 +68,7 @@ class LossBroadcast(Rule):
         part = parting(rows, elements, expected, 0.0, where=elements > expected)
         if part is None:
             return
-        is_square = part.shown == part.true**2
+        is_square = part.shown == part.true**2 and not _are_of_one_shape(run)
         yield Finding(
             subject="loss",
             title=f"The loss has {number(part.shown)} elements for {number(part.true)}",
@@ -118,6 +118,21 @@ class LossBroadcast(Rule):
             "(N, 1), or align ranks in your loss before you subtract.",
             certainty=f"Up to {share(self.rounding)} of the loss would be rounding.",
         )
+
+
+def _are_of_one_shape(run: RunView) -> bool:
+    """Whether the labels of every output are known to have its shape, batches aside: only the loss
+    itself can broadcast them then.
+    """
+    outputs = maps(run.audit("columns").facts, "outputs") if run.has_audit("columns") else []
+    shapes = [(output.get("shape"), output.get("label_shape")) for output in outputs]
+    return bool(shapes) and all(
+        isinstance(of, (list, tuple))
+        and isinstance(labels, (list, tuple))
+        and len(of) == len(labels)
+        and [*of[1:]] == [*labels[1:]]
+        for of, labels in shapes
+    )
 
 
 def _shapes(run: RunView) -> str:
