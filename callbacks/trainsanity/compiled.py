@@ -168,7 +168,10 @@ class CompiledFunctions:
         self.tracing = None
 
     def made_anew(self) -> None:
-        """Somebody had Keras make the train function once more: what was before is gone."""
+        """Somebody had Keras make the train function once more, or compiled the model anew: what
+        was before is gone.
+        """
+        self._compiled = self._model._loss_tracker
         self._before["train_function"] = self.traced = None
 
     def put_back(self, own: Mapping[str, Collection[Any]]) -> dict[str, Callable[..., Any]]:
