@@ -204,6 +204,28 @@ def test_nothing_moves_while_a_button_is_pressed(page: Page, server: LiveServer)
     expect(page.locator(".alert")).to_have_count(1)
 
 
+def test_a_press_right_after_another_holds_the_page_too(page: Page, server: LiveServer) -> None:
+    def point(*kinds: str) -> None:
+        page.evaluate(
+            "(kinds) => kinds.forEach((kind) => document.dispatchEvent(new PointerEvent(kind)))",
+            list(kinds),
+        )
+
+    feed = server.feed("pressed twice")
+    feed.send(tagger(10, lost=False))
+    go_to(page, feed.run_id)
+    expect(page.locator("#link-state")).to_contain_text("Live")
+    point("pointerdown", "pointerup", "pointerdown")
+    with page.expect_response(lambda answer: "/parts/alerts" in answer.url):
+        feed.send(audits=setup_audits(lost=True))
+        feed.send(tagger(100, lost=True, after=10))
+    for _ in range(20):  # frames, in which it would come
+        page.evaluate("() => new Promise((done) => setTimeout(() => requestAnimationFrame(done)))")
+    assert page.locator(".alert").count() == 0
+    point("pointerup")
+    expect(page.locator(".alert")).to_have_count(1)
+
+
 def test_a_run_is_deleted_after_a_second_look(page: Page, server: LiveServer) -> None:
     feed = server.feed("not wanted any more")
     feed.send({"loss/reported": [1.0]}, state="finished")

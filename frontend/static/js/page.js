@@ -60,21 +60,25 @@ const LONGEST_PRESS = 10000; // milliseconds; of some presses the end is not tol
 let held = Promise.resolve();
 let release = null;
 let limit = 0;
+let letting = 0;
 
 function letGo() {
   clearTimeout(limit);
-  setTimeout(() => { // after the click
+  clearTimeout(letting);
+  letting = setTimeout(() => { // after the click
     release?.();
     release = null;
   });
 }
 
 document.addEventListener("pointerdown", () => {
+  clearTimeout(limit);
+  clearTimeout(letting); // the press before is not over yet: what it held, this one holds
+  limit = setTimeout(letGo, LONGEST_PRESS);
   if (release) return;
   held = new Promise((resolve) => {
     release = resolve;
   });
-  limit = setTimeout(letGo, LONGEST_PRESS);
 });
 for (const end of ["pointerup", "pointercancel"]) document.addEventListener(end, letGo);
 
