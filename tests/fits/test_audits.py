@@ -496,3 +496,24 @@ def test_finds_a_parameter_that_no_optimizer_of_keras_knows(is_wrapped: bool) ->
     layer = near_miss if is_wrapped else Scaled()
     run = fitted(compiled(inputs, keras.layers.Dense(1)(layer(inputs))))
     assert ("untracked-weights" in slugs(run)) is not is_wrapped
+
+
+@pytest.mark.parametrize("name", ["before.h5", "before.keras"])
+@pytest.mark.filterwarnings("ignore:.*optimizer.*")
+@pytest.mark.parametrize(
+    ("make", "title"),
+    [
+        (keras.optimizers.Adam, "Adam before saving, RMSprop after loading"),
+        (lambda: keras.optimizers.RMSprop(rho=0.7), "RMSprop with other options after loading"),
+    ],
+)
+def test_finds_an_optimizer_that_saving_to_hdf5_makes_keras_forget(
+    name: str, make: Any, title: str, tmp_path: Any
+) -> None:
+    """Keras takes RMSprop then."""
+    inputs = keras.Input((6,))
+    model = compiled(inputs, keras.layers.Dense(1)(inputs), optimizer=make())
+    model.save(tmp_path / name)
+    found = fitted(model).judge().of("roundtrip-structure")
+    expected = [title]
+    assert [finding.title for finding in found] == (expected if name.endswith("h5") else [])

@@ -59,6 +59,7 @@ SAME = {
     "trainable_after": ["a/kernel"],
     "weights": {"before": 2, "after": 2},
     "layers": [{"name": "a", "class_before": "m.A", "class_after": "m.A"}],
+    "optimizer": {"before": "SGD", "after": "SGD", "changed": []},
     "optimizer_slots": {"before": 4, "after": 4},
     "output_names": {"before": ["a"], "after": ["a"]},
     "strict_json": None,
@@ -67,6 +68,11 @@ SAME = {
 
 def change(path, before, after):
     return {"config_changed": [{"path": path, "before": before, "after": after}]}
+
+
+def optimizer(after, *changed, slots=4):
+    facts = {"before": "SGD", "after": after, "changed": [*changed]}
+    return {"optimizer": facts, "optimizer_slots": {"before": 4, "after": slots}}
 
 
 def policy(after, *, of_keras, kind="zoo.Scale"):
@@ -81,6 +87,8 @@ def policy(after, *, of_keras, kind="zoo.Scale"):
         ({"trainable_after": ["a/kernel", "e/table"]}, "trainable weights", None),
         ({"weights": {"before": 3, "after": 2}}, "weights", None),
         ({"optimizer_slots": {"before": 4, "after": 0}}, "optimizer slots", None),
+        (optimizer("RMSprop", "momentum", slots=6), "optimizer", None),
+        (optimizer("SGD", "momentum"), "optimizer", None),
         (
             {"layers": [{"name": "a", "class_before": "m.A", "class_after": "m.B"}]},
             "a",

@@ -122,6 +122,7 @@ class Roundtrip(Probe):
             **_trainable(model, loaded),
             "layers": _classes(model, loaded),
             "config_changed": _config_changed(model, loaded),
+            "optimizer": _optimizers(model, loaded),
             "optimizer_slots": _slots(model, loaded),
             "output_names": {
                 "before": names,
@@ -236,6 +237,21 @@ def _classes(model: Any, loaded: Any) -> list[dict[str, Any]]:
 
 def _class_path(layer: Any) -> str:
     return f"{type(layer).__module__}.{type(layer).__qualname__}"
+
+
+def _optimizers(model: Any, loaded: Any) -> dict[str, Any] | None:
+    pair = [optimizers.working(getattr(each, "optimizer", None)) for each in (model, loaded)]
+    if pair[0] is None or pair[1] is None:
+        return None
+    before, after = (dict(_entries(optimizers.config_of(each), "")) for each in pair)
+    return {
+        "before": type(pair[0]).__name__,
+        "after": type(pair[1]).__name__,
+        # The learning rate comes back with the weights.
+        "changed": sorted(
+            key for key in before if key != "learning_rate" and before[key] != after.get(key)
+        ),
+    }
 
 
 def _slots(model: Any, loaded: Any) -> dict[str, int] | None:

@@ -27,8 +27,8 @@ class RoundtripStructure(Rule):
     """The model that is loaded is built differently from the one that was saved.
 
     Compares: classes and dtype policies of layers, the set of trainable weights, number and
-    values of weights, optimizer slots, output names and configuration, before saving and after
-    loading; and the saved configuration with a strict JSON reader.
+    values of weights, optimizer and its slots, output names and configuration, before saving and
+    after loading; and the saved configuration with a strict JSON reader.
 
     Why: a frozen layer that comes back trainable, or an activation that comes back as another,
     changes every later use of the model.
@@ -63,7 +63,9 @@ class RoundtripStructure(Rule):
 
     def _check(self, audit: Audit) -> Iterator[Finding]:
         yield from _trainable(audit)
-        yield from _counts(audit)
+        replaced = list(_optimizer(audit))
+        yield from replaced
+        yield from _counts(audit, ("weights",) if replaced else ("weights", "optimizer_slots"))
         yield from _values(audit)
         yield from _classes(audit)
         yield from _policies(audit)
@@ -153,8 +155,35 @@ def _trainable(audit: Audit) -> Iterator[Finding]:
     )
 
 
-def _counts(audit: Audit) -> Iterator[Finding]:
-    for key, what in (("weights", "weights"), ("optimizer_slots", "optimizer slots")):
+def _optimizer(audit: Audit) -> Iterator[Finding]:
+    facts = audit.facts.get("optimizer")
+    if not isinstance(facts, Mapping):
+        return
+    before, after = text(facts, "before"), text(facts, "after")
+    changed = [str(key) for key in facts.get("changed") or []]
+    if before is None or after is None or (before == after and not changed):
+        return
+    is_other = before != after
+    now = after if is_other else f"{after} with {_list(changed)} changed"
+    yield _finding(
+        audit,
+        subject="optimizer",
+        title=f"{before} before saving, {after} after loading"
+        if is_other
+        else f"{after} with other options after loading",
+        message=(
+            f"The model is trained with {before} and comes back with {now}: what is trained on "
+            "from the file moves its weights otherwise."
+        ),
+        witnesses=(Witness("optimizer before", before), Witness("optimizer after", now)),
+        suggestion="Compile the model again after loading it. Keras 3.15.1 forgets the optimizer "
+        "of a model that has been saved to .h5, in every later file.",
+    )
+
+
+def _counts(audit: Audit, keys: tuple[str, ...]) -> Iterator[Finding]:
+    for key in keys:
+        what = key.replace("_", " ")
         counts = audit.facts.get(key)
         if not isinstance(counts, Mapping):
             continue
