@@ -230,19 +230,19 @@ def test_nothing_is_said_of_a_layer_with_two_modes_or_an_end_in_an_epoch(
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="nothing is compiled")
-@pytest.mark.parametrize("name", ["recurrent", "deep"])
-def test_fits_one_after_another_keep_nothing(name: str, tmp_path: Any) -> None:
+def test_fits_one_after_another_keep_nothing(tmp_path: Any) -> None:
     """On JAX what loops were compiled to, on TensorFlow gradients of its own, which it never
     forgets, and of which Keras itself leaves some.
     """
+    make = recurrent if keras.backend.backend() == "jax" else deep
     kept = []
-    for place in range(6):
+    for place in range(5):
         keras.backend.clear_session()
-        others = [offline_callback(tmp_path / str(place), audit_budget=1.0)] if place < 4 else []
-        trained(globals()[name], *others)
+        others = [offline_callback(tmp_path / str(place), audit_budget=1.0)] if place < 3 else []
+        trained(make, *others)
         del others
         kept.append(_compiled_things())
-    assert kept[3] - kept[2] <= kept[5] - kept[4]
+    assert kept[2] - kept[1] <= kept[4] - kept[3]
 
 
 def recurrent() -> keras.Model:
