@@ -50,14 +50,10 @@ class TraceTime:
         ]
         self._values = list(_plain_values(model))
 
-    def __bool__(self) -> bool:
-        """Whether there is anything to restore."""
-        return bool(self._flags or self._rates or self._values)
-
     @contextmanager
     def in_force(self) -> Iterator[None]:
         """Within, all of that is what it was: what is traced is traced as then."""
-        with self._rates_in_force(), self._values_in_force():
+        with self._flags_and_rates_in_force(), self._values_in_force():
             yield
 
     @contextmanager
@@ -77,7 +73,7 @@ class TraceTime:
                     own[name] = now
 
     @contextmanager
-    def _rates_in_force(self) -> Iterator[None]:
+    def _flags_and_rates_in_force(self) -> Iterator[None]:
         now = [(owner, owner._trainable) for owner, _ in [*self._flags, *self._variables]]
         rates = [(optimizer, optimizer._learning_rate) for optimizer, _, _ in self._rates]
         self._set_flags([*self._flags, *self._variables])
@@ -163,8 +159,8 @@ class CompiledFunctions:
     def has_traced(self, args: tuple[Any, ...]) -> None:
         """A step was traced, called with these arguments."""
         if self.traced is None and self.tracing is not None:
-            self.traced = self.tracing if self.tracing else None
-            self.tracing.data = backends.active().kind_of(args)
+            self.traced = self.tracing
+            self.traced.data = backends.active().kind_of(args)
         self.tracing = None
 
     def made_anew(self) -> None:

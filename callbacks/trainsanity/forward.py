@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -31,10 +31,13 @@ def untouched(model: Any) -> Iterator[None]:
     """
     copies_of = backends.active().copies_of
     volatile = [copy for v in volatile_variables(model) for copy in copies_of(v)]
-    known = (generators_as_now(), values_as_now(volatile), assigned_as_now(), scopes_as_now())
-    with ExitStack() as stack:
-        for each in (*known, unknown_state_as_now(model)):
-            stack.enter_context(each)
+    with (
+        generators_as_now(),
+        values_as_now(volatile),
+        assigned_as_now(),
+        scopes_as_now(),
+        unknown_state_as_now(model),
+    ):
         yield
 
 
