@@ -30,10 +30,9 @@ class TrainEval(Probe):
         model = self.run.model
         mode_layers = [x for x in model._flatten_layers() if _has_modes(x)]
         may_have = [x for x in model._flatten_layers() if _is_asked_of_the_mode(x)]
+        count = PASSES if mode_layers or may_have else 1
         with untouched(model):
-            passes = [
-                self._loss(training=True) for _ in range(PASSES if mode_layers or may_have else 1)
-            ]
+            passes = [self._loss(training=True) for _ in range(count)]
         with untouched(model):
             inference = self._loss(training=False)
         if not mode_layers and len(set(passes)) > 1:  # random numbers of no generator of a layer
@@ -98,12 +97,8 @@ def _has_modes(layer: Any) -> bool:
     if any(getattr(layer, name, 0.0) for name in ("dropout", "recurrent_dropout", "stddev")):
         return True
     known = ("Dropout", "Random", "Noise", "Augment", "BatchNorm", "Spectral")
-    others = (
-        "TorchModuleWrapper",
-        "JaxLayer",
-        "FlaxLayer",
-        "TFSMLayer",
-    )  # what they do is not seen
+    # What other libraries' layers do is not seen.
+    others = ("TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer")
     return any(word in type(layer).__name__ for word in (*known, *others))
 
 

@@ -120,30 +120,40 @@ class LossBroadcast(Rule):
         )
 
 
+Shape = list[int | None]
+
+
+def _of_outputs(run: RunView) -> list[tuple[str | None, Shape | None, Shape | None]]:
+    """Name, shape and shape of the labels of each output; None where a shape is unknown."""
+    outputs = maps(run.audit("columns").facts, "outputs") if run.has_audit("columns") else []
+    return [
+        (text(o, "name"), _known(o.get("shape")), _known(o.get("label_shape"))) for o in outputs
+    ]
+
+
+def _known(shape: Any) -> Shape | None:
+    return list(shape) if isinstance(shape, (list, tuple)) else None
+
+
 def _are_of_one_shape(run: RunView) -> bool:
     """Whether the labels of every output are known to have its shape, batches aside: only the loss
     itself can broadcast them then.
     """
-    outputs = maps(run.audit("columns").facts, "outputs") if run.has_audit("columns") else []
-    shapes = [(output.get("shape"), output.get("label_shape")) for output in outputs]
-    return bool(shapes) and all(
-        isinstance(of, (list, tuple))
-        and isinstance(labels, (list, tuple))
-        and len(of) == len(labels)
-        and [*of[1:]] == [*labels[1:]]
-        for of, labels in shapes
+    outputs = _of_outputs(run)
+    return bool(outputs) and all(
+        shape is not None
+        and labels is not None
+        and len(shape) == len(labels)
+        and shape[1:] == labels[1:]
+        for _, shape, labels in outputs
     )
 
 
 def _shapes(run: RunView) -> str:
     """Shapes of the first output whose labels have another rank, in words; empty if unknown."""
-    outputs = maps(run.audit("columns").facts, "outputs") if run.has_audit("columns") else []
-    for output in outputs:
-        shape, labels = output.get("shape"), output.get("label_shape")
-        if not isinstance(shape, (list, tuple)) or not isinstance(labels, (list, tuple)):
-            continue
-        if len(shape) != len(labels):
-            of = f" of {output['name']}" if text(output, "name") else ""
+    for name, shape, labels in _of_outputs(run):
+        if shape is not None and labels is not None and len(shape) != len(labels):
+            of = f" of {name}" if name else ""
             return f" The labels{of} have shape {_shape(labels)}, the outputs {_shape(shape)}."
     return ""
 
