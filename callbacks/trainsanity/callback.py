@@ -6,6 +6,7 @@ import copy
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import keras
@@ -135,17 +136,15 @@ class SanityCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras is
             # one.
             return
         call = WatchedCall(model, sys._getframe(1))
-        self._session = self._open(model, call)
+        session = self._open(model, call)
         if call:
-            self._session.attach()
+            session.attach()
 
     def _is_busy(self, model: Any) -> bool:
         """Whether a call of this model is watched already; calls that were left end here."""
-        known, self._open_sessions = self._open_sessions, []
-        for session in known:
-            if session.is_watching():
-                self._open_sessions.append(session)
-            else:
+        for session in [*self._open_sessions]:
+            if not session.is_watching():
+                self._close(session)
                 session.abandon()
         return any(s.model is model and not s.ended for s in self._open_sessions)
 
@@ -160,8 +159,13 @@ class SanityCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras is
             self.probe_data,
             params=lambda: self.params or {},
         )
+        self._session = session
         self._open_sessions.append(session)
         return session
+
+    def _close(self, session: Session) -> None:
+        with suppress(ValueError):  # another thread has
+            self._open_sessions.remove(session)
 
     def _watched(self) -> Session | None:
         """The session on behalf of whose call a hook is called."""
@@ -172,14 +176,22 @@ class SanityCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras is
         """The session of the call that begins: a new one where a list of callbacks is used again,
         or was made before the call.
         """
-        session = self._session
+        session = self._newest()
         if session is None or session.is_attached:
             return self._watched()
-        self._open_sessions.remove(session)
+        self._close(session)
         call = WatchedCall(session.model, sys._getframe(2))
-        self._session = session = self._open(session.model, call)
+        session = self._open(session.model, call)
         session.attach()
         return session
+
+    def _newest(self) -> Session | None:
+        """The newest session that may be of this thread's call."""
+        newest = self._session
+        if newest is None or not newest.is_of_other_thread:
+            return newest
+        own = (s for s in reversed(self._open_sessions) if not s.is_of_other_thread)
+        return next(own, newest)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         if session := self._beginning():

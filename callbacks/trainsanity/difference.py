@@ -13,9 +13,19 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 
+def numpy_of(tensor: Any) -> Array:
+    """A tensor or variable on the host; its memory may be the tensor's own.
+
+    Keras' own conversion fails at a number of bfloat16 on TensorFlow, which becomes float32 here.
+    """
+    if getattr(tensor, "shape", None) == () and dtype_of(tensor) == "bfloat16":
+        tensor = keras.ops.cast(tensor, "float32")
+    return np.asarray(keras.ops.convert_to_numpy(tensor))
+
+
 def array_of(tensor: Any) -> Array:
     """A tensor on the host; float64, so that half precision can be compared."""
-    value = np.asarray(keras.ops.convert_to_numpy(tensor))
+    value = numpy_of(tensor)
     return value.astype(np.float64) if value.dtype.kind not in "iub" else value
 
 

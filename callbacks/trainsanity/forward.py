@@ -18,6 +18,7 @@ from keras.src.utils import module_utils
 
 from trainsanity import backends
 from trainsanity.assignments import assignments
+from trainsanity.difference import numpy_of
 from trainsanity.errors import CannotAudit
 from trainsanity.interrupts import is_interrupt
 from trainsanity.overheard import changing
@@ -71,7 +72,7 @@ def evaluation_untouched(model: Any) -> Iterator[None]:
 @contextmanager
 def values_as_now(variables: Iterable[Any]) -> Iterator[None]:
     """Puts variables back, at the end, to what they hold now."""
-    before = [(v, keras.ops.convert_to_numpy(v).copy()) for v in variables]
+    before = [(v, numpy_of(v).copy()) for v in variables]
     try:
         yield
     finally:
@@ -113,7 +114,7 @@ class _Assigned:
         if sys._getframe(2).f_code.co_name == SYNC:
             return
         with backends.active().outside_trace():
-            value = keras.ops.convert_to_numpy(variable).copy()
+            value = numpy_of(variable).copy()
         self.before[id(variable)] = (variable, value)
 
 

@@ -35,7 +35,7 @@ def callbacks_beside_us() -> list[Any]:
     return [
         callback
         for callback in _callbacks_of_call()
-        if not is_ours(type(callback)) and not isinstance(callback, PASSIVE)
+        if not any(map(is_ours, type(callback).__mro__)) and not isinstance(callback, PASSIVE)
     ]
 
 

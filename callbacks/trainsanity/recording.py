@@ -1,8 +1,7 @@
 """Forward passes over the captured sample, with every call of a layer noted.
 
 Audits read these notes; none of them runs the model more often than it must. A pass is eager, on a
-few
-rows, and leaves the model as it was.
+few rows, and leaves the model as it was.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import numpy as np
 from trainsanity import backends, call_sites
 from trainsanity.forward import call_model, fixed_batch, untouched
 from trainsanity.masking import mask_of
+from trainsanity.wrappers import Wrappers
 
 Shapes = dict[tuple[int, int], list[tuple[int, ...]]]
 _ends = itertools.count(1)
@@ -174,19 +174,14 @@ def noted_calls(model: Any, told: dict[int, list[Told]]) -> Iterator[None]:
 def _calls_replaced(
     model: Any, make: Callable[[Any, Callable[..., Any]], Callable[..., Any]]
 ) -> Iterator[None]:
-    replaced: list[tuple[dict[str, Any], str, bool, Any]] = []
-    for operation in operations_of(model):
-        own, name = operation.__dict__, called_method(operation)
-        replaced.append((own, name, name in own, own.get(name)))
-        own[name] = make(operation, getattr(operation, name))
+    replaced = Wrappers()
     try:
+        for operation in operations_of(model):
+            name = called_method(operation)
+            replaced.put(operation, name, make(operation, getattr(operation, name)))
         yield
     finally:
-        for own, name, had_own, original in replaced:
-            if had_own:
-                own[name] = original
-            else:
-                own.pop(name, None)
+        replaced.take_off(with_others=True)
 
 
 def called_method(operation: Any) -> str:

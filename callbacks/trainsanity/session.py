@@ -116,6 +116,10 @@ class Session:
         """Whether the session watches a call, or stands aside for another one that does."""
         return self._run is not None or self._rests
 
+    @property
+    def is_of_other_thread(self) -> bool:
+        return bool(self._call) and not self._call.is_of_this_thread()
+
     def is_watching(self) -> bool:
         """Whether the watched call is still running in this thread."""
         return bool(self._call) and not self._call.is_left(sys._getframe(1))

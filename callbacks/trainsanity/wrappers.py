@@ -25,6 +25,8 @@ class Wrappers:
     def put(self, owner: Any, name: str, wrapper: Function) -> None:
         own = owner.__dict__
         self._put.append((owner, name, wrapper, own.get(name, _NOTHING)))
+        # For those who ask for a signature, as Keras does when a layer fails.
+        wrapper.__dict__.setdefault("__wrapped__", getattr(owner, name, None))
         # Past any `__setattr__`: Keras' would track or refuse what it is given.
         own[name] = wrapper
 

@@ -15,6 +15,7 @@ import pytest
 from keras import layers
 from tests.watched import offline_callback, run_of
 
+from trainsanity import SanityCallback
 from trainsanity.frames import outward
 from trainsanity.spooled import SpooledRun
 
@@ -103,15 +104,65 @@ def test_one_callback_watches_a_fit_of_another_model_inside_the_first(
     assert inner[1].packets[-1].step == 9
 
 
-def test_one_callback_may_be_used_in_two_threads_at_a_time(tmp_path: Any) -> None:
+class FirstOutFirst(keras.callbacks.Callback):  # type: ignore[misc] # Keras is Any to mypy
+    """In two threads at a time: the one that came first to the end of an epoch leaves it first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.together = threading.Barrier(2, timeout=120)
+        self._first: list[int] = []
+        self._is_out = threading.Event()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._first.append(threading.get_ident())
+        if epoch == 0:
+            self.together.wait()
+            if self._first[0] != threading.get_ident():
+                assert self._is_out.wait(120)
+        else:
+            self._is_out.set()
+
+
+@pytest.mark.parametrize("are_shared", [False, True])
+def test_one_callback_may_be_used_in_two_threads_at_a_time(
+    tmp_path: Any, *, are_shared: bool
+) -> None:
+    """Ours, and one of the user's beside it."""
     callback = offline_callback(tmp_path)
     models = [net(), net()]
-    together = threading.Barrier(2, timeout=120)
-    waits = [AtEpochEnd(lambda _: together.wait()) for _ in models]
+    shared = FirstOutFirst()
+    together = shared.together
+    apart = [AtEpochEnd(lambda _: together.wait()) for _ in models]
+    waits = [shared, shared] if are_shared else apart
     threads = [
         threading.Thread(target=fit, args=(model, callback, wait))
         for model, wait in zip(models, waits, strict=True)
     ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert not together.broken
+    assert all(map(is_plain, models))
+    runs = [SpooledRun.read(path) for path in tmp_path.glob("*.spool")]
+    assert [(r.packets[-1].step, str(r.packets[-1].state)) for r in runs] == [(6, "finished")] * 2
+
+
+def test_one_callback_may_begin_in_two_threads_at_once(tmp_path: Any) -> None:
+    together = threading.Barrier(2, timeout=120)
+
+    class AtOnce(SanityCallback):
+        """Each thread waits until the other one has come as far."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if name == "_session" and value is not None:
+                together.wait()
+
+    callback = AtOnce("offline", spool_dir=tmp_path, keep_spool=True, verbose=False)
+    models = [net(), net()]
+    threads = [threading.Thread(target=fit, args=(model, callback)) for model in models]
     for thread in threads:
         thread.start()
     for thread in threads:

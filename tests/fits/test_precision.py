@@ -97,6 +97,34 @@ def test_measures_half_precision_as_it_is(policy: str) -> None:
     assert_healthy(run)
 
 
+@pytest.fixture
+def floatx(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What weights, losses and metrics are in, and layers too."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_floatx(request.param)
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy(policy)
+
+
+@pytest.mark.parametrize("floatx", ["float16", "bfloat16"], indirect=True)
+def test_allows_losses_and_weights_in_half_precision_their_rounding(floatx: str) -> None:
+    keras.utils.set_random_seed(3)
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(160, 8))
+    y = (x @ rng.normal(size=(8, 3))).argmax(axis=1)
+    hidden = layers.Dense(16, activation="tanh", kernel_regularizer="l2")
+    model = keras.Sequential([hidden, layers.BatchNormalization(), layers.Dense(3, "softmax")])
+    model.compile(optimizers.SGD(0.1), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    weights = rng.uniform(0.5, 2.0, size=160)
+    run = watched_fit(
+        model, x, y, sample_weight=weights, batch_size=16, epochs=4, validation_split=0.2
+    )
+    assert run.audits("columns")[-1].facts["outputs"][0]["loss_dtypes"] == [floatx]
+    assert_healthy(run)
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16"], indirect=True)
 def test_knows_no_rate_where_loss_scaling_skips_an_update(policy: str) -> None:
     model = net()

@@ -86,6 +86,14 @@ class TestDecomposition:
     def test_parts_that_sum_are_well(self):
         assert not self.found(2.3, 2.3000002, added=0.3)
 
+    @pytest.mark.parametrize(("dtype", "unit"), [("float16", 2.0**-11), ("bfloat16", 2.0**-8)])
+    def test_a_loss_in_half_precision_may_err_by_its_rounding(self, dtype, unit):
+        output = {"name": "", "loss_dtypes": ["float32", dtype]}
+        told = [("columns", 1, {"outputs": [output]})]
+        assert not self.found(2.3, 2.3 * (1 + 3 * unit), added=0.3, audits=told)
+        (found,) = self.found(2.0, 2.3, added=0.3, audits=told)
+        assert f"{dtype} rounding of one batch" in found.certainty
+
     def test_parts_that_nearly_cancel_are_judged_by_their_size(self):
         assert not self.found(0.01, 0.0, added=-1e4)
 

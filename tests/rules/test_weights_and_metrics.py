@@ -122,6 +122,20 @@ class TestRecomputedMetrics:
         found = self.found(same, audits=[columns])
         assert [f.severity for f in found] == [Severity.WARNING] * told
 
+    @pytest.mark.parametrize(("dtype", "told"), [("bfloat16", 0), ("float32", 1)])
+    def test_a_tie_may_be_a_hit_or_a_miss_in_half_precision(self, dtype, told):
+        """Of 2 batches of 16: one of 32."""
+        columns = ("columns", 1, {"metrics": [ACCURACY], "outputs": [{"name": "", "dtype": dtype}]})
+        batches = [("evaluate", 1, {"batches": 2})]
+        signals = {"val_accuracy/reported": 9 / 32, "val_accuracy/recomputed": 8 / 32}
+        assert len(self.found(signals, audits=[columns, *batches])) == told
+
+    def test_accuracy_of_another_number_is_told_in_half_precision_too(self):
+        half = {"metrics": [ACCURACY], "outputs": [{"name": "", "dtype": "bfloat16"}]}
+        columns = ("columns", 1, half)
+        signals = {"val_accuracy/reported": 0.9, "val_accuracy/recomputed": 0.4}
+        assert self.found(signals, audits=[columns, ("evaluate", 1, {"batches": 20})])
+
     def test_what_the_number_is_instead_is_told(self):
         (found,) = self.found(
             {"accuracy/reported": 0.9, "accuracy/recomputed": 0.4, "accuracy/all": 0.9}

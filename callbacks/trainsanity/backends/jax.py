@@ -235,7 +235,12 @@ class Jax(Backend):
         return None if copy is None else (int(copy[0]), np.asarray(copy[1]))
 
     def pick(self, variable: Any, coordinates: np.ndarray[Any, Any]) -> Any:
-        return self.pick_tensor(variable.value, coordinates)
+        picked = self.pick_tensor(variable.value, coordinates)
+        if str(picked.dtype) not in ("float16", "bfloat16") or not self.is_traced(picked):
+            return picked
+        # As the variable keeps it: XLA goes on with what was not rounded yet.
+        kept = jnp.finfo(picked.dtype)
+        return jax.lax.reduce_precision(picked, int(kept.nexp), int(kept.nmant))
 
     def pick_value(self, variable: Any, coordinates: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         if variable.value.size <= MOST_MOVED:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ class Announced(Probe):
 
     def _around(self, callback: Any, original: Callable[..., Any]) -> Callable[..., Any]:
         def hook(*args: Any, **kwargs: Any) -> Any:
-            if not self._wrappers.on:
+            is_here = threading.get_ident() == self._listener.thread
+            if not self._wrappers.on or not is_here:  # given to a call in another thread too
                 return original(*args, **kwargs)
             guard = self.run.guard
             assert guard is not None

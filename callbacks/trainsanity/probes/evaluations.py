@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from trainsanity import call_sites
+from trainsanity.difference import numpy_of
 from trainsanity.errors import CannotAudit
 from trainsanity.forward import call_model, refused, untouched, values_as_now
 from trainsanity.origin import is_of_keras
@@ -101,7 +102,7 @@ class Evaluations(Probe):
                 x, y, weight = (_part(part, slice(first, first + size)) for part in data)
                 outputs = call_model(self.run.model, x, training=False)
                 value = keras.ops.sum(compiled(y, outputs, weight)) + sum(self.run.model.losses)
-                total += float(keras.ops.convert_to_numpy(value)) * rows_of(x)
+                total += float(numpy_of(value)) * rows_of(x)
         return total / rows
 
     def on_closed(self) -> None:

@@ -196,6 +196,7 @@ def _output(model: Any, output: OutputEvidence) -> dict[str, Any]:
         "dtype": dtype_of(output.y_pred),
         "label_shape": _shape_of(output.y_true),
         "loss": None if loss is None else loss.name,
+        "loss_dtypes": sorted({dtype_of(loss) for loss, *_ in output.losses}),
         "from_logits": from_logits if isinstance(from_logits, bool) else None,
         "activation": _activation(model, output.name),
         "ignore_class": option(loss, "ignore_class"),

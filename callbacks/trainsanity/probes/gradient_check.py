@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import keras
 import numpy as np
 
-from trainsanity.difference import array_of, elements_of
+from trainsanity.difference import array_of, elements_of, numpy_of
 from trainsanity.errors import CannotAudit
 from trainsanity.forward import refused, untouched
 from trainsanity.probes.probe import Probe
@@ -157,7 +156,7 @@ def _norm(arrays: list[Any]) -> float:
 @contextmanager
 def _weights_kept(variables: list[Any]) -> Iterator[None]:
     """Within, weights may be moved; at the end each holds the very bits it held before."""
-    before = [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
+    before = [np.array(numpy_of(v)) for v in variables]
     try:
         yield
     finally:

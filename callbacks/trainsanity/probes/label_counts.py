@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from trainsanity.difference import numpy_of
 from trainsanity.probes.metrics import compiled_metrics
 from trainsanity.probes.probe import Probe
 
@@ -72,7 +73,7 @@ class LabelCounts(Probe):
 def _counts(label: Any) -> dict[str, int]:
     if not hasattr(label, "shape") or not len(label.shape) or label.shape[0] > MOST_ROWS:
         return {}
-    values = np.asarray(keras.ops.convert_to_numpy(label))
+    values = numpy_of(label)
     if values.ndim == 2 and values.shape[1] > 1:
         if not _is_one_hot(values):
             return {}

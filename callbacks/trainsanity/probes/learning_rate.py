@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from trainsanity import optimizers
+from trainsanity.difference import numpy_of
 from trainsanity.pace import Mark
 from trainsanity.probes.probe import Columns, Probe, Step, Update
 from trainsanity.shadow import (
@@ -131,7 +132,7 @@ class LearningRate(Probe):
             source = source()
         if isinstance(source, keras.Variable):
             return float(self.run.read(source))
-        return float(keras.ops.convert_to_numpy(source))
+        return float(numpy_of(source))
 
     # inside the step
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from trainsanity import call_sites
+from trainsanity.difference import numpy_of
 from trainsanity.masking import mask_of
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Probe
@@ -173,7 +174,7 @@ def _reason(operation: Any, is_layer: bool, legal: bool | None) -> str:
 def _coverage(mask: Any) -> float | None:
     if mask is None:
         return None
-    return float(np.mean(np.asarray(keras.ops.convert_to_numpy(mask), np.float64)))
+    return float(np.mean(np.asarray(numpy_of(mask), np.float64)))
 
 
 def _is_aligned(tensor: Any, calls: list[Call]) -> bool:

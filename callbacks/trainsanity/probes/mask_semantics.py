@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from trainsanity.difference import array_of, difference, dtype_of, is_float
+from trainsanity.difference import array_of, difference, dtype_of, is_float, numpy_of
 from trainsanity.errors import CannotAudit
 from trainsanity.forward import call_model, reading_weights_as, refused, untouched
 from trainsanity.masking import set_mask
@@ -44,7 +44,7 @@ class MaskSemantics(Probe):
         changed, again = self._again(call, other), self._again(call, inputs)
         if changed is None or again is None:
             return None
-        real = _as_output(call, np.asarray(keras.ops.convert_to_numpy(mask), bool))
+        real = _as_output(call, np.asarray(numpy_of(mask), bool))
         kept = [_valid(array_of(t), real) for t in (output, changed, again)]
         if any(k is None for k in kept):
             return None
@@ -100,7 +100,7 @@ def _mask_with_padding(call: Call) -> Any | None:
     mask = call.masks_in[0]
     if mask is None or len(mask.shape) != 2:
         return None
-    real = np.asarray(keras.ops.convert_to_numpy(mask), bool)
+    real = np.asarray(numpy_of(mask), bool)
     return mask if real.any() and not real.all() else None
 
 
@@ -133,7 +133,7 @@ def _masked_output(call: Call) -> dict[str, Any] | None:
     mask = _mask_with_padding(call)
     if flag is None or mask is None or not getattr(call.operation, "return_sequences", False):
         return None
-    real = _as_output(call, np.asarray(keras.ops.convert_to_numpy(mask), bool))
+    real = _as_output(call, np.asarray(numpy_of(mask), bool))
     output = array_of(call.outputs[0])
     # Before the first real position there is no state but the initial one, which is zeros too.
     after = np.logical_or.accumulate(real, axis=1) & ~real

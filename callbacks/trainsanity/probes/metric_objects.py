@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
 
+from trainsanity.difference import numpy_of
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.metrics import compiled_metrics
 from trainsanity.probes.probe import Probe
@@ -59,7 +59,7 @@ class MetricObjects(Probe):
         for key, metric in _by_key(self.run.model).items():
             value = metric.result()
             if not isinstance(value, dict) and len(np.shape(value)) == 0:
-                results[key] = float(keras.ops.convert_to_numpy(value))
+                results[key] = float(numpy_of(value))
         return results
 
     # metric_state
@@ -104,7 +104,7 @@ def _initial(variable: Any) -> float | None:
     if initializer is None or hasattr(initializer, "seed"):
         return None
     value = initializer(variable.shape, dtype=variable.dtype)
-    return _absolute_sum(keras.ops.convert_to_numpy(value))
+    return _absolute_sum(numpy_of(value))
 
 
 def _by_key(model: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from trainsanity import optimizers
+from trainsanity.difference import numpy_of
 from trainsanity.forward import names_untouched
 from trainsanity.probes.probe import Probe
 from trainsanity.shadow import ELEMENTWISE
@@ -73,7 +74,7 @@ class OptimizerFacts(Probe):
             "class": type(worker).__name__,
             "element_wise": type(worker).__name__ in ELEMENTWISE,
             "learning_rate_kind": kind,
-            "learning_rate": float(keras.ops.convert_to_numpy(worker.learning_rate)),
+            "learning_rate": float(numpy_of(worker.learning_rate)),
             "stray": _stray(worker),
         }
 
@@ -98,7 +99,7 @@ class OptimizerFacts(Probe):
             value = self.run.backend.read(slot).astype(np.float64)
             return float(np.vdot(value, value))
         squares = keras.ops.square(keras.ops.cast(slot, "float32"))
-        return float(keras.ops.convert_to_numpy(keras.ops.sum(squares)))
+        return float(numpy_of(keras.ops.sum(squares)))
 
     def on_released(self) -> None:
         optimizer = self.run.optimizer

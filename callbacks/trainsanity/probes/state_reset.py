@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from trainsanity.difference import numpy_of
 from trainsanity.forward import recurrent_states, untouched
 from trainsanity.probes.probe import Probe
 from trainsanity.wrappers import Wrappers
@@ -132,5 +133,5 @@ def _from_initial(layer: Any, read: Callable[[Any], Any]) -> float:
     if far == 0.0 or not hasattr(layer, "get_initial_state"):
         return far
     own = keras.tree.flatten(layer.get_initial_state(states[0].shape[0]))
-    pairs = zip(states, (np.asarray(keras.ops.convert_to_numpy(v)) for v in own), strict=True)
+    pairs = zip(states, map(numpy_of, own), strict=True)
     return min(far, max(float(np.abs(a - b).max(initial=0.0)) for a, b in pairs))

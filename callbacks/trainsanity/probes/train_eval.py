@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from trainsanity.difference import numpy_of
 from trainsanity.errors import CannotAudit
 from trainsanity.forward import call_model, refused, untouched, values_as_now
 from trainsanity.origin import is_of_keras
@@ -80,7 +81,7 @@ class TrainEval(Probe):
             value = compiled(y, prediction, weight)
         if len(value.shape):
             raise CannotAudit("the loss has no reduction")
-        return float(keras.ops.convert_to_numpy(value))
+        return float(numpy_of(value))
 
 
 def _has_modes(layer: Any) -> bool:

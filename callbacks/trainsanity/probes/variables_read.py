@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from trainsanity import optimizers
-from trainsanity.difference import is_float
+from trainsanity.difference import is_float, numpy_of
 from trainsanity.forward import call_model, untouched
 from trainsanity.probes.probe import Probe
 from trainsanity.reads import noted_reads
@@ -113,7 +113,7 @@ class _OfLoss:
 
 
 def _value(variable: Any) -> np.ndarray[Any, Any]:
-    return np.array(keras.ops.convert_to_numpy(variable), np.float64)
+    return np.array(numpy_of(variable), np.float64)
 
 
 def _floating(read: Mapping[int, tuple[Any, Any]]) -> dict[int, tuple[Any, Any]]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from trainsanity.rules.comparison import (
     finding,
-    mean_tolerance,
     not_measured,
     number,
     parting,
@@ -15,6 +14,7 @@ from trainsanity.rules.comparison import (
 )
 from trainsanity.rules.history import RunHistory, RunView, history
 from trainsanity.rules.rule import Finding, NotTestable, Rule, Severity, Witness
+from trainsanity.rules.shown_metrics import loss_dtype, loss_tolerance
 
 PARTS = ("loss/differentiated", "loss/batch", "loss/added")
 
@@ -31,8 +31,9 @@ class LossDecompositionMismatch(Rule):
     Try: look for `add_loss` in a layer that is called twice, loss weights that match no output, and
     losses that return one number for many samples.
 
-    Source: keras/src/trainers/trainer.py, `compute_loss`. The tolerance is the float32 rounding of
-    one batch. A model with a `compute_loss` of its own is not testable: it may leave a part out.
+    Source: keras/src/trainers/trainer.py, `compute_loss`. The tolerance is the rounding of one
+    batch, in what the loss is computed in. A model with a `compute_loss` of its own is not
+    testable: it may leave a part out.
     """
 
     id = "loss-decomposition-mismatch"
@@ -56,7 +57,7 @@ class LossDecompositionMismatch(Rule):
             raise not_measured(run, "loss/recomputed", *PARTS)
         rows = run.rows(*PARTS)
         used, total, added = (rows[name] for name in PARTS)
-        tolerance = mean_tolerance(used, total, added)
+        tolerance = loss_tolerance(run, used, total, added)
         part = parting(rows, used, total, tolerance, patience=self.patience)
         if part is None:
             return
@@ -72,7 +73,7 @@ class LossDecompositionMismatch(Rule):
             suggestion="Check loss_weights, add_loss calls and regularizers against what "
             "`compute_loss` returns.",
             names=("loss/differentiated", "sum of its parts"),
-            because="float32 rounding of one batch",
+            because=f"{loss_dtype(run)} rounding of one batch",
             also=(Witness("loss/added", extra),),
         )
 

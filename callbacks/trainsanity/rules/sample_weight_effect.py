@@ -23,6 +23,7 @@ from trainsanity.rules.comparison import (
 )
 from trainsanity.rules.history import RunHistory, RunView, history
 from trainsanity.rules.rule import Finding, NotTestable, Rule, Severity, Witness
+from trainsanity.rules.shown_metrics import loss_tolerance
 
 LOSS = ("loss/differentiated", "loss/batch", "loss/batch_unweighted")
 
@@ -122,7 +123,7 @@ class SampleWeightEffect(Rule):
         """The weights reached the loss, which is what it is without them."""
         rows = run.rows(*LOSS)
         used, weighted, plain = (rows[name] for name in LOSS)
-        tolerance = mean_tolerance(used, weighted, plain)
+        tolerance = loss_tolerance(run, used, weighted, plain)
         as_plain = np.abs(used - plain) <= tolerance
         part = parting(rows, used, weighted, tolerance, patience=self.patience, where=as_plain)
         if part is None:

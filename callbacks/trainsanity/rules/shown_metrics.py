@@ -21,6 +21,13 @@ from trainsanity.rules.history import Floats, RunView, Steps
 
 # Validation batches, where no audit tells how many there were.
 MANY_BATCHES = 10_000
+HALF = frozenset({"float16", "bfloat16"})
+# Of a loss in half precision: Keras' backends sum in float32, so what was measured is up to 2 units
+# for the mean of 16,384 values, and each weight, part and sum that follows adds one.
+ROUNDINGS_OF_LOSS = 8
+# Share of positions whose two largest outputs may lie within a rounding of each other, in units of
+# that; our own judgement, some ten times what evenly spread outputs give.
+TIES = 16
 
 _HIGHER = ("accuracy", "precision", "recall", "auc", "iou", "f1", "fbeta", "r2", "cosine", "dice")
 
@@ -90,7 +97,8 @@ def rounding_of(run: RunView, key: str, steps: Steps, *values: Floats) -> Floats
         values: the means, and the batch values where there are any; shape (n,).
     """
     batches = batches_averaged(run, key, steps)
-    return mean_tolerance(*values, batches=batches) + _outputs_rounding(run, *values)
+    ties = _ties(run, key, batches)
+    return mean_tolerance(*values, batches=batches) + _outputs_rounding(run, *values) + ties
 
 
 def batches_averaged(run: RunView, key: str, steps: Steps) -> Floats:
@@ -105,19 +113,51 @@ def batches_averaged(run: RunView, key: str, steps: Steps) -> Floats:
     return np.full(len(steps), float(max(known, default=MANY_BATCHES)))
 
 
+def _ties(run: RunView, key: str, batches: Floats) -> Floats:
+    """Of a count of hits where outputs are in half precision: one use may round two of them to the
+    same number and another use not, so that a hit is a miss.
+    """
+    unit = _unit_of_half(run)
+    metric = shown_metrics(run).get(key.removeprefix("val_"))
+    if unit == 0.0 or metric is None or "accuracy" not in (metric.kind or key).lower():
+        return np.zeros(len(batches))
+    return TIES * unit + 1.0 / batches  # one position at least, of one in every batch at least
+
+
 def _outputs_rounding(run: RunView, *values: Floats) -> Floats:
     """Outputs in half precision may be rounded in one use and kept exact in another, under XLA."""
-    dtypes = {
-        text(output, "dtype") or "float32"
-        for output in (
-            maps(run.audit("columns").facts, "outputs") if run.has_audit("columns") else ()
-        )
-    }
-    half = dtypes & {"float16", "bfloat16"}
     # One rounding of each of label-side and output-side operands, doubled by a product or square.
-    relative = 4 * max((unit_roundoff(dtype) for dtype in half), default=0.0)
+    relative = 4 * _unit_of_half(run)
     scale: Floats = np.max(np.broadcast_arrays(*[np.abs(v) for v in values]), axis=0)
     return np.asarray(relative * scale, np.float64)
+
+
+def _outputs(run: RunView) -> list[Mapping[str, Any]]:
+    return list(maps(run.audit("columns").facts, "outputs")) if run.has_audit("columns") else []
+
+
+def loss_dtype(run: RunView) -> str:
+    """The coarsest of what losses are computed in: Keras' `floatx`, unless told otherwise."""
+    said = [output.get("loss_dtypes") for output in _outputs(run)]
+    every = [str(dtype) for dtypes in said if isinstance(dtypes, list) for dtype in dtypes]
+    return max(every, key=unit_roundoff, default="float32")
+
+
+def loss_tolerance(run: RunView, *values: Floats) -> Floats:
+    """How far two honest losses of one batch can lie apart by rounding alone; shape (n,)."""
+    dtype = loss_dtype(run)
+    if dtype not in HALF:
+        return mean_tolerance(*values)
+    scale: Floats = np.max(np.broadcast_arrays(*[np.abs(v) for v in values]), axis=0)
+    # A cross-entropy near zero errs by a rounding of its probability, which is near one.
+    half = unit_roundoff(dtype) * (ROUNDINGS_OF_LOSS * scale + 2.0)
+    return np.asarray(mean_tolerance(*values) + half, np.float64)
+
+
+def _unit_of_half(run: RunView) -> float:
+    """The unit roundoff of outputs in half precision; 0 where there are none."""
+    half = {text(output, "dtype") or "" for output in _outputs(run)} & HALF
+    return max((unit_roundoff(dtype) for dtype in half), default=0.0)
 
 
 def in_words(key: str, shown: float, true: float, over: str) -> str:
