@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterable
@@ -69,6 +70,13 @@ def _coarser(dtype: str, other: str | None) -> str:
     return min(dtype, other, key=FLOATS.index) if known and other else dtype
 
 
+@functools.cache
+def products_of_float64() -> str:
+    """The dtype of the product of two float64 matrices: on torch Keras 3.15 makes it in float32."""
+    matrix = keras.ops.convert_to_tensor(np.eye(2), "float64")
+    return dtype_of(keras.ops.matmul(matrix, matrix))
+
+
 def difference(
     a: Any,
     b: Any,
@@ -93,11 +101,14 @@ def difference(
     finite = np.isfinite(first) & np.isfinite(second)
     apart = np.abs(first - second, where=finite, out=np.zeros(first.shape))
     scale = max(float(np.abs(v[np.isfinite(v)]).max(initial=0.0)) for v in (first, second))
+    dtype = dtype_of(a)
+    if dtype == "float64":
+        computed_in = _coarser(products_of_float64(), computed_in)
     return {
         "largest": float(apart.max(initial=0.0)),
         "scale": scale,
         "elements": int(first.size),
-        "dtype": _coarser(dtype_of(a), computed_in),
+        "dtype": _coarser(dtype, computed_in),
         "noise": noise,
         "sensitivity": sensitivity,
         "nonfinite": [int((~np.isfinite(v)).sum()) for v in (first, second)],

@@ -217,6 +217,16 @@ class TestDtypes:
         told = [f for f in found if f.subject == "64 bits"]
         assert all("jax_enable_x64" in f.suggestion for f in told)
 
+    @pytest.mark.parametrize(("actual", "told"), [("float32", 1), ("float64", 0)])
+    def test_products_of_fewer_digits_are_told_once(self, actual, told):
+        wide = {"policy": "float64", "compute": "float64", "symbolic": "float64"}
+        rows = [{"name": name, **wide, "actual": "float64"} for name in ("first", "second")]
+        products = {"layers": ["first", "second"], "actual": actual}
+        facts = {"layers": rows, "float64_products": products}
+        run = history(audits=[("dtypes", 1, facts)], facts=RunFacts(id="1", backend="torch"))
+        found = list(DtypePolicyMismatch().check(run.view()))
+        assert [f.subject for f in found] == ["64 bits"] * told
+
     def test_a_float32_head_on_purpose_is_left_alone(self):
         assert not self.found(own_policy=True, actual="float32")
         assert not self.found(actual="float16")

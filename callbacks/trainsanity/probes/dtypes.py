@@ -6,10 +6,20 @@ from typing import Any
 
 import keras
 
-from trainsanity.difference import dtype_of, is_float
+from trainsanity.difference import dtype_of, is_float, products_of_float64
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import Call, Passes
+
+# Layers that multiply by `keras.ops.matmul`; others have operations of their own.
+MULTIPLY = (
+    keras.layers.Dense,
+    keras.layers.Attention,
+    keras.layers.RNN,
+    keras.layers.SimpleRNNCell,
+    keras.layers.LSTMCell,
+    keras.layers.GRUCell,
+)
 
 
 class Dtypes(Probe):
@@ -24,7 +34,15 @@ class Dtypes(Probe):
             for call in calls
             if call.is_layer and call.outputs and is_float(call.outputs[0])
         ]
-        self.run.audit("dtypes", {"layers": rows})
+        facts: dict[str, Any] = {"layers": rows}
+        if double := sorted({call.name for call in calls if _multiplies_float64(call)}):
+            facts["float64_products"] = {"layers": double, "actual": products_of_float64()}
+        self.run.audit("dtypes", facts)
+
+
+def _multiplies_float64(call: Call) -> bool:
+    is_double = bool(call.outputs) and dtype_of(call.outputs[0]) == "float64"
+    return is_double and isinstance(call.operation, MULTIPLY)
 
 
 def _row(call: Call) -> dict[str, Any]:

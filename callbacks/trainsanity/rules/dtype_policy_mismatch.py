@@ -14,10 +14,11 @@ from trainsanity.wire import Audit
 class DtypePolicyMismatch(Rule):
     """A layer computes in another dtype than it declares.
 
-    Compares: the dtype of a layer's symbolic output and of its policy with the dtype of the
-    real tensor. Layers that were given a dtype of their own are left out, as a float32 head
-    under mixed precision is good practice. Layers of Keras itself that return more digits than
-    they declare (CategoryEncoding in Keras 3.15) are advice: nobody's numbers suffer.
+    Compares: the dtype of a layer's symbolic output and of its policy with the dtype of the real
+    tensor; float64 with the dtype in which Keras multiplies it. Layers that were given a dtype of
+    their own are left out, as a float32 head under mixed precision is good practice. Layers of
+    Keras itself that return more digits than they declare (CategoryEncoding in Keras 3.15) are
+    advice: nobody's numbers suffer.
 
     Why: half precision that is not there costs twice the memory; half precision where float32
     was declared costs digits.
@@ -51,6 +52,7 @@ class DtypePolicyMismatch(Rule):
             truncated = _truncated(rows) if run.facts.backend == "jax" else []
             if truncated:
                 found.append(_truncates(audit, len(truncated)))
+            found.append(_multiplies(audit, run.facts.backend))
             found += [_check(audit, row) for row in rows if row not in truncated]
         return merged(f for f in found if f is not None)
 
@@ -81,6 +83,31 @@ def _truncates(audit: Audit, layers: int) -> Finding:
         first_step=audit.step,
         last_step=audit.step,
         certainty="dtypes are compared exactly.",
+    )
+
+
+def _multiplies(audit: Audit, backend: str) -> Finding | None:
+    """Where Keras makes products of float64 in fewer digits."""
+    products = audit.facts.get("float64_products")
+    if not isinstance(products, Mapping) or text(products, "actual") != "float32":
+        return None
+    named = products.get("layers")
+    layers = len(named) if isinstance(named, list) else 0
+    return Finding(
+        subject="64 bits",
+        title=f"Keras on {backend} multiplies float64 in float32",
+        message=f"Layers that multiply float64 and return it: {layers:,}. Here keras.ops.matmul "
+        "makes the product of two float64 tensors in float32, so that of the digits that float64 "
+        "shows about 7 are right. This is a fault of Keras, not of your model.",
+        witnesses=(
+            Witness("factors", "float64", "dtype"),
+            Witness("their product", "float32", "dtype"),
+        ),
+        suggestion="Declare float32, which is as exact here and faster; or train on TensorFlow, or "
+        "on JAX with 64 bits allowed, where products are made in float64.",
+        first_step=audit.step,
+        last_step=audit.step,
+        certainty="dtypes are compared exactly, for a product of two small matrices.",
     )
 
 
