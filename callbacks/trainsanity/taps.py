@@ -164,7 +164,8 @@ class Taps:
                 return original(*args, **kwargs)
             x, y, weights = batch_parts(args[-1]) if args else (None, None, None)
             given = (x, y, self._boundary.call("taps", self.run.backend.unshared, weights))
-            self._local.step = current = Step(training=training, given=given)
+            scope = self.run.backend.trace_scope()
+            self._local.step = current = Step(training=training, scope=scope, given=given)
             self._turns.begin(current)
             current.waits = not current.full and self._tapes[training].is_in_memory
             self._boundary.call("taps", self._begin_trace, current)

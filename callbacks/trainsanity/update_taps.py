@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trainsanity.turns import Turns
 
 IN_THE_UPDATE = "the gradients of the replicas are added up inside the optimizer's update"
+TRACED_APART = "the step applies the optimizer in a branch, loop or function traced by itself"
 OF_UPDATES = (
     "gradient/norm",
     "gradient/nonfinite",
@@ -84,6 +85,8 @@ class UpdateTaps:
             step = self._step()
             if step is None or not step.full:  # no probe of updates sees every batch
                 return original(*args, **kwargs)
+            if self._is_traced_apart(step):
+                return original(*args, **kwargs)
             update = self._boundary.call(
                 "update", self._update, name, optimizer, step, args, kwargs
             )
@@ -102,7 +105,7 @@ class UpdateTaps:
 
         def stateless_apply(*args: Any, **kwargs: Any) -> Any:
             step = self._step()
-            if step is None:
+            if step is None or self._is_traced_apart(step):
                 return original(*args, **kwargs)
             if len(args) != 3:
                 return original(*args, **kwargs)
@@ -120,6 +123,16 @@ class UpdateTaps:
             return result
 
         return stateless_apply
+
+    def _is_traced_apart(self, step: Step) -> bool:
+        """Whether the update is in a branch, loop or function within the step that is traced by
+        itself: what is made in there must not be used outside.
+        """
+        if step.scope == self._run.backend.trace_scope():
+            return False
+        for name in OF_UPDATES:
+            self._run.not_testable[name] = TRACED_APART
+        return True
 
     def _update(
         self, name: str, optimizer: Any, step: Step, args: tuple[Any, ...], kwargs: Any

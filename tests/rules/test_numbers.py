@@ -20,6 +20,30 @@ def judge(rule, audit, facts=None, **content):
     return list(rule.check(history(facts=facts, audits=[(audit, 1, content)]).view()))
 
 
+class TestLostMask:
+    """Of a layer that takes a mask and gets none."""
+
+    LOST = {"name": "add", "class": "Add", "operation": True, "site": "model.py:41"}
+
+    def found(self, *largest):
+        base = {"class": "LSTM", "kind": "lost", "uses_mask": True, "lost_at": self.LOST}
+        rows = [
+            {"layer": f"lstm_{i}", "difference": difference(x)} | base
+            for i, x in enumerate(largest)
+        ]
+        return judge(MaskSemantics(), "mask_semantics", checks=rows)
+
+    def test_the_operator_that_lost_it_is_named_once(self):
+        (alert,) = self.found(0.3, 0.4)
+        assert alert.severity is Severity.WARNING
+        assert "`add` (operator `+`, model.py:41)" in alert.message
+        assert "lstm_0 (LSTM)" in alert.message
+        assert "Add()([x, y])" in alert.suggestion
+
+    def test_padding_that_changes_nothing_is_left_alone(self):
+        assert not self.found(1e-7)
+
+
 class TestPaths:
     def found(self, largest=0.5, noise=0.0, **row):
         base = {"subject": "output", "kind": "execution", "ways": ["eager", "graph"]}

@@ -265,7 +265,7 @@ class TestSampleWeightEffect:
 
 
 class TestEpochAggregation:
-    def found(self, shown, *, values=(2.0, 2.0, 3.5), sizes=(4.0, 4.0, 2.0), **more):
+    def found(self, shown, *, values=(2.0, 2.0, 3.5), sizes=(4.0, 4.0, 2.0), audits=(), **more):
         n = len(values)
         signals = {
             "loss/reported": [2.0] * (n - 1) + [shown],
@@ -274,7 +274,9 @@ class TestEpochAggregation:
         }
         audit = ("epoch", n, {"epoch": 0, "first_step": 1, "last_step": n, "batches": n})
         return list(
-            EpochAggregationMismatch().check(history(signals | more, audits=[audit]).view())
+            EpochAggregationMismatch().check(
+                history(signals | more, audits=[audit, *audits]).view()
+            )
         )
 
     def test_a_short_batch_that_weighs_as_a_full_one_is_critical(self):
@@ -282,6 +284,13 @@ class TestEpochAggregation:
         assert found.severity is None
         assert "loss 2.5" in found.message
         assert "is 2.3" in found.message
+
+    def test_a_mean_kept_in_bfloat16_may_err_by_its_rounding(self):
+        half = [("columns", 1, {"outputs": [{"name": "", "loss_dtypes": ["bfloat16"]}]})]
+        near = {"values": (2.0, 2.0, 2.05), "sizes": (4.0, 4.0, 2.0)}
+        assert self.found(2.05, **near)
+        assert not self.found(2.05, audits=half, **near)
+        assert self.found(3.5, audits=half)
 
     def test_the_last_batch_in_the_place_of_the_epoch_is_a_warning(self):
         (found,) = self.found(3.5)

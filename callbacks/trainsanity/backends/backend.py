@@ -445,6 +445,12 @@ class Backend(ABC):
             found = [ops.sum(vector) for vector in sums]
         return found, [ops.max(vector) for vector in largest]
 
+    def trace_scope(self) -> Any:
+        """What tells apart the traces that code may run in; equal in the same one. None: there are
+        none.
+        """
+        return None
+
     def behind_barrier(self, tensors: list[Any]) -> list[Any]:
         """The same values, of which a compiler cannot make the code that computes them anew.
 

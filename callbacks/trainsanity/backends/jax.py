@@ -429,6 +429,10 @@ class Jax(Backend):
         """Also inside a function that is being traced, such as a scan."""
         return isinstance(tensor, jax.core.Tracer)
 
+    def trace_scope(self) -> Any:
+        scope = getattr(jax.extend.core, "get_opaque_trace_state", None)
+        return None if scope is None else scope(convention="trainsanity")
+
     def behind_barrier(self, tensors: list[Any]) -> list[Any]:
         # What is only looked at needs no derivative.
         return list(jax.lax.optimization_barrier(jax.lax.stop_gradient(tuple(tensors))))

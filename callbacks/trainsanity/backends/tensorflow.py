@@ -394,6 +394,9 @@ class TensorFlow(Backend):
         for variable in tape.watched_variables():
             read.setdefault(id(variable), (variable, None))
 
+    def trace_scope(self) -> Any:
+        return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
     def behind_barrier(self, tensors: list[Any]) -> list[Any]:
         return list(gen_xla_ops.xla_optimization_barrier(input=tensors))
 

@@ -11,6 +11,7 @@ from typing import Any
 from keras import ops
 
 from trainsanity import optimizers
+from trainsanity.difference import numpy_of
 from trainsanity.executions import steps_per_execution
 from trainsanity.passes import is_witness
 from trainsanity.probes.probe import Columns, Probe, Step
@@ -91,7 +92,7 @@ class Epochs(Probe):
         run, optimizer = self.run, self.run.optimizer
         latest = run.shared.get("latest", {})
         is_taped = bool(run.shared.get("taped"))
-        own = {k: float(v) for k, v in logs.items() if not k.startswith("val_") and _is_number(v)}
+        own = {k: v for k, v in _numbers(logs).items() if not k.startswith("val_")}
         if run.replicas > 1 and is_taped:
             # What is shown within the epoch is a mean of the replicas' own values.
             run.points(run.step, {f"{k}/reported": value for k, value in own.items()})
@@ -171,7 +172,7 @@ class Epochs(Probe):
 
     def _validation(self, logs: Mapping[str, Any]) -> None:
         latest = self.run.shared.get("test_latest", {})
-        columns = {f"val_{k}/reported": float(v) for k, v in logs.items() if _is_number(v)}
+        columns = {f"val_{k}/reported": value for k, value in _numbers(logs).items()}
         columns |= {f"val_{name}": v for name, v in latest.items() if is_witness(name, logs)}
         self.run.points(self.run.step, columns)
 
@@ -183,6 +184,11 @@ def _samples(rows: TapeRows) -> float:
 
 def _mean(samples: float, batches: int) -> float | None:
     return samples / batches if batches else None
+
+
+def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
+    """Those of one element too: F1Score gives one for each column."""
+    return {k: float(numpy_of(v).item()) for k, v in logs.items() if _is_number(v)}
 
 
 def _is_number(value: Any) -> bool:

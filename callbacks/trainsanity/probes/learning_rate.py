@@ -257,13 +257,24 @@ class _Follower:
     def before(self, update: Update) -> None:
         own = self._own(update.shared)
         own["calls"] = own.get("calls", 0) + 1
-        own["rate"] = ops.cast(ops.convert_to_tensor(update.optimizer.learning_rate), "float32")
+        own["rate"] = ops.cast(ops.convert_to_tensor(self._rate(update.optimizer)), "float32")
         own["updated"] = update.updated
         if self.shadow is not None:
             update.prepare()
         own["untouched"] = _is_untouched(optimizers.working(update.optimizer))
         if self._sampled and "before" not in own:
             own["before"] = None if self.knows_before else update.in_turn(self._beginning())
+
+    def _rate(self, optimizer: Any) -> Any:
+        """In force. Of a schedule one of our own, from a counter that XLA takes for another one:
+        else it would compile the update's for both, and round it otherwise.
+        """
+        worker, backend = optimizers.working(optimizer), self._run.backend
+        schedule = worker._learning_rate
+        is_schedule = isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule)
+        if not is_schedule or not self._run.compiled_by_xla:
+            return optimizer.learning_rate
+        return schedule(backend.behind_barrier([ops.convert_to_tensor(worker.iterations)])[0])
 
     def _beginning(self) -> Callable[[], Any]:
         """Picks the sampled weights; in a graph the shadow first takes over what steps without a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -82,6 +83,37 @@ def _flow(model: Any, calls: list[Call], prediction: Any) -> dict[str, Any]:
     return {"layers": layers, "outputs": outputs}
 
 
+def without_their_mask(calls: list[Call]) -> Iterator[tuple[Call, Any, dict[str, Any]]]:
+    """Calls of layers that take a mask and got none, as it was lost on the way: each with the mask
+    and with the facts of where it was lost.
+    """
+    calls = _listed(calls)
+    makers = {id(t): call for call in calls for t in call.outputs}
+    lost: dict[int, tuple[Any, dict[str, Any]]] = {}  # id of a tensor that should have a mask
+    last_masked: Call | None = None
+    for call in calls:
+        mask = next((m for m in call.masks_in if m is not None), None)
+        found = None
+        if mask is None:
+            found = next((lost[id(t)] for t in call.inputs if id(t) in lost), None)
+            if found is None and (gap := _lost_before(call, last_masked, makers)) is not None:
+                found = (_mask_of(last_masked), gap)
+        if found is not None and takes_mask(call):
+            yield call, *found
+        if _mask_of(call) is not None:
+            last_masked = call
+        elif found is not None or mask is not None:
+            told = found or (mask, _facts(call, makers))
+            lost |= {id(t): told for t in call.outputs if not _has_lost_time(told[0], t)}
+
+
+def takes_mask(call: Call) -> bool:
+    """Whether the layer's `call` has an argument for a mask."""
+    signature = getattr(call.operation, "_call_signature", None)
+    names = signature.parameters if signature else {}
+    return any(name == "mask" or name.endswith("_mask") for name in names)
+
+
 def _facts(call: Call, makers: dict[int, Call]) -> dict[str, Any]:
     mask_in = next((m for m in call.masks_in if m is not None), None)
     out = call.outputs[0] if call.outputs else None
@@ -141,8 +173,8 @@ def _lost_before(
     }
 
 
-def _mask_of(call: Call) -> Any:
-    return call.masks_out[0] if call.masks_out else None
+def _mask_of(call: Call | None) -> Any:
+    return call.masks_out[0] if call is not None and call.masks_out else None
 
 
 def _same_time(tensor: Any, masked: Call) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ from trainsanity.difference import array_of, difference, dtype_of, is_float, num
 from trainsanity.errors import CannotAudit
 from trainsanity.forward import call_model, reading_weights_as, refused, untouched
 from trainsanity.masking import set_mask
+from trainsanity.probes.mask_flow import takes_mask, without_their_mask
 from trainsanity.probes.probe import Probe
 from trainsanity.recording import Call, Passes, tensors_of
 
@@ -25,6 +27,7 @@ class MaskSemantics(Probe):
         calls = Passes.of(self.run).inference.leaves
         checks = [row for call in calls if (row := self._padding(call)) is not None]
         checks += [row for call in calls if (row := _masked_output(call)) is not None]
+        checks += self._lost()
         checks += self._future()
         if not checks:
             raise CannotAudit("no layer receives a mask, and no causality is declared")
@@ -32,8 +35,22 @@ class MaskSemantics(Probe):
 
     # padding
 
-    def _padding(self, call: Call) -> dict[str, Any] | None:
-        mask = _mask_with_padding(call)
+    def _lost(self) -> list[dict[str, Any]]:
+        """Layers whose mask was lost before them."""
+        unmasked = without_their_mask(Passes.of(self.run).inference.calls)
+        rows = []
+        for call, mask, lost in itertools.islice(unmasked, MOST_LOST):
+            if _is_padded(mask) and not _is_zero_where_masked(call, mask):
+                row = self._padding(call, mask, kind="lost")
+                rows += [] if row is None else [row | {"lost_at": {k: lost[k] for k in LOST_AT}}]
+        return rows
+
+    def _padding(
+        self, call: Call, mask: Any = None, kind: str = "padding"
+    ) -> dict[str, Any] | None:
+        """The mask is that on the layer's input, or one that should be there."""
+        is_there = mask is None
+        mask = _mask_with_padding(call) if is_there else mask
         if mask is None or len(call.inputs) < 1 or not call.outputs:
             return None
         inputs, output = call.inputs[0], call.outputs[0]
@@ -41,6 +58,8 @@ class MaskSemantics(Probe):
         if len(inputs.shape) != 3 or tuple(inputs.shape[:2]) != time or not is_float(inputs):
             return None
         other = _with_other_content(inputs, mask)
+        if is_there:
+            set_mask(other, mask)
         changed, again = self._again(call, other), self._again(call, inputs)
         if changed is None or again is None:
             return None
@@ -50,7 +69,7 @@ class MaskSemantics(Probe):
             return None
         noise = difference(kept[0], kept[2])["largest"]
         found = difference(kept[0], kept[1], noise=noise)
-        return _row(call, "padding", found | {"dtype": dtype_of(output)})
+        return _row(call, kind, found | {"dtype": dtype_of(output)})
 
     def _again(self, call: Call, value: Any) -> Any | None:
         """The layer's first output on another value in place of its first input."""
@@ -90,6 +109,8 @@ class MaskSemantics(Probe):
         return [{**about, "kind": "future", "difference": found, **_NO_WORDS, "site": None}]
 
 
+MOST_LOST = 4  # layers whose mask was lost; further ones tell the same
+LOST_AT = ("name", "class", "operation", "site")
 _NO_WORDS = {"declared": None, "actual": None}
 
 
@@ -98,19 +119,26 @@ def _mask_with_padding(call: Call) -> Any | None:
     if not call.is_layer or not call.masks_in:
         return None
     mask = call.masks_in[0]
-    if mask is None or len(mask.shape) != 2:
-        return None
+    return mask if mask is not None and _is_padded(mask) else None
+
+
+def _is_padded(mask: Any) -> bool:
+    """Whether it masks something, and not everything."""
     real = np.asarray(numpy_of(mask), bool)
-    return mask if real.any() and not real.all() else None
+    return real.ndim == 2 and bool(real.any()) and not real.all()
+
+
+def _is_zero_where_masked(call: Call, mask: Any) -> bool:
+    """Whether somebody has multiplied by the mask, and so takes care of it in their own way."""
+    inputs, real = array_of(call.inputs[0]), np.asarray(numpy_of(mask), bool)
+    return inputs.shape[:2] == real.shape and not inputs[~real].any()
 
 
 def _with_other_content(inputs: Any, mask: Any) -> Any:
-    """The tensor with what is masked turned round and moved, and its mask."""
+    """The tensor with what is masked turned round and moved."""
     keep = keras.ops.cast(keras.ops.expand_dims(mask, -1), inputs.dtype)
     other = keras.ops.flip(inputs, axis=2) + keras.ops.ones_like(inputs)
-    mixed = inputs * keep + other * (1 - keep)
-    set_mask(mixed, mask)
-    return mixed
+    return inputs * keep + other * (1 - keep)
 
 
 def _valid(output: np.ndarray[Any, Any], real: np.ndarray[Any, Any]) -> Any | None:
@@ -146,13 +174,11 @@ def _masked_output(call: Call) -> dict[str, Any] | None:
 
 
 def _row(call: Call, kind: str, found: dict[str, Any] | None) -> dict[str, Any]:
-    parameters = getattr(call.operation, "_call_signature", None)
-    names = parameters.parameters if parameters else {}
     return {
         "layer": call.name,
         "class": call.kind,
         "kind": kind,
-        "uses_mask": any(name == "mask" or name.endswith("_mask") for name in names),
+        "uses_mask": takes_mask(call),
         "difference": found,
         **_NO_WORDS,
         "site": call.site,

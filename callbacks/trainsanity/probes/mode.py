@@ -48,6 +48,8 @@ class Mode(Probe):
         alone_on, alone_off = (self._alone(layer, call, flag) for flag in (True, False))
         if alone_on is None or alone_off is None:
             return None
+        if alone_on.shape != alone_off.shape:  # as RandomCrop of Keras 3.15
+            return None
         again = self._alone(layer, call, False)
         noise = difference(alone_off, again)["largest"]
         alone = difference(alone_off, alone_on, noise=noise)

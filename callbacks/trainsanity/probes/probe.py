@@ -84,6 +84,7 @@ class Step:
         metric_values: id of a metric -> what its function returned.
         asked_with: the arguments of `compute_loss` or `compute_metrics`, as noted last.
         asked: which of "loss" and "metrics" the step has asked the model to compute.
+        scope: of the trace in which it runs, as `Backend.trace_scope` gives it.
         full: whether all probes have their turn, not only those that see every batch.
         turn: the same, a bool tensor, where the graph itself decides; else None.
         is_rehearsal: whether this trace is thrown away, so that only what is measured at every
@@ -99,6 +100,7 @@ class Step:
     """
 
     training: bool
+    scope: Any = None
     full: bool = True
     turn: Any = None
     is_rehearsal: bool = False

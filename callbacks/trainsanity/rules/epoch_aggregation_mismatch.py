@@ -23,7 +23,7 @@ from trainsanity.rules.comparison import (
 )
 from trainsanity.rules.history import KEPT_ROWS, Floats, RunHistory, RunView, history
 from trainsanity.rules.rule import Finding, NotTestable, Rule, Severity, Witness
-from trainsanity.rules.shown_metrics import shown_metrics
+from trainsanity.rules.shown_metrics import loss_dtype, shown_metrics
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class _Epoch:
     values: Floats
     sizes: Floats
     shown: float
+    dtype: str  # of the loss and its mean
 
     @property
     def weighted(self) -> float:
@@ -51,7 +52,8 @@ class _Epoch:
     @property
     def tolerance(self) -> float:
         largest = float(np.abs(self.values).max())
-        return float(mean_tolerance(self.shown, largest, batches=len(self.values)))
+        batches = len(self.values)
+        return float(mean_tolerance(self.shown, largest, batches=batches, dtype=self.dtype))
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def _never_updated(key: str, epoch: _Epoch, shown: float) -> Finding:
         last_step=epoch.last_step,
         # Where the step returns 0 too, nobody is shown two numbers for one thing.
         severity=Severity.WARNING if shown == 0.0 else None,
-        certainty=f"{number(epoch.tolerance, 2)} would be float32 rounding over "
+        certainty=f"{number(epoch.tolerance, 2)} would be {epoch.dtype} rounding over "
         f"{len(epoch.values):,} batches.",
     )
 
@@ -208,7 +210,7 @@ def _of_one_batch(key: str, epoch: _Epoch, shown: float, running: list[str]) -> 
         last_step=epoch.last_step,
         # Where all that is shown is of one batch, somebody may want it so.
         severity=Severity.WARNING if running else Severity.ADVICE,
-        certainty=f"{number(epoch.tolerance, 2)} would be float32 rounding over "
+        certainty=f"{number(epoch.tolerance, 2)} would be {epoch.dtype} rounding over "
         f"{len(epoch.values):,} batches.",
     )
 
@@ -253,8 +255,8 @@ def _compare(key: str, epoch: _Epoch) -> Iterator[Finding]:
         last_step=epoch.last_step,
         severity=severity,
         certainty=f"The gap is {number(gap)}, {times_in_words(gap / epoch.tolerance)} the "
-        f"{number(epoch.tolerance, 2)} allowed for float32 rounding over {len(epoch.values):,} "
-        "batches.",
+        f"{number(epoch.tolerance, 2)} allowed for {epoch.dtype} rounding over "
+        f"{len(epoch.values):,} batches.",
     )
 
 
@@ -276,7 +278,7 @@ def _epoch(run: RunView, key: str, signal: str, facts: Mapping[str, Any]) -> _Ep
     shown = float(reported[f"{key}/reported"][at[0]]) if in_logs is None else in_logs
     if not (np.isfinite(values).all() and np.isfinite(shown) and (sizes > 0).all()):
         return None
-    return _Epoch(first, last, values, sizes, shown)
+    return _Epoch(first, last, values, sizes, shown, loss_dtype(run))
 
 
 def _length(facts: Mapping[str, Any]) -> int:

@@ -106,7 +106,7 @@ def flow_layers(run: RunView) -> dict[str, FlowLayer]:
     """Layers of the mask flow by name, in the order in which they run; empty without the audit."""
     if not run.has_audit("mask_flow"):
         return {}
-    found = [_layer(facts) for facts in maps(run.audit("mask_flow").facts, "layers")]
+    found = [flow_layer(facts) for facts in maps(run.audit("mask_flow").facts, "layers")]
     return {layer.name: layer for layer in found if layer.name}
 
 
@@ -169,7 +169,8 @@ def _output(run: RunView, output: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _layer(facts: Mapping[str, Any]) -> FlowLayer:
+def flow_layer(facts: Mapping[str, Any]) -> FlowLayer:
+    """As the audit tells of it; what it does not say stays empty."""
     legal, inputs = facts.get("legal"), facts.get("inputs")
     return FlowLayer(
         name=text(facts, "name") or "",

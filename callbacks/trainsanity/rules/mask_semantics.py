@@ -7,6 +7,7 @@ from typing import Any
 from trainsanity.rules.comparison import maps, measured, merged, number, text
 from trainsanity.rules.difference import Difference
 from trainsanity.rules.history import RunHistory, RunView, history
+from trainsanity.rules.mask_flow import flow_layer
 from trainsanity.rules.rule import Finding, NotTestable, Rule, Severity, Witness
 from trainsanity.wire import Audit
 
@@ -16,8 +17,9 @@ class MaskSemantics(Rule):
     """Masked or future positions influence outputs that must not see them.
 
     Compares: outputs at valid positions before and after the content of masked (or, where
-    causality is declared, later) positions was changed; and values at masked positions with the
-    flag that says what they should be.
+    causality is declared, later) positions was changed, also of layers that take a mask and get
+    none, because an operator such as `x + y` lost it before them; and values at masked positions
+    with the flag that says what they should be.
 
     Why: the model learns from padding, or from the answer, and fails where neither is there.
 
@@ -49,6 +51,7 @@ class MaskSemantics(Rule):
             for row in maps(audit.facts, "checks")
         ]
         found = [f for audit, row in rows if (f := _finding(audit, row)) is not None]
+        found = _first_of_each_loss(found)
         if rows and not found and not any(_testable(row) for _, row in rows):
             raise NotTestable("no layer with a mask gave outputs that could be compared")
         return merged(found)
@@ -74,6 +77,8 @@ def _finding(audit: Audit, row: Mapping[str, Any]) -> Finding | None:
 
 def _leak(audit: Audit, row: Mapping[str, Any], difference: Difference) -> Finding:
     layer, future = text(row, "layer") or "model", text(row, "kind") == "future"
+    if text(row, "kind") == "lost":
+        return _without_mask(audit, row, difference)
     changed = "later positions" if future else "masked positions"
     seen = "earlier outputs" if future else "outputs at valid positions"
     if future:
@@ -104,6 +109,35 @@ def _leak(audit: Audit, row: Mapping[str, Any], difference: Difference) -> Findi
         severity=severity,
         certainty=difference.certainty(),
     )
+
+
+def _without_mask(audit: Audit, row: Mapping[str, Any], difference: Difference) -> Finding:
+    layer, at = text(row, "layer") or "model", row.get("lost_at")
+    lost = flow_layer(at if isinstance(at, Mapping) else {})
+    return Finding(
+        subject=f"mask lost at {lost.name}",
+        title=f"{layer} reads padding: the mask is lost at {lost.name}",
+        message=(
+            f"The mask died at {lost.in_words()}, so {_who(row)}, which would use it, gets none: "
+            "when the content of padding was changed, its outputs moved by up to "
+            f"{number(difference.largest)}, at values of up to {number(difference.scale)}."
+        ),
+        witnesses=(
+            Witness("expected change", 0.0),
+            Witness("largest change", difference.largest),
+        ),
+        suggestion=lost.remedy(),
+        first_step=audit.step,
+        last_step=audit.step,
+        severity=Severity.WARNING,
+        certainty=difference.certainty(),
+    )
+
+
+def _first_of_each_loss(found: list[Finding]) -> list[Finding]:
+    """The layers behind the first one read padding as well."""
+    first: dict[str, Finding] = {}
+    return [f for f in found if first.setdefault(f.subject, f) is f]
 
 
 def _flag(audit: Audit, row: Mapping[str, Any]) -> Finding:

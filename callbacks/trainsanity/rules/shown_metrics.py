@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainsanity.rules.comparison import (
+    HALF,
     batches_in_epoch,
     maps,
     mean_tolerance,
@@ -21,10 +22,6 @@ from trainsanity.rules.history import Floats, RunView, Steps
 
 # Validation batches, where no audit tells how many there were.
 MANY_BATCHES = 10_000
-HALF = frozenset({"float16", "bfloat16"})
-# Of a loss in half precision: Keras' backends sum in float32, so what was measured is up to 2 units
-# for the mean of 16,384 values, and each weight, part and sum that follows adds one.
-ROUNDINGS_OF_LOSS = 8
 # Share of positions whose two largest outputs may lie within a rounding of each other, in units of
 # that; our own judgement, some ten times what evenly spread outputs give.
 TIES = 16
@@ -145,13 +142,7 @@ def loss_dtype(run: RunView) -> str:
 
 def loss_tolerance(run: RunView, *values: Floats) -> Floats:
     """How far two honest losses of one batch can lie apart by rounding alone; shape (n,)."""
-    dtype = loss_dtype(run)
-    if dtype not in HALF:
-        return mean_tolerance(*values)
-    scale: Floats = np.max(np.broadcast_arrays(*[np.abs(v) for v in values]), axis=0)
-    # A cross-entropy near zero errs by a rounding of its probability, which is near one.
-    half = unit_roundoff(dtype) * (ROUNDINGS_OF_LOSS * scale + 2.0)
-    return np.asarray(mean_tolerance(*values) + half, np.float64)
+    return mean_tolerance(*values, dtype=loss_dtype(run))
 
 
 def _unit_of_half(run: RunView) -> float:
