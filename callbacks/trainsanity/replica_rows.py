@@ -29,7 +29,15 @@ _WAYS: dict[str, tuple[str, ...]] = {
     ),
     "min": ("/min", "_min"),
     "max": ("/max", "_max", "/classes", "/target_padding_most"),
-    "rows": ("_coverage", "/mean", "_mean", "/border_zero", "/out_of_range", "loss/added"),
+    "rows": (
+        "_coverage",
+        "/mean",
+        "_mean",
+        "/border_zero",
+        "/out_of_range",
+        "/not_whole",
+        "loss/added",
+    ),
     "alike": ("loss/differentiated",),
 }
 

@@ -172,7 +172,7 @@ _UNITS = {
 def unit_of(name: str) -> str:
     """The unit of a signal, from its name (see docs/evidence.md)."""
     quantity, _, witness = name.rpartition("/")
-    if quantity.startswith("embedding:") and witness != "out_of_range":
+    if quantity.startswith("embedding:") and witness not in ("out_of_range", "not_whole"):
         return "ids"
     if name == "memory/live_variables":
         return "1"

@@ -6,8 +6,9 @@ from trainsanity.rules import NotTestable, RunFacts, Severity, history
 from trainsanity.rules.index_range import IndexRange
 
 
-def ids(most, least=0.0, size=100.0, **more):
+def ids(most, least=0.0, size=100.0, not_whole=None, **more):
     words = {"id_max": most, "id_min": least, "input_dim": size}
+    words |= {} if not_whole is None else {"not_whole": not_whole}
     signals = {f"embedding:words/{word}": [value] * 3 for word, value in words.items()}
     return judge(signals, **more)
 
@@ -46,6 +47,12 @@ class TestIds:
         signals |= {"embedding:words/input_dim": [100.0], "embedding:words/out_of_range": [0.07]}
         (found,) = judge(signals)
         assert "7 %" in found.message
+
+    def test_ids_that_are_cut_off_are_a_warning(self):
+        (found,) = ids(3.0, not_whole=0.9)
+        assert found.severity is Severity.WARNING
+        assert "90 % of all" in found.message
+        assert not ids(3.0, not_whole=0.0)
 
     def test_negative_ids_may_be_meant(self):
         (found,) = ids(50.0, least=-1.0)

@@ -24,7 +24,8 @@ class IndexRange(Rule):
     """Ids or labels lie outside the table they are looked up in.
 
     Compares: the largest and smallest id of each batch with the rows of the embedding that reads
-    it, and the largest and smallest label with the classes of the output.
+    it; ids of a floating-point dtype with the whole numbers that Keras makes of them; and the
+    largest and smallest label with the classes of the output.
 
     Why: on plain CPU TensorFlow such an id raises an error. On a GPU, under `jit_compile=True` and
     on JAX nothing is said: words share a row, read zeros or NaN, and the model learns them anyhow.
@@ -55,6 +56,7 @@ class IndexRange(Rule):
             raise NotTestable("the model has no embedding, and its labels are no class numbers")
         for quantity in embeddings:
             yield from _ids(run, quantity)
+            yield from _cut_off(run, quantity)
         for quantity in labels:
             yield from _labels(run, quantity)
 
@@ -74,6 +76,33 @@ def _ids(run: RunView, quantity: str) -> Iterator[Finding]:
         yield _beyond(run, layer, [names[1], names[0], names[2]], below, float(size[-1]))
     elif negative is not None:
         yield _negative(layer, names[1], negative, float(size[-1]))
+
+
+def _cut_off(run: RunView, quantity: str) -> Iterator[Finding]:
+    """Ids that are no whole numbers, of which Keras drops what follows the point."""
+    name = f"{quantity}/not_whole"
+    if not run.has(name):
+        return
+    rows = run.rows(name)
+    part = parting(rows, rows[name], np.zeros_like(rows[name]), 0.0)
+    if part is None:
+        return
+    layer = name_of(quantity)
+    yield Finding(
+        subject=f"{layer}: whole numbers",
+        title=f"{share(part.shown)} of the ids of embedding {layer} are no whole numbers",
+        message=f"Since step {part.first_step:,} the embedding `{layer}` is given numbers with "
+        f"digits behind the point, in this batch {share(part.shown)} of all. Keras cuts them off: "
+        "0.95 reads row 0, so that different inputs read the same row.",
+        witnesses=(Witness(name, part.shown), Witness("ids that may be cut off", 0.0)),
+        suggestion="Look for a scaling or normalization of the ids on their way to the model; an "
+        "embedding takes whole numbers, best of an integer dtype.",
+        first_step=part.first_step,
+        last_step=part.last_step,
+        count=part.count,
+        severity=Severity.WARNING,
+        certainty="Whole numbers are exact in float32 up to 2^24; none above has such digits.",
+    )
 
 
 def _beyond(run: RunView, layer: str, names: list[str], part: Parting, size: float) -> Finding:
