@@ -45,10 +45,10 @@ class Announced(Probe):
         for callback in callbacks_beside_us():
             for hook in HOOKS:
                 if hook not in callback.__dict__:
-                    wrapper = self._around(callback, getattr(callback, hook))
+                    wrapper = self._around(callback, hook, getattr(callback, hook))
                     self._wrappers.put(callback, hook, wrapper)
 
-    def _around(self, callback: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _around(self, callback: Any, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def hook(*args: Any, **kwargs: Any) -> Any:
             is_here = threading.get_ident() == self._listener.thread
             if not self._wrappers.on or not is_here:  # given to a call in another thread too
@@ -59,6 +59,8 @@ class Announced(Probe):
             with self._overheard() as text:
                 result = original(*args, **kwargs)
             guard(self.name, self._note, callback, "".join(text), before)
+            if name == "on_epoch_end":
+                guard(self.name, self._note_rate, callback, before)
             return result
 
         return hook
@@ -99,6 +101,14 @@ class Announced(Probe):
                     "change": change,
                 }
             )
+
+    def _note_rate(self, callback: Any, before: float | None) -> None:
+        """What the next step is to be trained with, where the callback has changed it."""
+        after = self._rate()
+        if before is not None and after is not None and after != before:
+            by = type(callback).__name__
+            what = {"kind": "learning_rate_set", "before": before, "after": after}
+            self._actions.append({"by": by, "text": "", "step": self.run.step, **what})
 
     def _read(self, callback: Any, said: str) -> Iterator[tuple[str, Any, Any, bool]]:
         """Kind, what was announced, what is now, and whether a change was promised."""

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from trainsanity.rules.comparison import maps, measured, merged, number, real, relative_gap, text
 from trainsanity.rules.history import RunHistory, RunView, history
@@ -22,7 +24,8 @@ class AnnouncedActionMismatch(Rule):
     """A callback says that it did something, and it did not.
 
     Compares: what the callback printed (a learning rate, best weights restored, a file saved)
-    and the state of the model or disk right before and right after the callback's hook.
+    and the state of the model or disk right before and right after the callback's hook; and the
+    learning rate that a callback set at the end of an epoch with the one of the next step.
 
     Why: you wait for a reduction that never comes, or keep a model that was never restored.
 
@@ -53,7 +56,26 @@ class AnnouncedActionMismatch(Rule):
             for audit in measured(run, "announced")
             for action in maps(audit.facts, "actions")
         )
-        return merged(f for f in found if f is not None)
+        return merged([*(f for f in found if f is not None), *self._undone(run)])
+
+    def _undone(self, run: RunView) -> Iterator[Finding]:
+        """A rate set at the end of an epoch, and the one before it in force at the next step."""
+        name = "learning_rate/applied"
+        if not run.has(name):
+            return
+        rows, new = run.rows(name), {id(audit) for audit in run.new_audits("announced")}
+        for audit in run.audits("announced"):
+            for action in maps(audit.facts, "actions"):
+                step, before, after = (real(action, k) for k in ("step", "before", "after"))
+                if step is None or action.get("kind") != "learning_rate_set":
+                    continue
+                next_one = int(np.searchsorted(rows.steps, step, side="right"))
+                is_news = next_one >= rows.first_new or id(audit) in new
+                if next_one >= len(rows) or not is_news:
+                    continue
+                applied = float(rows[name][next_one])
+                if self._same(applied, before) and not self._same(applied, after):
+                    yield _set_back(action, int(rows.steps[next_one]), applied)
 
     def _finding(self, audit: Audit, action: Mapping[str, Any]) -> Finding | None:
         announced, before, after = (action.get(k) for k in ("announced", "before", "after"))
@@ -107,6 +129,30 @@ class AnnouncedActionMismatch(Rule):
         if left is None or right is None:
             return bool(a == b)
         return bool(relative_gap(left, right) <= self.rounding)
+
+
+def _set_back(action: Mapping[str, Any], step: int, applied: float) -> Finding:
+    by = text(action, "by") or "A callback"
+    return Finding(
+        subject=f"{by}: the learning rate set back",
+        title=f"{by} set the learning rate to {_word(action['after'])}, and it was set back",
+        message=(
+            f"At the end of an epoch {by} changed the learning rate from "
+            f"{_word(action['before'])} to {_word(action['after'])}. Step {step:,}, the next one "
+            f"that was measured, was trained with {_word(applied)} again: something sets it back, "
+            "such as a LearningRateScheduler beside it."
+        ),
+        witnesses=(
+            Witness("set at the end of the epoch", _value(action["after"])),
+            Witness("learning_rate/applied", applied),
+        ),
+        suggestion=f"Let one callback decide about the learning rate: {by}, or the one that sets "
+        "it when an epoch begins.",
+        first_step=step,
+        last_step=step,
+        severity=Severity.WARNING,
+        certainty="Rates are equal, or not, to float32 rounding.",
+    )
 
 
 def _word(value: Any) -> str:
