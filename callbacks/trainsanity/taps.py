@@ -214,10 +214,15 @@ class Taps:
         return logs, type(state)([*state[:-1], new])
 
     def _first_trace(self, *, training: bool) -> AbstractContextManager[None]:
-        """Notes what layers are told while the training step is traced for the first time."""
-        if not training or "told_in_step" in self.run.shared:
+        """Notes what layers are told while the training step is traced for the first time; and the
+        test step, where it is the user's.
+        """
+        model, shared = self.run.model, self.run.shared
+        if training:
+            return nullcontext() if "told_in_step" in shared else self._noted_trace()
+        if "told_in_test" in shared or is_of_keras(type(model).test_step):
             return nullcontext()
-        return self._noted_trace()
+        return noted_calls(model, shared.setdefault("told_in_test", {}))
 
     @contextmanager
     def _noted_trace(self) -> Iterator[None]:

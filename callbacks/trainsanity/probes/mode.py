@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -21,11 +22,26 @@ from trainsanity.recording import Call, Passes
 
 class Mode(Probe):
     """Makes the audit `mode` from one training pass, one inference pass, and layers called
-    alone.
+    alone; and `mode_in_test` from what a test_step of the user's tells layers.
     """
 
     name = "mode"
     cost = 0.2
+
+    def __init__(self, run: Any) -> None:
+        super().__init__(run)
+        self._has_said_test = False
+
+    def on_test_end(self, logs: Mapping[str, Any]) -> None:
+        told = self.run.shared.get("told_in_test")
+        if told and not self._has_said_test:
+            self._has_said_test = True
+            names = [
+                layer.name
+                for layer in self.run.model._flatten_layers(include_self=False)
+                if any(each.flag and each.entered_with for each in told.get(id(layer), ()))
+            ]
+            self.run.audit("mode_in_test", {"layers_in_training": names})
 
     def on_sample(self) -> None:
         run = self.run

@@ -17,8 +17,8 @@ class ModeFlagLost(Rule):
 
     Compares: the `training` flag that dropout, noise and normalization layers receive in the
     model's training pass, and what they then do, with what the same layer does when called
-    alone; the flag that they receive in a train_step of your own; and weights before and after an
-    inference pass, which must not change them.
+    alone; the flags that they receive in a train_step or test_step of your own; and weights before
+    and after an inference pass, which must not change them.
 
     Why: dropout that is silently off overfits; statistics that move during evaluation make
     every evaluation change the model.
@@ -56,9 +56,39 @@ class ModeFlagLost(Rule):
                 found += [_untold(audit, row) for row in layers if _is_untold(row)]
             found += [_overridden(audit, row) for row in layers if _is_overridden(row)]
             found += [_changed(audit, row) for row in moved if (real(row, "moved") or 0.0) > 0.0]
-        if run.new_audits("mode") and not testable:
+        found += _trains_in_test(run)
+        if run.new_audits("mode") and not testable and not found:
             raise NotTestable("no layer of the model acts differently in training and inference")
         return merged(found)
+
+
+def _trains_in_test(run: RunView) -> Iterator[Finding]:
+    """A test_step of the user's that calls the model with training=True."""
+    for audit in run.new_audits("mode_in_test") if run.has_audit("mode_in_test") else []:
+        rows = maps(run.audit("mode").facts, "layers") if run.has_audit("mode") else []
+        acting = {text(row, "name") for row in rows if _has_effect(row)}
+        told = audit.facts.get("layers_in_training")
+        names = [name for name in told if name in acting] if isinstance(told, list) else []
+        if not names:
+            continue
+        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        yield Finding(
+            subject="test_step: training=True",
+            title="Your test_step evaluates the model in training mode",
+            message=(
+                f"The test_step calls the model with training=True, so that {names[0]}{more} acts "
+                "as in training: validation numbers carry its noise, or the statistics of single "
+                "batches, and are not those of predict."
+            ),
+            witnesses=(
+                Witness("flag in the test pass", "training=True"),
+                Witness("flag of an evaluation", "training=False"),
+            ),
+            suggestion="Write self(x, training=False) in test_step.",
+            first_step=audit.step,
+            last_step=audit.step,
+            certainty="Flags are compared as the layers received them in the test step.",
+        )
 
 
 def _has_effect(row: Mapping[str, Any]) -> bool:
