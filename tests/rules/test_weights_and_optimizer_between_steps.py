@@ -34,6 +34,17 @@ def test_a_callback_that_was_seen_writing_is_named_and_only_advice():
     assert (alert.severity, alert.subject) == (Severity.ADVICE, "SwapEMAWeights")
 
 
+@pytest.mark.parametrize(
+    ("own_step", "by", "told"), [(True, 3e-8, 0), (False, 3e-8, 1), (True, 1e-4, 1)]
+)
+def test_a_step_that_moves_weights_there_and_back_leaves_roundings(own_step, by, told):
+    """As sharpness-aware minimization, before it applies the optimizer."""
+    step = ("compile", 0, {"custom_train_step": own_step})
+    signals = {"weights/moved_outside": [NAN, by, by], "weights/sampled_norm": [1.0, 1.0, 1.0]}
+    run = history(signals, audits=[step])
+    assert len(list(WeightsMovedOutsideUpdate().check(run.view()))) == told
+
+
 def test_weights_that_stand_still_between_steps_are_quiet():
     assert not moved([NAN, 0.0, NAN, 0.0])
 

@@ -12,12 +12,15 @@ from trainsanity.rules.comparison import (
     number,
     parting,
     steps_in_words,
+    unit_roundoff,
 )
 from trainsanity.rules.history import RunHistory, RunView, history
 from trainsanity.rules.rule import Finding, Rule, Severity
 from trainsanity.wire import Audit
 
 MOVED = "weights/moved_outside"
+NORM = "weights/sampled_norm"  # no element is larger
+THERE_AND_BACK = 8  # roundings: two of a sum, each of twice the size at most, and as many again
 SUBJECTS = {"seen": "a callback", "nobody": "unknown", "unwatched": "not watched"}
 
 
@@ -34,7 +37,8 @@ class WeightsMovedOutsideUpdate(Rule):
     Try: find who assigns weights between batches; where it is meant (averaging, clipping),
     ignore this rule with `Expect(ignore=...)`.
 
-    Source: our own; the same weights are read twice and compared bit by bit.
+    Source: our own; the same weights are read twice and compared bit by bit. A train_step of your
+    own may move them and move them back, to rounding.
     """
 
     id = "weights-moved-outside-update"
@@ -57,14 +61,27 @@ class WeightsMovedOutsideUpdate(Rule):
         if not run.has(MOVED):
             raise not_measured(run, MOVED)
         rows = run.rows(MOVED)
+        allowed = _rounding(run)
         audits = run.audits("moved_outside") if run.has_audit("moved_outside") else []
         # One alert each for what a callback did, what none did, and what was not watched.
         for kind in ("seen", "nobody", "unwatched"):
             kinds = [_kind(_audit_at(audits, int(step))) for step in rows.steps]
             where = np.array([each == kind for each in kinds], bool)
-            part = parting(rows, np.zeros(len(rows)), rows[MOVED], 0.0, where=where)
+            part = parting(rows, np.zeros(len(rows)), rows[MOVED], allowed, where=where)
             if part is not None:
                 yield _finding(part, kind, _audit_at(audits, part.last_step))
+
+
+def _rounding(run: RunView) -> float:
+    """What a train_step of one's own may leave: weights are read when it applies the optimizer,
+    before which it may have moved them and moved them back, as sharpness-aware minimization does.
+    """
+    is_own = run.has_audit("compile") and run.audit("compile").facts.get("custom_train_step")
+    if not is_own or not run.has(NORM):
+        return 0.0
+    norms = run.rows(NORM)[NORM]
+    largest = float(np.max(norms[np.isfinite(norms)], initial=0.0))
+    return THERE_AND_BACK * unit_roundoff() * largest
 
 
 def _audit_at(audits: list[Audit], step: int) -> Audit | None:
