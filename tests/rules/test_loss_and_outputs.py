@@ -60,6 +60,20 @@ class TestBroadcast:
     def test_a_loss_over_pairs_is_meant_with_either_shape(self):
         assert not self.ranks(2.5, 2.5, 0.0)
 
+    @pytest.mark.parametrize(
+        ("loss", "labels", "activation", "told"),
+        [
+            ("mse", [None, 1], "softmax", 1),
+            ("mse", [None, 3], "softmax", 0),
+            ("mse", [None, 1], "linear", 0),  # an ensemble of three
+            ("sparse_categorical_crossentropy", [None, 1], "softmax", 0),
+        ],
+    )
+    def test_class_numbers_are_no_values(self, loss, labels, activation, told):
+        output = {"shape": [None, 3], "label_shape": labels, "loss": loss, "activation": activation}
+        found = self.found(96, 96, audits=[("columns", 1, {"outputs": [output]})])
+        assert [f.severity for f in found] == [Severity.WARNING] * told
+
     def test_a_batch_of_one_has_nothing_to_broadcast(self):
         assert not self.found(1, 1)
 

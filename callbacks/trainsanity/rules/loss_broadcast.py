@@ -31,7 +31,8 @@ class LossBroadcast(Rule):
     Compares: the elements of the unreduced loss with the most that an element-wise loss can have:
     the elements of the labels or of the outputs, whichever are more. Where a loss of your own
     takes a mean before that: its value for the captured rows with the mean of its values for each
-    row alone, which agrees once the labels have the shape of the outputs.
+    row alone, which agrees once the labels have the shape of the outputs. And the one number of a
+    label with the several probabilities of a softmax that a loss for numbers compares it with.
 
     Why: labels of shape (N,) against outputs of shape (N, 1) broadcast to (N, N) without an error.
     The loss then compares each label with every output, and the model learns the mean.
@@ -58,6 +59,7 @@ class LossBroadcast(Rule):
         return _example(elements=32.0)
 
     def check(self, run: RunView) -> Iterable[Finding]:
+        yield from merged(_class_numbers(run))
         hidden = merged(self._hidden(run))
         yield from hidden
         if hidden:
@@ -119,6 +121,51 @@ class LossBroadcast(Rule):
             certainty=f"Up to {share(self.rounding)} of the loss would be rounding.",
         )
 
+
+def _class_numbers(run: RunView) -> Iterator[Finding]:
+    """Class numbers that a loss for numbers compares with the probability of every class."""
+    for audit in run.new_audits("columns") if run.has_audit("columns") else []:
+        for output in maps(audit.facts, "outputs"):
+            shape, labels = _known(output.get("shape")), _known(output.get("label_shape"))
+            loss, name = text(output, "loss") or "", text(output, "name")
+            is_softmax = text(output, "activation") == "softmax" and loss in OF_NUMBERS
+            if not is_softmax or not shape or not labels or (shape[-1] or 1) < 2:
+                continue
+            if labels == [*shape[:-1], 1]:
+                of = f" of {name}" if name else ""
+                yield finding_of(
+                    audit,
+                    f"labels{of}",
+                    f"One label is compared with each of {shape[-1]} probabilities",
+                    f"The labels{of} have shape {_shape(labels)}, the outputs {_shape(shape)} and "
+                    f"a softmax. {loss} compares the one number of each label with the probability "
+                    "of every class: labels that are class numbers are taken for values.",
+                    (
+                        Witness("numbers of a label", 1.0),
+                        Witness("numbers of an output", float(shape[-1] or 0)),
+                    ),
+                    "Compile sparse_categorical_crossentropy for class numbers, or give one-hot "
+                    "labels: keras.utils.to_categorical(y).",
+                    severity=Severity.WARNING,
+                    certainty="Shapes are compared exactly.",
+                )
+
+
+# Keras' losses that compare numbers with numbers, element by element, by all their names.
+OF_NUMBERS = {
+    "mse",
+    "mean_squared_error",
+    "mae",
+    "mean_absolute_error",
+    "mape",
+    "mean_absolute_percentage_error",
+    "msle",
+    "mean_squared_logarithmic_error",
+    "huber",
+    "huber_loss",
+    "log_cosh",
+    "logcosh",
+}
 
 Shape = list[int | None]
 
