@@ -25,9 +25,12 @@ def test_a_layer_may_have_other_outputs_in_training() -> None:
     """RandomCrop of Keras 3.15 crops in training alone where the images have another size."""
     images = np.random.default_rng(0).uniform(0, 255, (32, 12, 12, 1)).astype("float32")
     model = keras.Sequential([keras.Input((12, 12, 1)), layers.RandomCrop(10, 10)])
+    model.add(layers.Conv2D(2, 3))
     model.add(layers.GlobalAveragePooling2D())
     model.add(layers.Dense(1))
     model.compile("sgd", "mse")
     run = watched_fit(model, images / 255, images[:, 0, 0] / 255, batch_size=8)
     assert [audit.facts["probe"] for audit in run.audits("probe_failed")] == []
     assert run.audits("mode")
+    found = [(rule.id, f.subject) for rule, f in run.judge().at_least("warning")]
+    assert found == [("shape-declared-vs-actual", "random_crop")]

@@ -49,6 +49,7 @@ def _rows(call: Call, small: Sequence[tuple[int, ...]]) -> Iterator[dict[str, An
             "declared": shape if shape is not None else [None] * len(actual),
             "actual": actual,
             "inputs_known": _inputs_known(call),
+            "gets_other_shapes": _gets_other_shapes(call),
             "seen": 1 if other is None else 2,
             "follows_batch": _follows_batch(actual, other),
         }
@@ -97,6 +98,17 @@ def _inputs_known(call: Call) -> bool:
     return bool(nodes) and all(
         None not in tensor.shape[1:] for node in nodes for tensor in node.input_tensors
     )
+
+
+def _gets_other_shapes(call: Call) -> bool:
+    """Whether already what goes in has not the shape that the functional graph says."""
+    actual = [[int(d) for d in t.shape] for t in call.inputs]
+    declared = [
+        [list(t.shape) for t in node.input_tensors]
+        for node in call.operation._inbound_nodes
+        if len(node.input_tensors) == len(actual)
+    ]
+    return bool(declared) and all(any(map(_contradicts, d, actual)) for d in declared)
 
 
 def _follows_batch(actual: list[int], other: tuple[int, ...] | None) -> list[int]:
