@@ -55,7 +55,7 @@ def test_other_callbacks_print_to_the_stream_itself(monkeypatch: pytest.MonkeyPa
     )
     announced = Announced(run)
     announced.on_begin()
-    announced._around(keras.callbacks.Callback(), say)(3)
+    announced._around(keras.callbacks.Callback(), "on_epoch_end", say)(3)
     announced.on_epoch_end(3, {})
     announced.on_closed()
     assert seen == [terminal]
