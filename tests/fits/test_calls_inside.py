@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -104,6 +105,21 @@ def test_one_callback_watches_a_fit_of_another_model_inside_the_first(
     assert inner[1].packets[-1].step == 9
 
 
+def fit_at_once(calls: Sequence[tuple[Any, ...]]) -> None:
+    """Each in a thread of its own: a model and its callbacks."""
+    threads = [threading.Thread(target=fit, args=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def assert_both_watched(models: Sequence[keras.Model], folder: Path) -> None:
+    assert all(map(is_plain, models))
+    runs = [SpooledRun.read(path) for path in folder.glob("*.spool")]
+    assert [(r.packets[-1].step, str(r.packets[-1].state)) for r in runs] == [(6, "finished")] * 2
+
+
 class FirstOutFirst(keras.callbacks.Callback):  # type: ignore[misc] # Keras is Any to mypy
     """In two threads at a time: the one that came first to the end of an epoch leaves it first."""
 
@@ -134,19 +150,9 @@ def test_one_callback_may_be_used_in_two_threads_at_a_time(
     together = shared.together
     apart = [AtEpochEnd(lambda _: together.wait()) for _ in models]
     waits = [shared, shared] if are_shared else apart
-    threads = [
-        threading.Thread(target=fit, args=(model, callback, wait))
-        for model, wait in zip(models, waits, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
+    fit_at_once([(model, callback, wait) for model, wait in zip(models, waits, strict=True)])
     assert not together.broken
-    assert all(map(is_plain, models))
-    runs = [SpooledRun.read(path) for path in tmp_path.glob("*.spool")]
-    assert [(r.packets[-1].step, str(r.packets[-1].state)) for r in runs] == [(6, "finished")] * 2
+    assert_both_watched(models, tmp_path)
 
 
 def test_one_callback_may_begin_in_two_threads_at_once(tmp_path: Any) -> None:
@@ -162,16 +168,9 @@ def test_one_callback_may_begin_in_two_threads_at_once(tmp_path: Any) -> None:
 
     callback = AtOnce("offline", spool_dir=tmp_path, keep_spool=True, verbose=False)
     models = [net(), net()]
-    threads = [threading.Thread(target=fit, args=(model, callback)) for model in models]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
+    fit_at_once([(model, callback) for model in models])
     assert not together.broken
-    assert all(map(is_plain, models))
-    runs = [SpooledRun.read(path) for path in tmp_path.glob("*.spool")]
-    assert [(r.packets[-1].step, str(r.packets[-1].state)) for r in runs] == [(6, "finished")] * 2
+    assert_both_watched(models, tmp_path)
 
 
 class TimeLimitError(RuntimeError):

@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainsanity.rules.comparison import number, real, text, times_in_words, unit_roundoff, whole
+from trainsanity.rules.comparison import (
+    HALF,
+    number,
+    real,
+    text,
+    times_in_words,
+    unit_roundoff,
+    whole,
+)
 
 # Roundings between the ends of a network, in units of the unit roundoff: 64 layers, each a sum of
 # 2^12 products that errs by up to 4·√(2^12) roundings (Higham and Mary 2019), all to one side.
@@ -78,7 +86,7 @@ class Difference:
     @property
     def tolerance(self) -> float:
         """Largest difference that rounding explains, in the unit of the tensors."""
-        half = self.dtype in ("float16", "bfloat16")
+        half = self.dtype in HALF
         roundings = HALF_ROUNDINGS if half else NETWORK_ROUNDINGS
         return (
             roundings * unit_roundoff(self.dtype) * max(self.scale, self._smallest_normal)

@@ -23,6 +23,24 @@ from trainsanity.rules.history import RunHistory, RunView, history
 from trainsanity.rules.rule import Finding, Rule, Severity, Witness
 from trainsanity.wire import Audit
 
+Shape = list[int | None]
+
+# Keras' losses that compare numbers with numbers, element by element, by all their names.
+OF_NUMBERS = {
+    "mse",
+    "mean_squared_error",
+    "mae",
+    "mean_absolute_error",
+    "mape",
+    "mean_absolute_percentage_error",
+    "msle",
+    "mean_squared_logarithmic_error",
+    "huber",
+    "huber_loss",
+    "log_cosh",
+    "logcosh",
+}
+
 
 @dataclass(frozen=True)
 class LossBroadcast(Rule):
@@ -149,25 +167,6 @@ def _class_numbers(run: RunView) -> Iterator[Finding]:
                     severity=Severity.WARNING,
                     certainty="Shapes are compared exactly.",
                 )
-
-
-# Keras' losses that compare numbers with numbers, element by element, by all their names.
-OF_NUMBERS = {
-    "mse",
-    "mean_squared_error",
-    "mae",
-    "mean_absolute_error",
-    "mape",
-    "mean_absolute_percentage_error",
-    "msle",
-    "mean_squared_logarithmic_error",
-    "huber",
-    "huber_loss",
-    "log_cosh",
-    "logcosh",
-}
-
-Shape = list[int | None]
 
 
 def _of_outputs(run: RunView) -> list[tuple[str | None, Shape | None, Shape | None]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainsanity.rules.comparison import (
+    HALF,
     finding,
     maps,
     number,
@@ -251,7 +252,7 @@ def _why_still(*, half: bool) -> tuple[str, str]:
 
 def _has_half_precision_weights(run: RunView) -> bool:
     layers = maps(run.audit("model").facts, "layers") if run.has_audit("model") else []
-    return any(layer.get("dtype") in ("float16", "bfloat16") for layer in layers)
+    return any(layer.get("dtype") in HALF for layer in layers)
 
 
 def _kind(run: RunView) -> str:
