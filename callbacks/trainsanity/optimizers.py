@@ -8,7 +8,25 @@ from typing import Any
 import keras
 from keras.src import optimizers as optimizers_of_keras
 
+from trainsanity.origin import is_of_keras
+
 Read = Callable[[Any], Any]
+
+# Optimizers of Keras that keep something for every weight, whatever their options.
+WITH_SLOTS = (
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Ftrl",
+    "Lamb",
+    "Lion",
+    "Muon",
+    "Nadam",
+    "RMSprop",
+)
 
 
 def working(optimizer: Any) -> Any:
@@ -108,3 +126,12 @@ _NO_SLOTS = (
     "_model_variables_moving_average",
     "_accumulated_gradients",
 )
+
+
+def always_has_slots(optimizer: Any) -> bool:
+    """Whether Keras makes variables when it builds this optimizer for weights, whatever its
+    options; never said of a class of the user's.
+    """
+    if type(optimizer) is keras.optimizers.SGD:
+        return bool(optimizer.momentum)
+    return type(optimizer).__name__ in WITH_SLOTS and is_of_keras(type(optimizer))

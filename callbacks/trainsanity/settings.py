@@ -23,7 +23,6 @@ import platformdirs
 
 from trainsanity.errors import SettingsError, log
 from trainsanity.redaction import HIDDEN, is_secret
-from trainsanity.rules import all_rules
 
 DEFAULT_URL = "http://127.0.0.1:8321"
 OFFLINE = "offline"
@@ -183,7 +182,11 @@ class Settings:
 
 def _warn_of_unknown_rules(slugs: Sequence[str]) -> None:
     """No error: a server may be newer and know more rules than this client."""
-    known = [rule.id for rule in all_rules()] if slugs else []
+    if not slugs:
+        return
+    from trainsanity.rules import all_rules  # they take their time, which most fits need not wait
+
+    known = [rule.id for rule in all_rules()]
     for slug in slugs:
         if slug not in known:
             near = get_close_matches(slug, known, n=1)

@@ -22,6 +22,7 @@ from trainsanity import optimizers
 from trainsanity.backends.backend import Backend
 from trainsanity.difference import dtype_of
 from trainsanity.origin import is_of_keras
+from trainsanity.tape import NOTHING
 from trainsanity.wrappers import Wrappers
 
 ELEMENTS = 32  # of each sampled variable
@@ -313,12 +314,16 @@ def effective_terms(expected: Any, moved: Any, before: Any, followed: Any) -> di
     }
 
 
-def effective_rate(rate: Any, sums: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The rate times the projection of the real movement on the expected one, and whether it can be
-    known.
+def effective_rate(
+    ops: Any, rate: Any, projected: Any, expected: Any, rounding: Any, *conditions: Any
+) -> Any:
+    """The rate times the projection of the real movement on the expected one, from sums of
+    `effective_terms`; `NOTHING` where it cannot be known.
 
     It cannot where the weights should not move, or by less than `ROUNDINGS` roundings of their own
-    values.
+    values; and where one of the conditions is 0.
     """
-    ratio = ops.divide_no_nan(sums["projected"], sums["expected"])
-    return rate * ratio, sums["expected"] > sums["rounding"]
+    is_known = expected > rounding
+    for condition in conditions:
+        is_known = is_known & (condition != 0)
+    return ops.where(is_known, rate * ops.divide_no_nan(projected, expected), NOTHING)

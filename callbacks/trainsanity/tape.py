@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from trainsanity.backends.backend import Backend
+from trainsanity.backends.backend import HOST_OPS, Backend, OnHost
 
 COPY_SECONDS = 0.4  # between two copies of the ring, where it cannot be read in an epoch
 
@@ -27,7 +27,8 @@ COPY_SECONDS = 0.4  # between two copies of the ring, where it cannot be read in
 NOTHING = float(np.float32(-1.0000123e30))
 # Where a trace does not write a column that another one does, as after a probe has failed.
 GAP = float(np.float32(-1.0000246e30))
-FLUSHED = "_flushed"  # column that says whether those from inside the gradient are in the row
+FLUSHED = "_flushed"  # column that says of which row those from inside the gradient are
+MARKS = 2**20  # rows, after which the same mark comes again
 
 
 class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
@@ -40,8 +41,8 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
 
     Attributes:
         make: makes rows of what was to be written later.
-        left_out: variable by which a program may be made that leaves out columns `in_turns`; None
-            where it needs none.
+        on_host: what the host makes of several cells: column name -> function and number of cells
+            -> names of the cells.
     """
 
     def __init__(self, backend: Backend, depth: int, width: int) -> None:
@@ -55,7 +56,7 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         self.ring = self.add_variable((depth, width), backend.zeros, dtype="float32", name="ring")
         self.count = self.add_variable((), backend.zeros, dtype="int32", name="count")
         self.pending: Any = None
-        self.left_out: Any = None
+        self.on_host: dict[str, dict[tuple[Callable[..., Any], int], tuple[str, ...]]] = {}
         self.make: Callable[[list[Any]], Iterable[Mapping[str, Any]]] = list
         self._host = backend.in_memory(self.ring, self.count, GAP)
         self._flushed_now: tuple[str, ...] = ()  # in the trace that is being made
@@ -63,7 +64,6 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
             self.pending = self.add_variable(
                 (width,), backend.zeros, dtype="float32", name="pending"
             )
-            self.left_out = self.add_variable((), backend.zeros, dtype="float32", name="left_out")
 
     def carry(self, variables: list[Any]) -> None:
         """Takes further variables along, so that Keras threads them through JAX's stateless step
@@ -78,23 +78,33 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         Args:
             in_turns: as for `write`.
         """
-        self.flushed.update(columns)
-        self._flushed_now = (*columns, FLUSHED)
-        self.pending.assign(self._row({**columns, FLUSHED: 1.0}, 0.0, in_turns))
+        cells = self._backend.not_differentiated(self._spread(columns, in_turns))
+        self.flushed.update(cells)
+        self._flushed_now = (*cells, FLUSHED)
+        self.pending.assign(self._row({**cells, FLUSHED: self._mark()}, 0.0))
 
-    def _row(self, columns: Mapping[str, Any], rest: float, in_turns: Set[str]) -> Any:
-        # One by one: of an element of a row no compiler sees that nothing uses it.
-        rare = {name: self._rare(value) for name, value in columns.items() if name in in_turns}
-        columns = {**columns, **rare}
-        return self._backend.row(self._cells(columns), self.width, rest)
+    def _mark(self) -> Any:
+        return ops.cast(ops.convert_to_tensor(self.count) & np.int32(MARKS - 1), "float32") + 1.0
+
+    def _row(self, cells: Mapping[str, Any], rest: float) -> Any:
+        return self._backend.row(self._cells(cells), self.width, rest)
+
+    def _spread(self, columns: Mapping[str, Any], in_turns: Set[str]) -> dict[str, Any]:
+        """A cell for every column, or several where the host makes one of them."""
+        spread: dict[str, Any] = {}
+        for name, value in self._backend.columns_made(columns).items():
+            cells = {name: value}
+            if isinstance(value, OnHost):
+                kinds = self.on_host.setdefault(name, {})
+                names = tuple(f"{name} {len(kinds)}.{i}" for i in range(len(value.cells)))
+                names = kinds.setdefault((value.make, len(names)), names)
+                cells = dict(zip(names, value.cells, strict=True))
+            # One by one: of an element of a row no compiler sees that nothing uses it.
+            spread |= {n: self._rare(v) for n, v in cells.items()} if name in in_turns else cells
+        return spread
 
     def _rare(self, value: Any) -> Any:
-        return self.in_turn(ops.cast(value, "float32"), np.float32(GAP))
-
-    def in_turn(self, value: Any, otherwise: Any) -> Any:
-        """The one where nothing is left out, else the other."""
-        left_out = self._backend.left_out(self.left_out)
-        return self._backend.choose(ops.equal(left_out, 0.0), value, otherwise)
+        return self._backend.in_turn(ops.cast(value, "float32"), np.float32(GAP))
 
     def _cells(self, columns: Mapping[str, Any]) -> dict[int, Any]:
         places = ((self._index(name), value) for name, value in columns.items())
@@ -107,16 +117,16 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
             columns: scalar tensors by name.
             in_turns: those that need not be in every row.
         """
-        if self._flushed_now:
+        is_flushed = bool(self._flushed_now)
+        if is_flushed:
             columns = {**dict.fromkeys(self._flushed_now, 0.0), **columns}
             self._flushed_now = ()  # Keras sees every new attribute, which takes its time
         if self._host is not None:
             self._host.write(self._cells(columns))
             return
-        row = self._row(columns, GAP, in_turns)
-        if self.pending is not None:
+        row = self._row(self._spread(columns, in_turns), GAP)
+        if is_flushed:
             row = row + self.pending
-            self.pending.assign(ops.zeros((self.width,), "float32"))
         self._backend.write_row(self.ring, self.count, row)
 
     @property
@@ -294,17 +304,47 @@ class TapeReader:
             for name, i in self.tape.names.items()
             if name in columns and is_gap[:, i].any()
         }
-        _drop_unflushed(columns, self.tape.flushed)
+        _drop_unflushed(columns, self.tape.flushed, places % MARKS + 1)
+        for name, kinds in self.tape.on_host.items():
+            for (make, _), cells in kinds.items():
+                _make(name, make, cells, columns, gaps)
         return TapeRows(places + 1 - self._foreign, columns, gaps, lost)
 
 
-def _drop_unflushed(columns: dict[str, Any], flushed: set[str]) -> None:
-    """Leaves out what was measured inside a gradient and never came out of it."""
-    arrived = columns.pop(FLUSHED, None)
-    if arrived is None or arrived.all():
+def _make(
+    name: str,
+    make: Callable[..., Any],
+    cells: tuple[str, ...],
+    columns: dict[str, Any],
+    gaps: dict[str, Any],
+) -> None:
+    """Puts a column in the place of the cells that it is made of, if there are any."""
+    found, missing = [], np.False_
+    for cell in cells:
+        found.append(columns.pop(cell, None))
+        missing = missing | gaps.pop(cell, np.False_)
+    if any(values is None for values in found):
+        return
+    values = make(HOST_OPS, *found)
+    values = np.where(values == NOTHING, np.nan, values)
+    if name in columns:  # other traces have made it otherwise
+        values = np.where(missing, columns[name], values)
+        missing = missing & gaps.pop(name, np.False_)
+    columns[name] = values
+    if missing.any():
+        gaps[name] = missing
+
+
+def _drop_unflushed(columns: dict[str, Any], flushed: set[str], marks: Any) -> None:
+    """Leaves out what was measured inside a gradient and never came out of it, so that what an
+    earlier step has left there is in its place.
+    """
+    found = columns.pop(FLUSHED, None)
+    arrived = found == marks
+    if found is None or arrived.all():
         return
     for name in flushed & set(columns):
         if arrived.any():
-            columns[name] = np.where(arrived != 0, columns[name], np.nan)
+            columns[name] = np.where(arrived, columns[name], np.nan)
         else:
             del columns[name]

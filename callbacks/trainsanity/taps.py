@@ -167,6 +167,9 @@ class Taps:
             scope = self.run.backend.trace_scope()
             self._local.step = current = Step(training=training, scope=scope, given=given)
             self._turns.begin(current)
+            current.is_rehearsal = self._boundary.call(
+                "taps", self._updates.will_be_traced_again, current, default=False
+            )
             current.waits = not current.full and self._tapes[training].is_in_memory
             self._boundary.call("taps", self._begin_trace, current)
             observed = self._observers

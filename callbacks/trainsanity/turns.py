@@ -79,10 +79,10 @@ class Turns:
 
     def _short_of(self, program: Program, args: tuple[Any, ...]) -> Program | None:
         """The step without what need not be measured at every batch; None where a branch serves."""
-        model, backend = self._run.model, self._run.backend
-        if self._graph and elements_of(model.trainable_weights) < programs.MANY_WEIGHTS:
+        run = self._run
+        if self._graph and elements_of(run.model.trainable_weights) < programs.MANY_WEIGHTS:
             return None
-        return backend.leaving_out(program, model, args, self._tape.left_out)
+        return run.backend.leaving_out(program, args)
 
     def _wait_for(self, args: tuple[Any, ...]) -> None:
         self._run.backend.wait_for(args, self._tape.count)
@@ -113,13 +113,15 @@ class Turns:
 
     def ask(self, step: Step, hook: str, evidence: Any) -> None:
         """Puts into the step what probes find; where they must wait for their turn, at its end."""
+        if step.is_rehearsal:
+            return
         if step.waits:
             step.waiting.append((hook, step.asked_with))
             return
         if step.training and self._program is not None:
             self._ask_in_turns(step, hook, evidence)
             return
-        every_batch = None if step.full and not step.is_rehearsal else True
+        every_batch = None if step.full else True
         if self._decides(step) is not None and hook != "trace_after_update":
             every_batch = True
             step.put_off.append((hook, step.as_it_is() if evidence is step else evidence))
@@ -134,10 +136,8 @@ class Turns:
         """
         for columns in self._listeners.ask(hook, evidence, every_batch=True):
             step.columns.update(columns)
-        if step.is_rehearsal:
-            return
         kept = self._run.kept if hook == "trace_end" else []
-        with self._run.backend.rarely(kept, self._tape.in_turn):
+        with self._run.backend.rarely(kept):
             for columns in self._listeners.ask(hook, evidence, every_batch=False):
                 step.columns.update(columns)
                 step.in_turns.update(columns)
@@ -158,7 +158,7 @@ class Turns:
             bad = step.columns.get("loss/nonfinite")
             if bad is not None:
                 turn = keras.ops.logical_or(turn, keras.ops.greater(bad, 0))
-            step.turn = self._tape.in_turn(turn, False)
+            step.turn = self._run.backend.in_turn(turn, False)
         return step.turn
 
     def take(self, step: Step) -> None:
@@ -175,8 +175,13 @@ class Turns:
                     found.update(columns)
             pace.take()
             names.extend(found)
-            cells = [keras.ops.cast(value, "float32") for value in found.values()]
-            return keras.ops.stack([keras.ops.reshape(cell, ()) for cell in cells] or [GAP])
+            return keras.ops.stack([_scalar(value) for value in found.values()] or [GAP])
 
         values = self._run.backend.when(self.of_graph(step), compute, GAP)
         step.columns.update((name, Element(values, place)) for place, name in enumerate(names))
+
+
+def _scalar(value: Any) -> Any:
+    """`reshape` is an operation also where it changes nothing."""
+    cell = keras.ops.cast(value, "float32")
+    return cell if cell.shape == () else keras.ops.reshape(cell, ())

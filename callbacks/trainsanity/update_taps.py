@@ -80,6 +80,21 @@ class UpdateTaps:
         """The wrappers were taken off."""
         self._tapped.clear()
 
+    def will_be_traced_again(self, step: Step) -> bool:
+        """Whether the first update of this step makes variables, so that its trace is thrown
+        away.
+        """
+        run, model = self._run, self._run.model
+        if not (step.training and run.backend.TRACES_AGAIN and run.is_traced and model.built):
+            return False
+        optimizer = model.optimizer
+        is_first = optimizer is not None and not optimizer.built and model.trainable_weights
+        return (
+            bool(is_first)
+            and run.shared["is_keras_step"]
+            and optimizers.always_has_slots(optimizer)
+        )
+
     def _around_update(self, name: str, optimizer: Any, original: Function) -> Function:
         def apply(*args: Any, **kwargs: Any) -> Any:
             step = self._step()

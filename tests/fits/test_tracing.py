@@ -13,6 +13,7 @@ from tests.watched import offline_callback, watched_fit
 
 from trainsanity import backends, sample_audits
 from trainsanity.probes.learning_rate import LearningRate
+from trainsanity.probes.losses import Losses
 from trainsanity.probes.probe import Step, Update
 
 
@@ -85,6 +86,38 @@ def test_measures_in_the_trace_that_is_run(
     steps, rates = run.signal("learning_rate/effective")
     assert steps.tolist() == [1, 2, 3]
     assert np.all(rates > 0)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="traces once")
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", keras.optimizers.SGD(momentum=0.9)])
+def test_measures_nothing_in_a_trace_that_is_thrown_away(
+    optimizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    trace_loss = Losses.trace_loss
+
+    def noted(probe: Losses, step: Step) -> Any:
+        asked.append(step.is_rehearsal)
+        return trace_loss(probe, step)
+
+    monkeypatch.setattr(Losses, "trace_loss", noted)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile(optimizer, "mse")
+    x, y = np.ones((12, 3), "float32"), np.ones((12, 2), "float32")
+    run = watched_fit(model, x, y, batch_size=4, options={"audit_budget": 0.0})
+    assert asked == [False]
+    assert run.signal("loss/recomputed")[0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")
+def test_measures_where_nothing_is_trained() -> None:
+    """An optimizer that has nothing to keep makes no variables, and the first trace is run."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.trainable = False
+    model.compile("adam", "mse")
+    x, y = np.ones((12, 3), "float32"), np.ones((12, 2), "float32")
+    run = watched_fit(model, x, y, batch_size=4, options={"audit_budget": 0.0})
+    assert run.signal("loss/recomputed")[0].tolist() == [1, 2, 3]
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow counts traces")

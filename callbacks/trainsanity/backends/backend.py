@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +30,42 @@ class Element:
 
     vector: Any
     place: int
+
+
+def _divide_no_nan(part: Any, whole: Any) -> Any:
+    return np.divide(part, whole, out=np.zeros(np.shape(part)), where=np.asarray(whole != 0))
+
+
+# Of `keras.ops`, what columns are made with on the host.
+HOST_OPS = SimpleNamespace(
+    divide_no_nan=_divide_no_nan, maximum=np.maximum, sqrt=np.sqrt, where=np.where
+)
+
+
+def identity(ops: Any, number: Any) -> Any:
+    return number
+
+
+def root(ops: Any, square: Any) -> Any:
+    return ops.sqrt(square)
+
+
+@dataclass(frozen=True)
+class OnHost:
+    """A column that the host makes of several cells, when the row is read.
+
+    Attributes:
+        make: of `HOST_OPS` and an array for each cell; the same function in every trace.
+        cells: scalars.
+    """
+
+    make: Callable[..., Any]
+    cells: Sequence[Any]
+
+    @classmethod
+    def of(cls, make: Callable[..., Any], cells: Sequence[Any]) -> Any:
+        """Where there is nothing to make, the only cell."""
+        return cells[0] if make is identity else cls(make, cells)
 
 
 class Store(Protocol):
@@ -94,24 +131,15 @@ class Backend(ABC):
         """
         return None
 
-    def left_out(self, variable: Any) -> Any:
-        """While a step is traced: a scalar that is 0, and something else in a program that is made
-        by `leaving_out`.
-
-        Args:
-            variable: one that no step changes, as `leaving_out` gets it.
+    def in_turn(self, value: Any, otherwise: Any) -> Any:
+        """While a step is traced: the value, and in a program that is made by `leaving_out` the
+        other one, of the same shape and type.
         """
-        return variable
+        return value
 
-    def choose(self, is_first: Any, first: Any, other: Any) -> Any:
-        """One of two tensors of the same shape and type, by a scalar."""
-        return ops.where(is_first, first, other)
-
-    def leaving_out(
-        self, program: Any, model: Any, args: tuple[Any, ...], variable: Any
-    ) -> Callable[..., Any] | None:
-        """A compiled training step compiled once more, as if `left_out` were 1. None where that
-        cannot be done, or would not run as the program does.
+    def leaving_out(self, program: Any, args: tuple[Any, ...]) -> Callable[..., Any] | None:
+        """A compiled training step compiled once more, without what has its turn only at some
+        steps. None where that cannot be done, or would not run as the program does.
 
         Args:
             args: of an execution that is about to come, of a kind that was run before: then the
@@ -129,15 +157,12 @@ class Backend(ABC):
         """What a program is compiled for, of the arguments of an execution."""
         return None
 
-    def rarely(
-        self, kept: Sequence[Any], in_turn: Callable[[Any, Any], Any]
-    ) -> AbstractContextManager[None]:
+    def rarely(self, kept: Sequence[Any]) -> AbstractContextManager[None]:
         """Within, while a step is traced, nothing is written to variables in a program that is
         made by `leaving_out`.
 
         Args:
             kept: the variables.
-            in_turn: gives its first value, and its second one in such a program.
         """
         return nullcontext()
 
@@ -154,6 +179,10 @@ class Backend(ABC):
         """Scalars of any type by their places, `rest` elsewhere, as a float32 tensor of shape
         (width,). Where `leaves_out`, scalars may be of type `Element`.
         """
+
+    def not_differentiated(self, cells: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Cells that are made where there is a gradient, as constants."""
+        return cells
 
     @abstractmethod
     def write_row(self, ring: Any, count: Any, row: Any) -> None:
@@ -430,6 +459,28 @@ class Backend(ABC):
         counts = ops.sum(sets, axis=tuple(range(1, len(sets.shape))))
         found = ops.divide_no_nan(counts[: len(parts)], counts[len(parts) :])
         return list(ops.unstack(found, len(parts)))
+
+    def share(self, flags: Any) -> Any:
+        """How many of some booleans are true, as a share of all."""
+        return ops.mean(ops.cast(flags, "float32"))
+
+    def sums(self, vectors: list[Any]) -> list[Any]:
+        """The sum over each of some float32 vectors of one length."""
+        return [ops.sum(vector) for vector in vectors]
+
+    def column(self, make: Callable[..., Any], cells: Sequence[Any]) -> Any:
+        """A column that `make` makes of scalars; by the host, where it costs a step less.
+
+        Args:
+            make: of `keras.ops`, or `HOST_OPS`, and the cells; a function of a module.
+        """
+        return make(ops, *cells)
+
+    def columns_made(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The columns of a row as scalars, or `OnHost`: what `extremes`, `moments`, `nonfinite`,
+        `share`, `shares` and `sums` have given may wait for one another until then.
+        """
+        return columns
 
     def on_host(self, tensor: Any) -> np.ndarray[Any, Any] | None:
         """Its values in float32, not to be changed, where they are at hand at no cost."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,15 +14,27 @@ import jax.extend.core.primitives as primitives
 import jax.numpy as jnp
 import keras
 import numpy as np
+from jax.interpreters import mlir
 
-from trainsanity.backends.backend import Backend, side_by_side
+from trainsanity.backends.backend import Backend, OnHost, side_by_side
+from trainsanity.backends.jax_reductions import (
+    Awaited,
+    Deviation,
+    Mean,
+    Missing,
+    columns_made,
+    in_loops,
+    is_small,
+    largest_of,
+    negative,
+    ratio,
+    shaped,
+)
 from trainsanity.overheard import Function, Overheard
 
 # Elements of a variable that are rather moved to the host as a whole: to pick some, a program
 # is compiled for every shape, which takes longer.
 MOST_MOVED = 1_000_000
-SMALL = 16_384  # elements, of which a few sums are rather taken in one loop
-AT_ONCE = 8  # tensors in one loop: all are kept until it runs
 # As Keras names the parts of its state; an evaluation has those without the optimizer's.
 STATE = (
     "trainable_variables",
@@ -50,12 +61,12 @@ class Jax(Backend):
         fixed = np.full(width, rest, np.float32)
         fixed[list(numbers)] = list(numbers.values())
         scalars = {
-            i: _shaped(jnp.asarray(v, jnp.float32), ())
+            i: shaped(jnp.asarray(v, jnp.float32), ())
             for i, v in enumerate(values)
             if i not in numbers
         }
         places = jax.lax.iota(np.int32, width)
-        if not self.is_traced(places):
+        if scalars and not self.is_traced(places):
             return (
                 jnp.asarray(fixed)
                 .at[np.array([*scalars], np.int32)]
@@ -63,9 +74,15 @@ class Jax(Backend):
             )
         # XLA compiles each part of a long concatenation by itself; choices become one program.
         row, here = jnp.asarray(fixed), np.eye(width, dtype=bool)
-        for i, scalar in jax.lax.stop_gradient(scalars).items():
+        for i, scalar in scalars.items():
             row = jax.lax.select(here[i], jax.lax.broadcast(scalar, (width,)), row)
         return row
+
+    def not_differentiated(self, cells: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: jax.lax.stop_gradient(value) if isinstance(value, jax.Array) else value
+            for name, value in cells.items()
+        }
 
     def choosing(
         self, model: Any, run: Callable[[Any, tuple[Any, ...]], Any]
@@ -83,46 +100,38 @@ class Jax(Backend):
 
         return make_function
 
-    def choose(self, is_first: Any, first: Any, other: Any) -> Any:
-        return jax.lax.select(is_first, first, other)  # `where` is a program of its own
+    def in_turn(self, value: Any, otherwise: Any) -> Any:
+        if not isinstance(otherwise, jax.Array):  # of a constant no operation need be traced
+            otherwise = np.asarray(otherwise, value.dtype)
+        return _in_turn.bind(value, otherwise)
 
-    def leaving_out(
-        self, program: Any, model: Any, args: tuple[Any, ...], variable: Any
-    ) -> Callable[..., Any] | None:
+    def leaving_out(self, program: Any, args: tuple[Any, ...]) -> Callable[..., Any] | None:
         # Debuggers run a program operation by operation, and several devices share out its work.
         is_debugged = jax.config.jax_debug_nans or jax.config.jax_debug_infs
-        leaves, given = jax.tree.flatten(args)
+        leaves = jax.tree.leaves(args)
         devices = {d for leaf in leaves if isinstance(leaf, jax.Array) for d in leaf.devices()}
         is_known = hasattr(program, "trace") and hasattr(jax.extend.core, "jaxpr_as_fun")
         is_shared = len(devices) != 1 or keras.distribution.distribution() is not None
         if is_debugged or is_shared or not is_known:
             return None
-        at = next(i for i, v in enumerate(model.metrics_variables) if v is variable)
         traced = program.trace(*args)
         returned = jax.tree.structure(traced.out_info)
-        place = jax.tree.unflatten(given, range(given.num_leaves))[0][-1][at]
-        returned_to = jax.tree.unflatten(returned, range(returned.num_leaves))[1][-1][at]
-        run, constant = jax.extend.core.jaxpr_as_fun(traced.jaxpr), np.float32(1.0)
+        run = jax.extend.core.jaxpr_as_fun(traced.jaxpr)
 
-        def with_constant(*args: Any) -> Any:
-            leaves = jax.tree.leaves(args)
-            held, leaves[place] = leaves[place], constant
-            results = run(*leaves)
-            results[returned_to] = held
-            return jax.tree.unflatten(returned, results)
+        def without(*args: Any) -> Any:
+            with _in_turn.left_out():
+                return jax.tree.unflatten(returned, run(*jax.tree.leaves(args)))
 
-        compiled: Callable[..., Any] = (
-            jax.jit(with_constant, donate_argnums=0).lower(*args).compile()
-        )
+        compiled: Callable[..., Any] = jax.jit(without, donate_argnums=0).lower(*args).compile()
         return compiled
 
     @contextmanager
-    def rarely(self, kept: Sequence[Any], in_turn: Callable[[Any, Any], Any]) -> Iterator[None]:
+    def rarely(self, kept: Sequence[Any]) -> Iterator[None]:
         before = [(variable, variable.value) for variable in kept]
         yield
         for variable, value in before:
             if variable.value is not value:
-                variable.assign(in_turn(variable.value, value))
+                variable.assign(self.in_turn(variable.value, value))
 
     def kind_of(self, args: tuple[Any, ...]) -> Any:
         """Shapes and types of a batch; numbers of Python have a type only."""
@@ -261,7 +270,7 @@ class Jax(Backend):
 
     def pick_gradient(self, gradient: Any, coordinates: np.ndarray[Any, Any]) -> Any:
         picked = self.pick_tensor(gradient, coordinates)
-        if _is_small(gradient):
+        if is_small(gradient):
             return picked
         # Picks of all gradients become part of one operation where they are put together, until
         # which all gradients are kept. Nothing is joined to a sort, which leaves them in order.
@@ -274,7 +283,8 @@ class Jax(Backend):
         return tensor.data if self.is_sparse(tensor) else tensor
 
     def square_sums(self, tensors: list[Any]) -> list[Any]:
-        self._look_at_alike(tensors)
+        unknown = [tensor for tensor in tensors if not self._is_known(tensor)]
+        self._look_at([tensor for tensor in unknown if is_small(self.dense_part(tensor))])
         return [self._sizes(tensor)[0] for tensor in tensors]
 
     def largest(self, tensor: Any) -> Any:
@@ -292,18 +302,9 @@ class Jax(Backend):
             self._look_at([tensor])
         return self._sizes_of[id(tensor)][1]
 
-    def _look_at_alike(self, tensors: list[Any]) -> None:
-        """XLA compiles one loop over several tensors faster than a loop for each."""
-        alike: dict[int, list[Any]] = {}
-        for tensor in tensors:
-            part = self.dense_part(tensor)
-            if _is_small(part) and not self._is_known(tensor):
-                alike.setdefault(int(part.size), []).append(tensor)
-        for several in alike.values():
-            for start in range(0, len(several), AT_ONCE):
-                self._look_at(several[start : start + AT_ONCE])
-
     def _look_at(self, tensors: list[Any]) -> None:
+        if not tensors:
+            return
         for tensor, sizes in zip(tensors, self._new_sizes(tensors), strict=True):
             self._sizes_of[id(tensor)] = (weakref.ref(tensor), sizes)
             weakref.finalize(tensor, self._sizes_of.pop, id(tensor), None)
@@ -313,48 +314,60 @@ class Jax(Backend):
         return known is not None and known[0]() is tensor
 
     def _new_sizes(self, tensors: list[Any]) -> list[tuple[Any, Any, Any]]:
-        """Of tensors with as many elements; in one loop where they are small."""
+        """Of one tensor, or of several small ones."""
         parts = jax.lax.stop_gradient([self.dense_part(tensor) for tensor in tensors])
         values = [part.astype(jnp.float32) for part in parts]
-        if not _is_small(values[0]):
+        if not is_small(values[0]):
             return [_of_large(v) for v in values]
-        squares, odd, sizes = [v * v for v in values], map(_odd, values), map(jnp.abs, values)
-        sums, most = _in_one_pass([*squares, *odd], [*sizes])
+        squares, sizes = [v * v for v in values], [jnp.abs(v) for v in values]
+        sums, most = in_loops([*squares, *map(_finite, values)], sizes)
         count = len(values)
-        return list(zip(sums[:count], sums[count:], most, strict=True))
+        odd = [float(v.size) - s for v, s in zip(values, sums[count:], strict=True)]
+        return list(zip(sums[:count], odd, most, strict=True))
 
     def moments(self, tensor: Any) -> tuple[Any, Any]:
-        if not _is_small(tensor):
+        if not is_small(tensor):
             return super().moments(tensor)
         tensor = jax.lax.stop_gradient(tensor)
         # From one of the values, as the squares of all may be far larger than their differences.
         one = tensor.reshape(-1)[0]
         apart = tensor - one
-        (total, squares), _ = _in_one_pass([apart, apart * apart], [])
-        mean = total / tensor.size
-        variance = squares / tensor.size - mean * mean
-        return one + mean, jnp.sqrt(jnp.maximum(variance, 0.0))
+        size = int(tensor.size)
+        mean = Awaited([apart], [], Mean(size), [one])
+        return mean, Awaited([apart, apart * apart], [], Deviation(size))
 
     def shares(self, parts: list[Any], wholes: list[Any]) -> list[Any]:
         sets = [s.astype(jnp.float32) for s in jax.lax.stop_gradient((*parts, *wholes))]
-        counts, _ = _in_one_pass(sets, [])
-        pairs = zip(counts[: len(parts)], counts[len(parts) :], strict=True)
-        # Sets that are not empty have one member at least.
-        return [part / jnp.maximum(whole, 1.0) for part, whole in pairs]
+        pairs = zip(sets[: len(parts)], sets[len(parts) :], strict=True)
+        if not is_small(sets[0]):
+            return [OnHost.of(ratio, list(map(jnp.sum, pair))) for pair in pairs]
+        return [Awaited(pair, [], ratio) for pair in pairs]
+
+    def share(self, flags: Any) -> Any:
+        if not is_small(flags):
+            return super().share(flags)
+        counted = jax.lax.stop_gradient(flags).astype(jnp.float32)
+        return Awaited([counted], [], ratio, [float(flags.size)])
 
     def nonfinite(self, tensors: list[Any]) -> Any:
         floats = [t for t in tensors if jnp.issubdtype(t.dtype, jnp.floating)]
-        return sum((self._range(t)[2] for t in floats), 0.0)
+        if not floats or not all(map(is_small, floats)):
+            return sum((self._range(t)[2] for t in floats), 0.0)
+        finite = [_finite(t) for t in jax.lax.stop_gradient(floats)]
+        return Awaited(finite, [], Missing(sum(int(t.size) for t in floats)))
 
     def extremes(self, tensor: Any) -> tuple[Any, Any]:
         return self._range(tensor)[:2]
 
     def _range(self, tensor: Any) -> tuple[Any, Any, Any]:
         values = jax.lax.stop_gradient(tensor).astype(jnp.float32)
-        if _is_small(values):
-            (count,), (least, most) = _in_one_pass([_odd(values)], [-values, values])
-            return -least, most, count
-        least, most = -_largest(-values), _largest(values)
+        if is_small(values):
+            return (
+                Awaited([], [-values], negative),
+                Awaited([], [values]),
+                Awaited([_finite(values)], [], Missing(int(values.size))),
+            )
+        least, most = -largest_of(-values), largest_of(values)
         # A NaN is the largest of all.
         return least, most, _odd_in(values, jnp.isfinite(least) & jnp.isfinite(most))
 
@@ -456,7 +469,51 @@ class Jax(Backend):
         return int(jax.process_count())
 
     def sums_and_largest(self, sums: list[Any], largest: list[Any]) -> tuple[list[Any], list[Any]]:
-        return _in_one_pass(*jax.lax.stop_gradient((sums, largest)))
+        sums, largest = jax.lax.stop_gradient((sums, largest))
+        if not is_small((*sums, *largest)[0]):
+            return [jnp.sum(t) for t in sums], [largest_of(t) for t in largest]
+        return in_loops(sums, largest)
+
+    def sums(self, vectors: list[Any]) -> list[Any]:
+        if not is_small(vectors[0]):
+            return super().sums(vectors)
+        vectors = jax.lax.stop_gradient(vectors)
+        return [Awaited([vector], []) for vector in vectors]
+
+    def column(self, make: Callable[..., Any], cells: Sequence[Any]) -> Any:
+        return OnHost.of(make, cells)
+
+    def columns_made(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
+        return columns_made(columns)
+
+
+class _InTurn(jax.extend.core.Primitive):  # type: ignore[misc] # JAX is Any to mypy
+    """The first of two values; in a program that is made within `left_out` the second one. An
+    operation of its own costs the program nothing, as it is gone before XLA sees it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("trainsanity_in_turn")
+        self._local = threading.local()
+        self.def_impl(lambda value, otherwise: value)
+        self.def_abstract_eval(lambda value, otherwise: value)
+        mlir.register_lowering(self, lambda context, value, otherwise: [value])
+
+    def bind(self, *args: Any, **params: Any) -> Any:
+        if getattr(self._local, "is_left_out", False):
+            return args[1]
+        return super().bind(*args, **params)
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        self._local.is_left_out = True
+        try:
+            yield
+        finally:
+            self._local.is_left_out = False
+
+
+_in_turn = _InTurn()
 
 
 def _is_consumed(state: Any) -> bool:
@@ -464,24 +521,20 @@ def _is_consumed(state: Any) -> bool:
     return any(isinstance(v, jax.Array) and v.is_deleted() for v in jax.tree.leaves(state))
 
 
-def _odd(values: Any) -> Any:
-    """1.0 for elements that are NaN or infinite."""
-    return (~jnp.isfinite(values)).astype(jnp.float32)
+def _finite(values: Any) -> Any:
+    """1.0 for elements that are neither NaN nor infinite."""
+    return jax.lax.is_finite(values).astype(jnp.float32)
 
 
 def _odd_in(values: Any, are_finite: Any) -> Any:
     """How many are NaN or infinite. It takes as long as what has shown whether any are."""
     none = np.float32(0)
-    return jax.lax.cond(are_finite, lambda _: none, lambda v: jnp.sum(_odd(v)), values)
+    return jax.lax.cond(are_finite, lambda _: none, lambda v: jnp.sum(1.0 - _finite(v)), values)
 
 
 def _of_large(values: Any) -> tuple[Any, Any, Any]:
     squares = jnp.sum(values * values)
-    return squares, _odd_in(values, jnp.isfinite(squares)), _largest(jnp.abs(values))
-
-
-def _is_small(tensor: Any) -> bool:
-    return 0 < int(tensor.size) <= SMALL
+    return squares, _odd_in(values, jnp.isfinite(squares)), largest_of(jnp.abs(values))
 
 
 def _as_precise(tensor: Any) -> Any:
@@ -522,42 +575,3 @@ def _travelling(model: Any, state: Any) -> Iterator[tuple[Any, Any]]:
     )
     for variables, values in zip(parts, state, strict=True):
         yield from zip(variables, values, strict=True)
-
-
-def _in_one_pass(sums: list[Any], largest: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Sums of some tensors and largest elements of others, float32 and with as many elements; none
-    that is differentiated.
-
-    In one loop where they are small: XLA compiles every reduction by itself, which takes far longer
-    than to run it. A loop for several is not vectorized, which large tensors need.
-    """
-    tensors, count = (*sums, *largest), len(sums)
-    if not _is_small(tensors[0]):
-        return [jnp.sum(t) for t in tensors[:count]], [_largest(t) for t in tensors[count:]]
-    starts = [np.float32(0)] * count + [np.float32(-np.inf)] * len(largest)
-    flat = tuple(_shaped(t, (t.size,)) for t in tensors)
-    found = jax.lax.reduce(flat, tuple(starts), _joining(count), (0,))
-    # Whole, or XLA would take it apart by who uses what, and no longer see what is the same.
-    found = jax.lax.optimization_barrier(tuple(found))
-    return list(found[:count]), list(found[count:])
-
-
-def _shaped(tensor: Any, shape: tuple[int, ...]) -> Any:
-    """`reshape` is an operation also where it changes nothing."""
-    return tensor if tensor.shape == shape else tensor.reshape(shape)
-
-
-def _largest(tensor: Any) -> Any:
-    return jnp.max(tensor, initial=-jnp.inf)
-
-
-@functools.cache
-def _joining(count: int) -> Callable[..., tuple[Any, ...]]:
-    """Adds the first `count` of two rows, and takes the larger of the others."""
-
-    def joined(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
-        pairs = list(zip(a, b, strict=True))
-        larger = [jax.lax.max(x, y) for x, y in pairs[count:]]
-        return (*(x + y for x, y in pairs[:count]), *larger)
-
-    return joined

@@ -128,12 +128,10 @@ class TensorFlow(Backend):
 
         return make_function
 
-    def left_out(self, variable: Any) -> Any:
-        return tf.constant(0.0, name=MARK)
+    def in_turn(self, value: Any, otherwise: Any) -> Any:
+        return tf.where(tf.equal(tf.constant(0.0, name=MARK), 0.0), value, otherwise)
 
-    def rarely(
-        self, kept: Sequence[Any], in_turn: Callable[[Any, Any], Any]
-    ) -> AbstractContextManager[None]:
+    def rarely(self, kept: Sequence[Any]) -> AbstractContextManager[None]:
         scope: AbstractContextManager[None] = tf.name_scope(RARELY)
         return scope
 
@@ -144,9 +142,7 @@ class TensorFlow(Backend):
             return None
         return iterator.element_spec
 
-    def leaving_out(
-        self, program: Any, model: Any, args: tuple[Any, ...], variable: Any
-    ) -> Callable[..., Any] | None:
+    def leaving_out(self, program: Any, args: tuple[Any, ...]) -> Callable[..., Any] | None:
         whole = traced(program)
         short = None if whole is None else without_rare(whole)
         return None if short is None else steps_of(short, whole)
@@ -295,7 +291,9 @@ class TensorFlow(Backend):
 
     def square_sums(self, tensors: list[Any]) -> list[Any]:
         values = [tf.cast(self.dense_part(tensor), tf.float32) for tensor in tensors]
-        return [2.0 * tf.nn.l2_loss(v) for v in values]
+        halves = [tf.nn.l2_loss(v) for v in values]
+        # Every operation of a graph takes its time to make, also where it does next to nothing.
+        return list(tf.unstack(2.0 * tf.stack(halves), len(halves))) if halves else []
 
     def end_of_data_errors(self) -> tuple[type[BaseException], ...]:
         return (StopIteration, tf.errors.OutOfRangeError)
@@ -475,15 +473,17 @@ class TensorFlow(Backend):
         """XLA always counts in small ones: a branch would split its fusions, and training round
         otherwise. What is large is there as a whole.
         """
-        at_once: list[Any] = []
-        others: list[Any] = []
-        for values in map(self.dense_part, tensors):
-            is_small = (values.shape.num_elements() or 0) <= SMALL
-            (at_once if xla and is_small else others).append(values)
-        count = self.nonfinite(at_once)
-        if others:
-            count += tf.cond(finite, lambda: tf.zeros(()), lambda: self.nonfinite(others))
-        return count
+        parts = [self.dense_part(tensor) for tensor in tensors]
+        small = [part for part in parts if 0 < (part.shape.num_elements() or 0) <= SMALL]
+        large = [part for part in parts if not any(part is one for one in small)]
+        if xla:
+            count = self.nonfinite(small)
+            if large:
+                count += tf.cond(finite, lambda: tf.zeros(()), lambda: self.nonfinite(large))
+            return count
+        return tf.cond(
+            finite, lambda: tf.zeros(()), lambda: self.nonfinite([*_joined(small), *large])
+        )
 
     def arrival(self, batch: Any, *, xla: bool) -> tuple[Any, Any] | None:
         """None under XLA, which knows no clock, and where operations are to be deterministic: a
@@ -500,6 +500,15 @@ class TensorFlow(Backend):
     def largest(self, tensor: Any) -> Any:
         values = self.dense_part(tensor)
         return tf.cast(tf.reduce_max(tf.abs(values)), tf.float32)
+
+
+def _joined(tensors: list[Any]) -> list[Any]:
+    """Their elements, in one vector for each type."""
+    flat = tf.constant([-1])
+    by_type: dict[Any, list[Any]] = {}
+    for tensor in tensors:
+        by_type.setdefault(tensor.dtype, []).append(tf.reshape(tensor, flat))
+    return [tf.concat(vectors, 0) for vectors in by_type.values()]
 
 
 def _as_precise(tensor: Any) -> Any:

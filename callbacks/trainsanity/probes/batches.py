@@ -82,13 +82,13 @@ def _ids(layer: Any, calls: list[Any], backend: Backend) -> Columns:
     columns = {
         f"{name}/id_min": least,
         f"{name}/id_max": most,
-        f"{name}/out_of_range": ops.mean(ops.cast(outside, "float32")),
+        f"{name}/out_of_range": backend.share(outside),
         f"{name}/input_dim": float(layer.input_dim),
     }
     if all(map(is_float, calls)):
         given = ops.concatenate([ops.reshape(ops.cast(call, "float32"), (-1,)) for call in calls])
         cut = ops.not_equal(given, ops.floor(given))
-        columns[f"{name}/not_whole"] = ops.mean(ops.cast(cut, "float32"))
+        columns[f"{name}/not_whole"] = backend.share(cut)
     return columns
 
 

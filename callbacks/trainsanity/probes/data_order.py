@@ -104,7 +104,7 @@ def _sums(backend: Backend, tensor: Any) -> list[Any]:
         return _sums_of_array(array)
     rows = _weighed(backend, tensor)
     factors = ops.reshape(_factors(backend, rows), (-1,) + (1,) * (len(rows.shape) - 1))
-    return backend.sums_and_largest([rows, rows * factors], [])[0]
+    return backend.sums([rows, rows * factors])
 
 
 def _sums_of_array(array: np.ndarray[Any, Any]) -> list[Any]:

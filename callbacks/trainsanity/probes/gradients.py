@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from trainsanity import optimizers
+from trainsanity.backends.backend import root
 from trainsanity.difference import dtype_of
 from trainsanity.probes.probe import Columns, Probe, Step, Update
 from trainsanity.tape import NOTHING
@@ -88,7 +89,7 @@ class Gradients(Probe):
         if not found:
             return {}
         return {
-            "gradient/norm": ops.sqrt(sum(squares for squares, _ in found)),
+            "gradient/norm": self.run.backend.column(root, [sum(s for s, _ in found)]),
             "gradient/nonfinite": sum(count for _, count in found),
         }
 

@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from trainsanity import optimizers
+from trainsanity.backends.backend import root
 from trainsanity.difference import numpy_of
 from trainsanity.pace import Mark
 from trainsanity.probes.probe import Columns, Probe, Step, Update
@@ -153,18 +154,22 @@ class LearningRate(Probe):
 
     def trace_end(self, step: Step) -> Columns:
         columns: dict[str, Any] = {}
+
+        def norm(squares: Any) -> Any:
+            return self.run.backend.column(root, [squares])
+
         seen = [found for f in self._followers.values() if (found := f.end(step, columns))]
         if seen:
             outside = [s["outside"] for s in seen]
             columns |= {
-                "update/sampled_norm": ops.sqrt(sum(s["moved"] for s in seen)),
-                "weights/sampled_norm": ops.sqrt(sum(s["after"] for s in seen)),
+                "update/sampled_norm": norm(sum(s["moved"] for s in seen)),
+                "weights/sampled_norm": norm(sum(s["after"] for s in seen)),
                 "weights/moved_outside": functools.reduce(ops.maximum, outside),
                 "weights/nonfinite": sum(s["nonfinite"] for s in seen),
             }
         gradients = [s["gradient"] for s in seen if "gradient" in s]
         if gradients:
-            columns["gradient/sampled_norm"] = ops.sqrt(sum(gradients))
+            columns["gradient/sampled_norm"] = norm(sum(gradients))
         return columns
 
 
@@ -365,11 +370,10 @@ class _Follower:
     def _effective(self, own: dict[str, Any], sums: dict[str, Any]) -> Any:
         if "expected" not in sums:
             return ops.full((), NOTHING)
-        rate, is_known = effective_rate(own["rate"], sums)
-        for condition in (own["updated"], own["untouched"]):
-            if condition is not None:
-                is_known = ops.logical_and(is_known, condition)
-        return ops.where(is_known, rate, ops.full((), NOTHING))
+        conditions = [own[c] for c in ("updated", "untouched") if own[c] is not None]
+        cells = [own["rate"], *(sums[name] for name in ("projected", "expected", "rounding"))]
+        cells += [ops.cast(condition, "float32") for condition in conditions]
+        return self._run.backend.column(effective_rate, cells)
 
     def _own(self, shared: dict[Any, Any]) -> dict[str, Any]:
         found: dict[str, Any] = shared.setdefault(("follower", id(self)), {})

@@ -79,18 +79,19 @@ class Losses(EpochMeans):
         if reason is not None:
             self.run.not_testable["loss/recomputed"] = reason
             return columns
-        totals: dict[str, Any] = {}
+        totals: dict[str, list[Any]] = {}
         wanted = {variant for term in terms for variant in self._applicable(step, term)}
         for term in terms:
             columns.update(_elements(columns, term.output, term.values))
-            for variant, value in self._parts(step, term, wanted).items():
-                totals[variant] = totals.get(variant, 0.0) + value * term.weight
+            for variant, part in self._parts(step, term, wanted).items():
+                totals.setdefault(variant, []).extend((*part, term.weight))
                 if variant == "recomputed" and term.key:
-                    columns[f"{term.key}/batch"] = value
+                    columns[f"{term.key}/batch"] = self.run.backend.column(added_up, [*part, 1.0])
         if len(terms) == 1:
             columns.update(self._positions(terms[0]))
-        columns["_loss:recomputed"] = totals.pop("recomputed") + added
-        columns.update({f"_loss:{variant}": value for variant, value in totals.items()})
+        totals["recomputed"] += (added, 1.0, 1.0)
+        for variant, parts in totals.items():
+            columns[f"_loss:{variant}"] = self.run.backend.column(added_up, parts)
         return columns
 
     def _are_known(self, step: Step) -> bool:
@@ -161,14 +162,17 @@ class Losses(EpochMeans):
         """Sum over counted positions and their number, of the only part of the loss."""
         if term.mask is None or term.loss.reduction not in ("sum_over_batch_size", "mean"):
             return {}
-        total = self._reduce(term.values, term.sample_weight, term.mask, "sum")
+        whole, _ = self._reduce(term.values, term.sample_weight, term.mask, "sum")
         return {
-            "_loss:positions:n": total * term.weight,
+            "_loss:positions:n": whole * term.weight,
             "_loss:positions:d": self.run.backend.total(term.mask),
         }
 
-    def _reduce(self, values: Any, weight: Any | None, mask: Any | None, reduction: str) -> Any:
-        """The reduction of `keras.losses.Loss`, written anew (compare keras/src/losses/loss.py).
+    def _reduce(
+        self, values: Any, weight: Any | None, mask: Any | None, reduction: str
+    ) -> tuple[Any, Any]:
+        """The reduction of `keras.losses.Loss`, written anew (compare keras/src/losses/loss.py): a
+        sum, and what it is divided by.
 
         With a mask, "sum_over_batch_size" divides by the unmasked positions, not by the weights'
         sum.
@@ -180,10 +184,10 @@ class Losses(EpochMeans):
         else:
             part = total(ops.where(counted != 0, values * counted, ops.zeros_like(values)))
         if reduction == "sum":
-            return part
+            return part, 1.0
         if reduction == "mean_with_sample_weight" and counted is not None:
-            return ratio(part, total(counted))
-        return ratio(part, size_of(values) if mask is None else total(mask))
+            return part, total(counted)
+        return part, size_of(values) if mask is None else total(mask)
 
     # on the host
 
@@ -205,6 +209,12 @@ class Losses(EpochMeans):
             found["loss/batch_unweighted"] = plain + rows.columns["loss/added"]
         found.update(_by_position(rows, means))
         return found
+
+
+def added_up(ops: Any, *parts: Any) -> Any:
+    """Of sums, each followed by what it is divided by and its weight."""
+    triples = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    return sum(ratio(ops, part, whole) * weight for part, whole, weight in triples)
 
 
 def _terms(step: Step, keys: list[str | None]) -> list[Term]:

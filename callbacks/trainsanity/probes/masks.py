@@ -37,10 +37,13 @@ class Masks(Probe):
         real = real_positions(step, output, self.run)
         if real is None and output.mask is None:
             return {}
-        columns = {f"{quantity}/{witness}": _share_or_all(output.mask)}
+        columns = {f"{quantity}/{witness}": self._share_or_all(output.mask)}
         if witness == "loss_coverage":
-            columns[f"{quantity}/input_coverage"] = _share_or_all(real)
+            columns[f"{quantity}/input_coverage"] = self._share_or_all(real)
         return columns
+
+    def _share_or_all(self, mask: Any | None) -> Any:
+        return 1.0 if mask is None else self.run.backend.share(mask)
 
     def _credit(self, step: Step, output: OutputEvidence) -> Columns:
         real = real_positions(step, output, self.run)
@@ -103,7 +106,3 @@ def _integer_target(output: OutputEvidence) -> Any | None:
     if len(y.shape) != 2 or y.shape[1] != output.y_pred.shape[1] or y.shape[1] is None:
         return None
     return y
-
-
-def _share_or_all(mask: Any | None) -> Any:
-    return ops.ones(()) if mask is None else ops.mean(ops.cast(mask, "float32"))

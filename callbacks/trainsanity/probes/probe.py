@@ -87,8 +87,7 @@ class Step:
         scope: of the trace in which it runs, as `Backend.trace_scope` gives it.
         full: whether all probes have their turn, not only those that see every batch.
         turn: the same, a bool tensor, where the graph itself decides; else None.
-        is_rehearsal: whether this trace is thrown away, so that only what is measured at every
-            batch is worth its time.
+        is_rehearsal: whether this trace is thrown away, so that nothing is worth its time.
         put_off: hooks of probes that need not see every batch, with what they are given; called
             last of all, where it is their turn.
         waits: whether probes look at it later, with many others, from copies.
