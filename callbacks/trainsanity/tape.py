@@ -1,10 +1,10 @@
 """The tape: a ring buffer on the device into which the compiled step writes one row per batch.
 
-It is a Keras metric whose result is empty, so that on JAX Keras itself carries its variables
-through the stateless step, while logs, history and saved files never show it. Elsewhere the step
-writes to the variables directly and the model never hears of it. The host reads the ring once in
-many batches; therefore every batch is seen, also with `steps_per_execution`, without a wait per
-step.
+It is a Keras metric within one of the model's, so that on JAX Keras itself carries its variables
+through the stateless step, while the list of metrics, logs, history and saved files never show it.
+Elsewhere the step writes to the variables directly and the model never hears of it. The host reads
+the ring once in many batches; therefore every batch is seen, also with `steps_per_execution`,
+without a wait per step.
 """
 
 from __future__ import annotations
@@ -165,6 +165,21 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
 
     def reset_state(self) -> None:
         """Nothing: Keras resets metrics at every epoch, the tape runs on."""
+
+
+def carrier_among(metrics: Iterable[Any]) -> Any:
+    """The last metric with which Keras carries the variables of those within it; None where there
+    is none.
+    """
+    common = keras.metrics.Metric.variables
+    return next((m for m in reversed([*metrics]) if type(m).variables is common), None)
+
+
+def variables_of(metric: Any) -> list[Any]:
+    """Of a metric, without those of tapes that it carries."""
+    tapes = [inner for inner in getattr(metric, "_metrics", ()) if isinstance(inner, Tape)]
+    ours = {id(variable) for tape in tapes for variable in tape.variables}
+    return [variable for variable in metric.variables if id(variable) not in ours]
 
 
 @dataclass(frozen=True)

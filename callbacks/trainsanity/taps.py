@@ -37,7 +37,7 @@ from trainsanity.recording import (
     noted_calls,
     tensors_of,
 )
-from trainsanity.tape import Tape
+from trainsanity.tape import Tape, carrier_among
 from trainsanity.turns import Turns
 from trainsanity.update_taps import UpdateTaps
 from trainsanity.wrappers import Function, Wrappers
@@ -84,6 +84,7 @@ class Taps:
         copies = functools.partial(seen_of, run=run) if run.compiled_by_xla else None
         self._observers = Observed(run.model, lambda: self._step, boundary, copies)
         self.installed = False
+        self._carrier: Any = None  # the metric that carries the tapes, where Keras must
         self._adds_as_keras = False  # whether Keras' own `compute_loss` adds the model's losses
 
     def _run_chosen(self, program: Function, args: tuple[Any, ...]) -> Any:
@@ -99,11 +100,9 @@ class Taps:
         """
         model = self.run.model
         self.installed = True
-        if self.run.is_stateless:
-            model._metrics.extend(self._tapes.values())
-            if not any(metric is self._tapes[True] for metric in model.metrics):
-                self.remove()
-                return "the model overrides `metrics`, so Keras on JAX carries no state of ours"
+        if self.run.is_stateless and not self._is_carried():
+            self.installed = False
+            return "the model shows no metrics, with which alone Keras on JAX carries state of ours"
         self._wrappers.put(model, "train_step", self._around_step(model.train_step, training=True))
         self._wrappers.put(model, "test_step", self._around_step(model.test_step, training=False))
         self._wrappers.put(model, "compute_loss", self._after_loss(model.compute_loss))
@@ -130,12 +129,46 @@ class Taps:
         self.tap_optimizers()
         return None
 
+    def _is_carried(self) -> bool:
+        """Whether one of the model's metrics has taken up the tapes."""
+        self._carrier = carrier = carrier_among(self.run.model.metrics)
+        if carrier is None:
+            return False
+        carrier._metrics.extend(self._tapes.values())
+        self._wrappers.put(carrier, "reset_state", self._sparing_tapes(carrier.reset_state))
+        return True
+
+    def _let_go(self) -> None:
+        if self._carrier is not None:
+            tapes, within = list(self._tapes.values()), self._carrier._metrics
+            within[:] = [m for m in within if not any(m is tape for tape in tapes)]
+            self._carrier = None
+
+    def _sparing_tapes(self, original: Function) -> Function:
+        """Keras resets a metric by zeros for all that it carries."""
+
+        def reset_state(*args: Any, **kwargs: Any) -> Any:
+            variables = [v for tape in self._tapes.values() for v in tape.variables]
+            before = [v.value for v in variables]
+            result = original(*args, **kwargs)
+            for variable, value in zip(variables, before, strict=True):
+                if variable.value is not value:
+                    variable.assign(value)
+            return result
+
+        return reset_state
+
     def renew(self) -> None:
         """Before Keras makes its functions: JAX knows a function that it has traced before, and
         would run what the model was compiled to then.
         """
         for name in ("train_step", "test_step"):
             self._wrappers.renew(self.run.model, name)
+        if self._carrier is not None and not any(
+            m is self._carrier for m in self.run.model.metrics
+        ):
+            self._let_go()  # compiled anew, which makes other metrics
+            self._is_carried()
 
     def tap_optimizers(self) -> None:
         """Taps every optimizer the model holds that is not tapped yet."""
@@ -148,9 +181,7 @@ class Taps:
         self.installed = False
         self._wrappers.take_off()
         self._updates.forget()
-        model = self.run.model
-        tapes = list(self._tapes.values())
-        model._metrics[:] = [m for m in model._metrics if not any(m is t for t in tapes)]
+        self._let_go()
 
     # while Keras traces a step
 
@@ -206,10 +237,6 @@ class Taps:
             self._boundary.off.add("tape")
             return result
         logs, state = result
-        if isinstance(logs, Mapping):
-            # A step that goes through all metrics by itself meets the tapes too.
-            tapes = {tape.name for tape in self._tapes.values()}
-            logs = {key: value for key, value in logs.items() if key not in tapes}
         mapping = [*zip(carried, state[-1], strict=True)]
         with keras.StatelessScope(state_mapping=mapping) as scope:
             self._finish(step, logs)

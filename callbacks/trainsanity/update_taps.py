@@ -85,7 +85,7 @@ class UpdateTaps:
         away.
         """
         run, model = self._run, self._run.model
-        if not (step.training and run.backend.TRACES_AGAIN and run.is_traced and model.built):
+        if not (step.training and self._traces_again() and model.built):
             return False
         optimizer = model.optimizer
         is_first = optimizer is not None and not optimizer.built and model.trainable_weights
@@ -94,6 +94,11 @@ class UpdateTaps:
             and run.shared["is_keras_step"]
             and optimizers.always_has_slots(optimizer)
         )
+
+    def _traces_again(self) -> bool:
+        """Whether a step in which variables are made is only traced, and then once more."""
+        backend = self._run.backend
+        return backend.TRACES_AGAIN and self._run.is_traced and not backend.runs_at_once()
 
     def _around_update(self, name: str, optimizer: Any, original: Function) -> Function:
         def apply(*args: Any, **kwargs: Any) -> Any:
@@ -192,7 +197,7 @@ class UpdateTaps:
         optimizer.built = True
         if len(optimizer.variables) == before or not self._run.is_traced:
             return
-        step.is_rehearsal = backend.TRACES_AGAIN
+        step.is_rehearsal = self._traces_again()
         if step.is_rehearsal and not is_own:
             with forward.names_untouched():
                 self._made_in_trace = keras.Variable(0, trainable=False, name="trainsanity_made")

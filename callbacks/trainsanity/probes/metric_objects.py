@@ -11,7 +11,7 @@ from trainsanity.difference import numpy_of
 from trainsanity.origin import is_of_keras
 from trainsanity.probes.metrics import compiled_metrics
 from trainsanity.probes.probe import Probe
-from trainsanity.tape import Tape
+from trainsanity.tape import variables_of
 
 
 class MetricObjects(Probe):
@@ -52,7 +52,7 @@ class MetricObjects(Probe):
             if key in logs
         ]
         self.run.audit("log_keys", {"epoch": epoch, "keys": keys})
-        self._before = {id(v): self._sum(v) for m in objects.values() for v in m.variables}
+        self._before = {id(v): self._sum(v) for m in objects.values() for v in variables_of(m)}
 
     def _ask(self) -> dict[str, float]:
         results = {}
@@ -68,13 +68,14 @@ class MetricObjects(Probe):
         self._asked = None
         if not self._first:
             objects = _by_key(self.run.model)
-            self._first = {id(v): self._sum(v) for m in objects.values() for v in m.variables}
+            metrics = objects.values()
+            self._first = {id(v): self._sum(v) for m in metrics for v in variables_of(m)}
         rows = [
             {
                 "key": key,
                 "class": type(metric).__name__,
                 "own_reset": not is_of_keras(type(metric).reset_state),
-                "variables": [self._variable(v) for v in metric.variables],
+                "variables": [self._variable(v) for v in variables_of(metric)],
             }
             for key, metric in _by_key(self.run.model).items()
         ]
@@ -121,7 +122,7 @@ def _claimants(model: Any) -> dict[str, list[Any]]:
         if metric is getattr(model, "_compile_metrics", None):
             for entry in compiled_metrics(model):
                 found.setdefault(entry.key, []).append(entry.metric)
-        elif not isinstance(metric, Tape):
+        else:
             found.setdefault(metric.name, []).append(metric)
     return found
 

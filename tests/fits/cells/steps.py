@@ -445,16 +445,12 @@ def own_list_of_metrics() -> Scene:
     compile_as(line, model)
 
     def evidence() -> Evidence:
-        if BACKEND == "jax":
-            reasons = {"taps": "the model overrides `metrics`"}
-            return Evidence({}, absent=TAPED, reasons=reasons, batches=(3, 3))
         epochs = [[(line.learn(bx, by), None) for bx, by in cut(4, x, y)] for _ in range(2)]
         return Evidence(measured(epochs), batches=(3, 3))
 
     return fitted(model, evidence, x, y)
 
 
-TAPED = ("loss/reported", "loss/recomputed", "loss/differentiated", "mae/recomputed", "batch/size")
 GROUP = "steps"
 
 CELLS = [
