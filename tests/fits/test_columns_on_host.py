@@ -137,3 +137,17 @@ class TestLoops:
         ):
             assert float(keras.ops.convert_to_tensor(found)) == expected
             assert float(1.0 + 2.0 * found) == 1.0 + 2.0 * expected
+
+
+@only_jax
+def test_what_has_its_turn_may_depend_on_the_weights() -> None:
+    """As sample weights that a step makes of the model's own outputs."""
+    import jax
+
+    backend = backends.active()
+
+    def loss(weight: Any) -> Any:
+        backend.in_turn(weight * 2.0, np.float32(GAP))
+        return weight * weight
+
+    assert float(jax.jit(jax.grad(loss))(3.0)) == 6.0

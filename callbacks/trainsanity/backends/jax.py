@@ -14,7 +14,7 @@ import jax.extend.core.primitives as primitives
 import jax.numpy as jnp
 import keras
 import numpy as np
-from jax.interpreters import mlir
+from jax.interpreters import ad, mlir
 
 from trainsanity.backends.backend import Backend, OnHost, side_by_side
 from trainsanity.backends.jax_reductions import (
@@ -35,6 +35,7 @@ from trainsanity.overheard import Function, Overheard
 # Elements of a variable that are rather moved to the host as a whole: to pick some, a program
 # is compiled for every shape, which takes longer.
 MOST_MOVED = 1_000_000
+TOGETHER = 8  # gradients that are looked at in one loop: all are kept until it runs
 # As Keras names the parts of its state; an evaluation has those without the optimizer's.
 STATE = (
     "trainable_variables",
@@ -284,7 +285,10 @@ class Jax(Backend):
 
     def square_sums(self, tensors: list[Any]) -> list[Any]:
         unknown = [tensor for tensor in tensors if not self._is_known(tensor)]
-        self._look_at([tensor for tensor in unknown if is_small(self.dense_part(tensor))])
+        small = [tensor for tensor in unknown if is_small(self.dense_part(tensor))]
+        small.sort(key=lambda tensor: -int(self.dense_part(tensor).size))
+        for start in range(0, len(small), TOGETHER):
+            self._look_at(small[start : start + TOGETHER])
         return [self._sizes(tensor)[0] for tensor in tensors]
 
     def largest(self, tensor: Any) -> Any:
@@ -303,8 +307,6 @@ class Jax(Backend):
         return self._sizes_of[id(tensor)][1]
 
     def _look_at(self, tensors: list[Any]) -> None:
-        if not tensors:
-            return
         for tensor, sizes in zip(tensors, self._new_sizes(tensors), strict=True):
             self._sizes_of[id(tensor)] = (weakref.ref(tensor), sizes)
             weakref.finalize(tensor, self._sizes_of.pop, id(tensor), None)
@@ -498,6 +500,7 @@ class _InTurn(jax.extend.core.Primitive):  # type: ignore[misc] # JAX is Any to 
         self.def_impl(lambda value, otherwise: value)
         self.def_abstract_eval(lambda value, otherwise: value)
         mlir.register_lowering(self, lambda context, value, otherwise: [value])
+        ad.defjvp(self, None, None)  # what is only looked at needs no derivative
 
     def bind(self, *args: Any, **params: Any) -> Any:
         if getattr(self._local, "is_left_out", False):

@@ -20,7 +20,7 @@ import numpy as np
 from trainsanity.backends.backend import OnHost, identity
 
 SMALL = 16_384  # elements, of which a few sums are rather taken in one loop
-AT_ONCE = 24  # tensors in one loop: all are kept until it runs
+AT_ONCE = 24  # tensors in one loop
 FILLED = 8_192  # elements that may be added to the tensors of a loop, as all must be of one length
 
 Numbers = list[Any]
