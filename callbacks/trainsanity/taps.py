@@ -100,7 +100,7 @@ class Taps:
         """
         model = self.run.model
         self.installed = True
-        if self.run.is_stateless and not self._is_carried():
+        if self.run.is_stateless and not self._enter_carrier():
             self.installed = False
             return "the model shows no metrics, with which alone Keras on JAX carries state of ours"
         self._wrappers.put(model, "train_step", self._around_step(model.train_step, training=True))
@@ -129,8 +129,8 @@ class Taps:
         self.tap_optimizers()
         return None
 
-    def _is_carried(self) -> bool:
-        """Whether one of the model's metrics has taken up the tapes."""
+    def _enter_carrier(self) -> bool:
+        """Puts the tapes into one of the model's metrics; False where there is none."""
         self._carrier = carrier = carrier_among(self.run.model.metrics)
         if carrier is None:
             return False
@@ -138,7 +138,7 @@ class Taps:
         self._wrappers.put(carrier, "reset_state", self._sparing_tapes(carrier.reset_state))
         return True
 
-    def _let_go(self) -> None:
+    def _leave_carrier(self) -> None:
         if self._carrier is not None:
             tapes, within = list(self._tapes.values()), self._carrier._metrics
             within[:] = [m for m in within if not any(m is tape for tape in tapes)]
@@ -167,8 +167,8 @@ class Taps:
         if self._carrier is not None and not any(
             m is self._carrier for m in self.run.model.metrics
         ):
-            self._let_go()  # compiled anew, which makes other metrics
-            self._is_carried()
+            self._leave_carrier()  # compiled anew, which makes other metrics
+            self._enter_carrier()
 
     def tap_optimizers(self) -> None:
         """Taps every optimizer the model holds that is not tapped yet."""
@@ -181,7 +181,7 @@ class Taps:
         self.installed = False
         self._wrappers.take_off()
         self._updates.forget()
-        self._let_go()
+        self._leave_carrier()
 
     # while Keras traces a step
 

@@ -175,13 +175,7 @@ class Turns:
                     found.update(columns)
             pace.take()
             names.extend(found)
-            return keras.ops.stack([_scalar(value) for value in found.values()] or [GAP])
+            return self._run.backend.vector([*found.values()] or [GAP])
 
         values = self._run.backend.when(self.of_graph(step), compute, GAP)
         step.columns.update((name, Element(values, place)) for place, name in enumerate(names))
-
-
-def _scalar(value: Any) -> Any:
-    """`reshape` is an operation also where it changes nothing."""
-    cell = keras.ops.cast(value, "float32")
-    return cell if cell.shape == () else keras.ops.reshape(cell, ())

@@ -50,6 +50,13 @@ def root(ops: Any, square: Any) -> Any:
     return ops.sqrt(square)
 
 
+def ratio(ops: Any, part: Any, whole: Any) -> Any:
+    """0 where the whole is 0."""
+    if isinstance(whole, float):
+        return part / whole if whole else 0.0 * part
+    return ops.divide_no_nan(part, whole)
+
+
 @dataclass(frozen=True)
 class OnHost:
     """A column that the host makes of several cells, when the row is read.
@@ -466,7 +473,11 @@ class Backend(ABC):
 
     def sums(self, vectors: list[Any]) -> list[Any]:
         """The sum over each of some float32 vectors of one length."""
-        return [ops.sum(vector) for vector in vectors]
+        return self.sums_and_largest(vectors, [])[0]
+
+    def vector(self, scalars: Sequence[Any]) -> Any:
+        """Scalars of any type as one float32 tensor of shape (scalars,)."""
+        return ops.stack([ops.reshape(ops.cast(scalar, "float32"), ()) for scalar in scalars])
 
     def column(self, make: Callable[..., Any], cells: Sequence[Any]) -> Any:
         """A column that `make` makes of scalars; by the host, where it costs a step less.

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from jax.interpreters import ad, mlir
 
-from trainsanity.backends.backend import Backend, OnHost, side_by_side
+from trainsanity.backends.backend import Backend, OnHost, ratio, side_by_side
 from trainsanity.backends.jax_reductions import (
     Awaited,
     Deviation,
@@ -27,7 +27,6 @@ from trainsanity.backends.jax_reductions import (
     is_small,
     largest_of,
     negative,
-    ratio,
     shaped,
 )
 from trainsanity.overheard import Function, Overheard

@@ -165,10 +165,6 @@ class Missing:
         return self.size - sum(counts)
 
 
-def ratio(ops: Any, part: Any, whole: Any) -> Any:
-    return ops.divide_no_nan(part, whole)
-
-
 @dataclass(frozen=True)
 class Mean:
     """Of `size` numbers, by the sum of their differences from one of them."""

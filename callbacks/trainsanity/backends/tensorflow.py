@@ -72,6 +72,9 @@ class TensorFlow(Backend):
         filler = tf.fill([width - len(values)], tf.constant(rest, tf.float32))
         return tf.concat([*_pieces(values), filler], 0)
 
+    def vector(self, scalars: Sequence[Any]) -> Any:
+        return tf.stack([_scalar(scalar) for scalar in scalars])
+
     def write_row(self, ring: Any, count: Any, row: Any) -> None:
         """In place, inside the compiled step."""
         variable, counter = own_copy(ring._value), own_copy(count._value)

@@ -8,6 +8,7 @@ from typing import Any
 
 from keras import ops
 
+from trainsanity.backends.backend import ratio
 from trainsanity.epoch_mean import VARIANTS, EpochMean, EpochMeans
 from trainsanity.masking import mask_of
 from trainsanity.origin import is_of_keras
@@ -15,7 +16,6 @@ from trainsanity.probes.probe import Columns, OutputEvidence, Step
 from trainsanity.probes.weighting import (
     is_reduced,
     product,
-    ratio,
     real_positions,
     size_of,
     spread_if_any,

@@ -87,13 +87,6 @@ def size_of(tensor: Any, axes: slice = slice(None)) -> Any:
     return ops.cast(ops.prod(ops.convert_to_tensor(ops.shape(tensor)[axes], "int32")), "float32")
 
 
-def ratio(ops: Any, part: Any, whole: Any) -> Any:
-    """0 where the whole is 0; made by `Backend.column`."""
-    if isinstance(whole, float):
-        return part / whole if whole else 0.0 * part
-    return ops.divide_no_nan(part, whole)
-
-
 def product(*weights: Any | None) -> Any | None:
     """The product of the weights that are there; None where none is."""
     result = None
