@@ -14,12 +14,12 @@ from trainsanity.backends.backend import Store
 from trainsanity.epoch_mean import EpochMeans
 from trainsanity.link import MOST_WAITING, Link, packet_key
 from trainsanity.passes import AllPasses
+from trainsanity.processes import OF_THE_FIRST
 from trainsanity.run import Run
 from trainsanity.tape import TapeRows
 from trainsanity.wire import Block, Packet
 
 TOGETHER_SECONDS = 2.0  # after which new rows are put together
-OF_THE_FIRST = "losses, metrics and counts are of the first process's part of each batch: "
 VALIDATION_OF_THE_FIRST = "validation is of the first process's part: "
 FEWER_BATCHES = "not every process has measured as many batches"
 FEWER_PASSES = "not every process has validated after the same steps"

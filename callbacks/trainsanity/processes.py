@@ -9,16 +9,17 @@ evidence, which says so.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainsanity.boundary import Boundary
 from trainsanity.epoch_mean import EpochMeans
-from trainsanity.gathering import OF_THE_FIRST, Gathering
-from trainsanity.handing_in import HandingIn
-from trainsanity.link import Link
 from trainsanity.run import Run
 from trainsanity.stream import CloseReport
 
+if TYPE_CHECKING:
+    from trainsanity.link import Link
+
+OF_THE_FIRST = "losses, metrics and counts are of the first process's part of each batch: "
 MOST_PROCESSES = 64  # a store that all ask for more would have much to do
 NOT_YET = OF_THE_FIRST + "the others have handed in nothing yet"
 NO_PLACE = OF_THE_FIRST + "this torch has no store that can be used beside training"
@@ -47,6 +48,10 @@ def link(
     """Begins to speak with the other processes; None where they cannot meet, with the reason in
     `run.not_testable`.
     """
+    # Most trainings have one process, and need not wait for these to be imported.
+    from trainsanity.gathering import Gathering
+    from trainsanity.handing_in import HandingIn
+
     place = run.backend.meeting_place()
     if place is None or run.processes > MOST_PROCESSES:
         run.not_testable["processes"] = NO_PLACE if place is None else TOO_MANY

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trainsanity.boundary import Boundary
-from trainsanity.link import Link
 from trainsanity.listeners import Listeners
 from trainsanity.passes import Pass
 from trainsanity.run import Run
 from trainsanity.tape import TapeReader, TapeRows
+
+if TYPE_CHECKING:
+    from trainsanity.link import Link
 
 READ_SECONDS = 0.4  # a tape is read after this time even if few batches have run
 SLOW_READ_SECONDS = 1.0  # readings that belong to no step, such as memory

@@ -13,7 +13,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -23,7 +23,6 @@ from trainsanity.compiled import CompiledFunctions
 from trainsanity.executions import batches_of, counting, steps_per_execution
 from trainsanity.forward import fixed_batch
 from trainsanity.keras_versions import why_too_old
-from trainsanity.link import Link
 from trainsanity.listeners import Listeners
 from trainsanity.origin import is_of_keras
 from trainsanity.outside import Outside
@@ -39,6 +38,9 @@ from trainsanity.taps import Taps
 from trainsanity.terminal import Terminal
 from trainsanity.watched_call import WatchedCall
 from trainsanity.wrappers import Wrappers
+
+if TYPE_CHECKING:
+    from trainsanity.link import Link
 
 log = logging.getLogger("trainsanity")
 

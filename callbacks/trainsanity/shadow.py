@@ -186,21 +186,25 @@ class Shadow:
         names = ["_iterations", *(name for name in PRODUCTS if hasattr(self._optimizer, name))]
         return {name: ops.copy(getattr(self._worker, name)) for name in names}
 
-    def trace_slots(self, counters: Mapping[str, Any]) -> Any:
-        """`copy_slots` while a step is traced, before its update; returns a vector of no meaning.
+    def trace_slots(self, counters: Mapping[str, Any], is_behind: Any) -> None:
+        """`copy_slots` while a step is traced, before its update.
 
         Args:
             counters: as `counters` gave them.
+            is_behind: a bool tensor; where it is false the state stays. No branch: making one takes
+                longer, for many steps.
         """
         worker, pick = self._worker, self._run.backend.pick
         done = counters["_iterations"] // (optimizers.accumulation(worker) or 1)
         for name, value in {**counters, "_iterations": done}.items():
             variable = getattr(self._optimizer, name)
-            variable.assign(ops.cast(value, variable.dtype))
+            variable.assign(ops.where(is_behind, ops.cast(value, variable.dtype), variable))
         for slot, group, places in self._slots():
             parts = [ops.cast(pick(real, each), "float32") for real, each in places]
-            slot.assign(ops.reshape(ops.take(ops.concatenate(parts), group), slot.shape))
-        return ops.zeros((1,))
+            found = ops.concatenate(parts)
+            if len(self._groups) > 1:
+                found = ops.take(found, group)
+            slot.assign(ops.where(is_behind, ops.reshape(found, slot.shape), slot))
 
     def move(self, rate: Any, before: Any, gradient: Any, updated: Any | None) -> Any:
         """One update; returns how far each sampled element should move, float32 of shape

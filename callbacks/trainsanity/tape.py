@@ -78,10 +78,11 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         Args:
             in_turns: as for `write`.
         """
-        cells = self._backend.not_differentiated(self._spread(columns, in_turns))
+        cells = self._spread(columns, in_turns)
         self.flushed.update(cells)
-        self._flushed_now = (*cells, FLUSHED)
-        self.pending.assign(self._row({**cells, FLUSHED: self._mark()}, 0.0))
+        cells = {**cells, FLUSHED: self._mark()}
+        self._flushed_now = (*cells,)
+        self.pending.assign(self._backend.not_differentiated(self._row(cells, 0.0)))
 
     def _mark(self) -> Any:
         return ops.cast(ops.convert_to_tensor(self.count) & np.int32(MARKS - 1), "float32") + 1.0
@@ -107,7 +108,9 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         return self._backend.in_turn(ops.cast(value, "float32"), np.float32(GAP))
 
     def _cells(self, columns: Mapping[str, Any]) -> dict[int, Any]:
-        places = ((self._index(name), value) for name, value in columns.items())
+        # Numbers that are known already come last.
+        ordered = sorted(columns.items(), key=lambda item: isinstance(item[1], (int, float)))
+        places = ((self._index(name), value) for name, value in ordered)
         return {place: value for place, value in places if place is not None}
 
     def write(self, columns: Mapping[str, Any], in_turns: Set[str] = frozenset()) -> None:
@@ -117,16 +120,15 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
             columns: scalar tensors by name.
             in_turns: those that need not be in every row.
         """
-        is_flushed = bool(self._flushed_now)
-        if is_flushed:
-            columns = {**dict.fromkeys(self._flushed_now, 0.0), **columns}
-            self._flushed_now = ()  # Keras sees every new attribute, which takes its time
         if self._host is not None:
             self._host.write(self._cells(columns))
             return
         row = self._row(self._spread(columns, in_turns), GAP)
-        if is_flushed:
-            row = row + self.pending
+        if self._flushed_now:
+            places = [self.names.get(name, -1) for name in self._flushed_now]
+            is_flushed = np.isin(np.arange(self.width), places)
+            self._flushed_now = ()  # Keras sees every new attribute, which takes its time
+            row = ops.where(is_flushed, ops.convert_to_tensor(self.pending), row)
         self._backend.write_row(self.ring, self.count, row)
 
     @property

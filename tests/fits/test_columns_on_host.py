@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trainsanity import backends
-from trainsanity.backends.backend import HOST_OPS, OnHost, root
+from trainsanity.backends.backend import HOST_OPS, OnHost, norm_of
 from trainsanity.tape import GAP, NOTHING, Tape, TapeReader
 
 only_jax = pytest.mark.skipif(
@@ -39,13 +39,13 @@ class TestOnHost:
 
     def test_nothing_in_one_cell_makes_nothing(self) -> None:
         written, reader = tape()
-        written.write({"root": OnHost(root, [NOTHING])})
-        written.write({"root": OnHost(root, [9.0])})
-        np.testing.assert_array_equal(reader.read(whole=True).columns["root"], [np.nan, 3.0])
+        written.write({"norm_of": OnHost(norm_of, [NOTHING])})
+        written.write({"norm_of": OnHost(norm_of, [9.0])})
+        np.testing.assert_array_equal(reader.read(whole=True).columns["norm_of"], [np.nan, 3.0])
 
     def test_what_one_trace_makes_and_another_measures_is_one_column(self) -> None:
         written, reader = tape()
-        written.write({"a": OnHost(root, [16.0]), "b": 1.0})
+        written.write({"a": OnHost(norm_of, [16.0]), "b": 1.0})
         written.write({"a": 5.0, "b": 1.0})
         written.write({"a": OnHost(quotient, [3.0, 2.0]), "b": 1.0})
         written.write({"b": 1.0})
@@ -64,10 +64,10 @@ class TestOnHost:
         self,
     ) -> None:
         written, reader = tape()
-        written.flush({"loss": OnHost(root, [4.0]), "seen": 1.0})
+        written.flush({"loss": OnHost(norm_of, [4.0]), "seen": 1.0})
         written.write({"after": 1.0})
         stale = np.asarray(written.pending.value)
-        written.flush({"loss": OnHost(root, [9.0]), "seen": 2.0})
+        written.flush({"loss": OnHost(norm_of, [9.0]), "seen": 2.0})
         written.pending.assign(stale)  # as where the user's step drops what the metrics became
         written.write({"after": 2.0})
         columns = reader.read(whole=True).columns
@@ -89,36 +89,59 @@ class TestLoops:
         shapes = [(), (1,), (7,), (32, 32), (16, 4, 8), (16_384,), (5_000,)] * 6
         return [rng.normal(size=shape).astype("float32") for shape in shapes]
 
-    def test_many_tensors_of_many_sizes(self) -> None:
+    @staticmethod
+    def reduced(tensors: list[np.ndarray[Any, Any]], kind: str) -> list[float]:
         import jax
 
-        from trainsanity.backends.jax_reductions import in_loops
+        from trainsanity.backends.jax_reductions import Kind, Reduced, in_loops
 
-        sums, largest = self.tensors(), [-np.abs(t) for t in self.tensors()]
-        found_sums, found_largest = jax.jit(in_loops)(sums, largest)
-        np.testing.assert_allclose(
-            found_sums, [t.sum(dtype="float64") for t in sums], rtol=1e-4, atol=2e-3
-        )
-        np.testing.assert_array_equal(found_largest, [t.max() for t in largest])
+        def all_of(tensors: list[Any]) -> list[Any]:
+            return in_loops([Reduced(Kind[kind], tensor) for tensor in tensors])
+
+        # What `EXACT` gives are a sum and what is missing in it.
+        return [float(sum(map(np.float64, found))[0]) for found in jax.jit(all_of)(tensors)]
+
+    def test_many_tensors_of_many_sizes(self) -> None:
+        tensors = self.tensors()
+        sums = [t.sum(dtype="float64") for t in tensors]
+        np.testing.assert_allclose(self.reduced(tensors, "SUM"), sums, rtol=1e-4, atol=2e-3)
+        np.testing.assert_allclose(self.reduced(tensors, "EXACT"), sums, rtol=1e-6, atol=1e-6)
+        most = [t.max() for t in tensors]
+        np.testing.assert_array_equal(self.reduced(tensors, "LARGEST"), most)
+
+    def test_all_kinds_in_one_loop(self) -> None:
+        from trainsanity.backends.jax_reductions import Kind, Reduced, in_loops
+
+        vector = np.array([3.0, -5.0, 1.0], "float32")
+        kinds = (Kind.LARGEST, Kind.EXACT, Kind.SUM, Kind.EXACT)
+        found = in_loops([Reduced(kind, vector) for kind in kinds])
+        assert [[float(n[0]) for n in numbers] for numbers in found] == [
+            [3.0],
+            [-1.0, 0.0],
+            [-1.0],
+            [-1.0, 0.0],
+        ]
 
     def test_not_a_number_stays_what_it_is(self) -> None:
-        from trainsanity.backends.jax_reductions import in_loops
-
         odd = np.array([1.0, np.nan, 2.0], "float32")
-        (total,), (most, other) = in_loops([odd], [odd, -np.ones(900, "float32")])
-        assert np.isnan(total)
-        assert np.isnan(most)
-        assert float(other) == -1.0
+        assert np.isnan(self.reduced([odd], "SUM")).all()
+        most = self.reduced([odd, -np.ones(900, "float32")], "LARGEST")
+        np.testing.assert_array_equal(most, [np.nan, -1.0])
 
     def test_small_tensors_share_a_loop(self) -> None:
         import jax
 
-        from trainsanity.backends.jax_reductions import in_loops
+        from trainsanity.backends.jax_reductions import Kind, Reduced, in_loops
 
-        few = [np.ones(size, "float32") for size in (1, 4, 30, 512, 512)]
-        assert str(jax.make_jaxpr(in_loops)(few, few)).count("reduce[") == 1
-        large = [np.ones(size, "float32") for size in (16_384, 16)]  # would be filled up for long
-        assert str(jax.make_jaxpr(in_loops)(large, [])).count("reduce[") == 2
+        def loops_for(*sizes: int) -> int:
+            def sums(tensors: list[Any]) -> list[Any]:
+                return in_loops([Reduced(Kind.SUM, tensor) for tensor in tensors])
+
+            made = jax.make_jaxpr(sums)([np.ones(size, "float32") for size in sizes])
+            return str(made).count("reduce[")
+
+        assert loops_for(1, 4, 30, 512, 512) == 1
+        assert loops_for(16_384, 16, 16) == 2  # would be filled up for long
 
     def test_whoever_asks_early_gets_the_number(self) -> None:
         backend = backends.active()
@@ -137,6 +160,72 @@ class TestLoops:
         ):
             assert float(keras.ops.convert_to_tensor(found)) == expected
             assert float(1.0 + 2.0 * found) == 1.0 + 2.0 * expected
+
+
+def value_of(column: Any) -> float:
+    """Of a column that no row was made of yet."""
+    found = keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(column))
+    return float(np.asarray(found).reshape(()))
+
+
+@only_jax
+def test_a_total_loses_no_roundings() -> None:
+    """Equal numbers are the worst case: each addition rounds to the same side."""
+    values = np.full(2_048, 0.1, "float32")
+    total = value_of(backends.active().total(keras.ops.convert_to_tensor(values)))
+    assert total == pytest.approx(values.sum(dtype="float64"), rel=1e-7)
+
+
+@pytest.mark.parametrize("odd", [np.inf, -np.inf])
+def test_a_total_may_be_infinite(odd: float) -> None:
+    backend = backends.active()
+    assert value_of(backend.total(keras.ops.convert_to_tensor([1.0, odd, 2.0]))) == odd
+
+
+def test_columns_are_made_of_columns() -> None:
+    backend = backends.active()
+    total = backend.total(keras.ops.convert_to_tensor([1.0, 2.0, 3.0]))
+    share = backend.column(quotient, [total, keras.ops.convert_to_tensor(4.0)])
+    assert value_of(backend.column(norm_of, [share, total, 1.75])) == pytest.approx(3.041381)
+
+
+def test_sizes_of_gradients_of_all_shapes() -> None:
+    backend = backends.active()
+    rng = np.random.default_rng(1)
+    shapes = [(), (3,), (40, 2), (100, 200), (16_384,), (0,), (8, 4, 4)]
+    arrays = [rng.normal(size=shape).astype("float32") for shape in shapes]
+    gradients = [keras.ops.convert_to_tensor(a) for a in arrays]
+    which = [a.size > 0 and place != 2 for place, a in enumerate(arrays)]
+    found = backend.sizes(gradients, which, xla=False)
+    squares = sum(float((a.astype("float64") ** 2).sum()) for a in arrays)
+    assert sum(map(value_of, found.squares)) == pytest.approx(squares, rel=1e-5)
+    assert sum(map(value_of, found.nonfinite)) == 0.0
+    assert [n is not None for n in found.largest] == which
+    largest = [np.abs(a).max() for a, wanted in zip(arrays, which, strict=True) if wanted]
+    assert [value_of(n) for n in found.largest if n is not None] == pytest.approx(largest)
+
+
+def test_sizes_count_what_is_not_finite() -> None:
+    backend = backends.active()
+    odd = np.zeros(20_000, "float32")
+    odd[[5, 19_999]] = np.nan, np.inf
+    gradients = [keras.ops.convert_to_tensor(a) for a in (odd, odd[:6], odd[:3])]
+    found = backend.sizes(gradients, [True] * 3, xla=False)
+    assert sum(map(value_of, found.nonfinite)) == 3.0
+
+
+def test_vectors_one_behind_the_other_are_bit_for_bit_the_same() -> None:
+    vectors = [np.array(v, "float32") for v in ([-0.0, np.nan], [np.inf], [1.0, -2.5, 1e-40])]
+
+    def joined(*vectors: Any) -> Any:
+        return backends.active().joined([*vectors])
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        joined = jax.jit(joined)
+    found = keras.ops.convert_to_numpy(joined(*map(keras.ops.convert_to_tensor, vectors)))
+    np.testing.assert_array_equal(found.view("uint32"), np.concatenate(vectors).view("uint32"))
 
 
 @only_jax

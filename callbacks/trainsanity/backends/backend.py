@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -46,8 +48,13 @@ def identity(ops: Any, number: Any) -> Any:
     return number
 
 
-def root(ops: Any, square: Any) -> Any:
-    return ops.sqrt(square)
+def sum_of(ops: Any, *numbers: Any) -> Any:
+    return functools.reduce(operator.add, numbers)
+
+
+def norm_of(ops: Any, *squares: Any) -> Any:
+    """Of sums of squares."""
+    return ops.sqrt(sum_of(ops, *squares))
 
 
 def ratio(ops: Any, part: Any, whole: Any) -> Any:
@@ -73,6 +80,21 @@ class OnHost:
     def of(cls, make: Callable[..., Any], cells: Sequence[Any]) -> Any:
         """Where there is nothing to make, the only cell."""
         return cells[0] if make is identity else cls(make, cells)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of some gradients.
+
+    Attributes:
+        squares: scalars that add up to the sum of all squares.
+        nonfinite: scalars that add up to how many elements are NaN or infinite.
+        largest: the largest absolute element of each; None for those that were not asked for.
+    """
+
+    squares: list[Any]
+    nonfinite: list[Any]
+    largest: list[Any | None]
 
 
 class Store(Protocol):
@@ -183,13 +205,13 @@ class Backend(ABC):
 
     @abstractmethod
     def row(self, cells: Mapping[int, Any], width: int, rest: float) -> Any:
-        """Scalars of any type by their places, `rest` elsewhere, as a float32 tensor of shape
-        (width,). Where `leaves_out`, scalars may be of type `Element`.
+        """Single numbers of any type by their places, `rest` elsewhere, as a float32 tensor of
+        shape (width,). Where `leaves_out`, some may be of type `Element`.
         """
 
-    def not_differentiated(self, cells: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Cells that are made where there is a gradient, as constants."""
-        return cells
+    def not_differentiated(self, row: Any) -> Any:
+        """A row that is made where there is a gradient, as a constant."""
+        return row
 
     @abstractmethod
     def write_row(self, ring: Any, count: Any, row: Any) -> None:
@@ -379,6 +401,10 @@ class Backend(ABC):
         """
         return self.pick_tensor(gradient, coordinates)
 
+    def joined(self, vectors: list[Any]) -> Any:
+        """Some short float32 vectors one behind the other."""
+        return ops.concatenate(vectors)
+
     @abstractmethod
     def is_dense(self, tensor: Any) -> bool:
         """Whether this is an ordinary tensor, not None nor a list of touched rows."""
@@ -392,8 +418,8 @@ class Backend(ABC):
         """The tensor, or the touched rows of a sparse gradient."""
 
     def total(self, tensor: Any) -> Any:
-        """Sum of all elements as float32; a plain number where the step runs on the host as it is
-        called, as that costs less than a tensor.
+        """A column of the sum of all elements; a plain number where the step runs on the host as it
+        is called, as that costs less than a tensor.
         """
         return ops.sum(ops.cast(tensor, "float32"))
 
@@ -440,13 +466,16 @@ class Backend(ABC):
         """Sum of squares of each, as float32; of the touched rows for a sparse gradient."""
 
     @abstractmethod
-    def largest(self, tensor: Any) -> Any:
-        """Largest absolute element, as float32."""
+    def largest(self, tensors: list[Any]) -> list[Any]:
+        """Largest absolute element of each, as float32."""
 
     @abstractmethod
-    def count_nonfinite(self, tensors: list[Any], finite: Any, *, xla: bool) -> Any:
-        """Elements that are NaN or infinite; need not be counted where `finite` already says that
-        there are none.
+    def sizes(self, gradients: list[Any], which: list[bool], *, xla: bool) -> Sizes:
+        """Sums of squares and counts of what is not finite, of all gradients together, and the
+        largest elements of some.
+
+        Args:
+            which: those whose largest elements are wanted.
         """
 
     def extremes(self, tensor: Any) -> tuple[Any, Any]:
@@ -484,12 +513,13 @@ class Backend(ABC):
 
         Args:
             make: of `keras.ops`, or `HOST_OPS`, and the cells; a function of a module.
+            cells: scalars, or columns that were not made yet.
         """
         return make(ops, *cells)
 
     def columns_made(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
         """The columns of a row as scalars, or `OnHost`: what `extremes`, `moments`, `nonfinite`,
-        `share`, `shares` and `sums` have given may wait for one another until then.
+        `share`, `shares`, `sums` and `total` have given may wait for one another until then.
         """
         return columns
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,16 +16,30 @@ import keras
 import numpy as np
 from jax.interpreters import ad, mlir
 
-from trainsanity.backends.backend import Backend, OnHost, ratio, side_by_side
+from trainsanity.backends.backend import (
+    Backend,
+    OnHost,
+    Sizes,
+    identity,
+    ratio,
+    side_by_side,
+    sum_of,
+)
 from trainsanity.backends.jax_reductions import (
+    SMALL_AND_EXACT,
     Awaited,
     Deviation,
+    Kind,
     Mean,
-    Missing,
+    Reduced,
     columns_made,
+    composed,
+    corrected,
+    filled,
     in_loops,
     is_small,
     largest_of,
+    loops,
     negative,
     shaped,
 )
@@ -34,7 +48,7 @@ from trainsanity.overheard import Function, Overheard
 # Elements of a variable that are rather moved to the host as a whole: to pick some, a program
 # is compiled for every shape, which takes longer.
 MOST_MOVED = 1_000_000
-TOGETHER = 8  # gradients that are looked at in one loop: all are kept until it runs
+MOST_KEPT = 262_144  # elements of a gradient that is rather kept for a while than sorted
 # As Keras names the parts of its state; an evaluation has those without the optimizer's.
 STATE = (
     "trainable_variables",
@@ -51,17 +65,13 @@ class Jax(Backend):
     HAS_GRADIENT_BOUNDARY = True
     COMPILES_OPERATIONS = True
 
-    def __init__(self) -> None:
-        # Id of a tensor -> itself and its sizes, as long as it lives.
-        self._sizes_of: dict[int, tuple[weakref.ref[Any], tuple[Any, Any, Any]]] = {}
-
     def row(self, cells: Mapping[int, Any], width: int, rest: float) -> Any:
         values = side_by_side(cells, rest)
         numbers = {i: v for i, v in enumerate(values) if isinstance(v, (int, float))}
         fixed = np.full(width, rest, np.float32)
         fixed[list(numbers)] = list(numbers.values())
         scalars = {
-            i: shaped(jnp.asarray(v, jnp.float32), ())
+            i: shaped(jnp.asarray(v, jnp.float32), (1,))
             for i, v in enumerate(values)
             if i not in numbers
         }
@@ -70,19 +80,21 @@ class Jax(Backend):
             return (
                 jnp.asarray(fixed)
                 .at[np.array([*scalars], np.int32)]
-                .set(jnp.stack([*scalars.values()]))
+                .set(jax.lax.concatenate([*scalars.values()], 0))
             )
-        # XLA compiles each part of a long concatenation by itself; choices become one program.
-        row, here = jnp.asarray(fixed), np.eye(width, dtype=bool)
-        for i, scalar in scalars.items():
-            row = jax.lax.select(here[i], jax.lax.broadcast(scalar, (width,)), row)
-        return row
+        if not cells:
+            return jnp.asarray(fixed)
+        first, end = min(cells), max(scalars, default=-1) + 1
+        row = [scalars.get(i, fixed[i : i + 1]) for i in range(first, end)]
+        row.append(fixed[max(first, end) :])  # of one piece, or XLA would make it of its numbers
+        return jax.lax.pad(jax.lax.concatenate(row, 0), np.float32(rest), [(first, 0, 0)])
 
-    def not_differentiated(self, cells: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            name: jax.lax.stop_gradient(value) if isinstance(value, jax.Array) else value
-            for name, value in cells.items()
-        }
+    def not_differentiated(self, row: Any) -> Any:
+        return jax.lax.stop_gradient(row)
+
+    def vector(self, scalars: Sequence[Any]) -> Any:
+        parts = [shaped(jnp.asarray(scalar, jnp.float32), (1,)) for scalar in scalars]
+        return jax.lax.concatenate(parts, 0)
 
     def choosing(
         self, model: Any, run: Callable[[Any, tuple[Any, ...]], Any]
@@ -102,7 +114,7 @@ class Jax(Backend):
 
     def in_turn(self, value: Any, otherwise: Any) -> Any:
         if not isinstance(otherwise, jax.Array):  # of a constant no operation need be traced
-            otherwise = np.asarray(otherwise, value.dtype)
+            otherwise = np.full(value.shape, otherwise, value.dtype)
         return _in_turn.bind(value, otherwise)
 
     def leaving_out(self, program: Any, args: tuple[Any, ...]) -> Callable[..., Any] | None:
@@ -266,15 +278,36 @@ class Jax(Backend):
         if len(apart) > 1 or keras.distribution.distribution() is not None:
             return tensor[tuple(coordinates.T)]
         # A slice becomes part of what it is used for; a gather is compiled by itself.
-        return tensor.reshape(-1)[flat[0] : flat[-1] + 1 : apart.pop()]
+        first, end, step = int(flat[0]), int(flat[-1]) + 1, apart.pop()
+        if isinstance(tensor, np.ndarray):
+            return tensor.reshape(-1)[first:end:step]
+        # By `[]` it takes ten times as long to trace.
+        return jax.lax.slice(shaped(tensor, (tensor.size,)), (first,), (end,), (step,))
 
     def pick_gradient(self, gradient: Any, coordinates: np.ndarray[Any, Any]) -> Any:
         picked = self.pick_tensor(gradient, coordinates)
-        if is_small(gradient):
+        if gradient.size <= MOST_KEPT:
             return picked
         # Picks of all gradients become part of one operation where they are put together, until
         # which all gradients are kept. Nothing is joined to a sort, which leaves them in order.
         return jax.lax.sort((np.arange(picked.size, dtype=np.int32), picked), num_keys=1)[1]
+
+    def joined(self, vectors: list[Any]) -> Any:
+        if not self.is_traced(vectors[0]):
+            return super().joined(vectors)
+        # XLA takes twice as long to compile a concatenation of many slices, and without any would
+        # make part of this again for each use.
+        *vectors, last = vectors
+        if not vectors:
+            return last
+        size, place, joined = sum(int(v.size) for v in vectors), 0, None
+        for vector in vectors:
+            behind = size - place - int(vector.size)
+            bits = jax.lax.bitcast_convert_type(vector, np.uint32)
+            bits = jax.lax.pad(bits, np.uint32(0), [(place, behind, 0)])
+            joined = bits if joined is None else jax.lax.bitwise_or(joined, bits)
+            place += int(vector.size)
+        return jax.lax.concatenate([jax.lax.bitcast_convert_type(joined, np.float32), last], 0)
 
     def is_sparse(self, tensor: Any) -> bool:
         return not isinstance(tensor, jax.Array)
@@ -283,48 +316,26 @@ class Jax(Backend):
         return tensor.data if self.is_sparse(tensor) else tensor
 
     def square_sums(self, tensors: list[Any]) -> list[Any]:
-        unknown = [tensor for tensor in tensors if not self._is_known(tensor)]
-        small = [tensor for tensor in unknown if is_small(self.dense_part(tensor))]
-        small.sort(key=lambda tensor: -int(self.dense_part(tensor).size))
-        for start in range(0, len(small), TOGETHER):
-            self._look_at(small[start : start + TOGETHER])
-        return [self._sizes(tensor)[0] for tensor in tensors]
+        return [*map(jnp.sum, map(jnp.square, self._values(tensors)))]
 
-    def largest(self, tensor: Any) -> Any:
-        return self._sizes(tensor)[2]
+    def largest(self, tensors: list[Any]) -> list[Any]:
+        return [*map(largest_of, map(jnp.abs, self._values(tensors)))]
 
-    def count_nonfinite(self, tensors: list[Any], finite: Any, *, xla: bool) -> Any:
-        """Never in a branch: one would split XLA's fusions, and training round otherwise."""
-        return sum(self._sizes(tensor)[1] for tensor in tensors)
-
-    def _sizes(self, tensor: Any) -> tuple[Any, Any, Any]:
-        """Sum of squares, elements that are not finite, largest absolute one: traced once, for
-        they are asked for one by one.
-        """
-        if not self._is_known(tensor):
-            self._look_at([tensor])
-        return self._sizes_of[id(tensor)][1]
-
-    def _look_at(self, tensors: list[Any]) -> None:
-        for tensor, sizes in zip(tensors, self._new_sizes(tensors), strict=True):
-            self._sizes_of[id(tensor)] = (weakref.ref(tensor), sizes)
-            weakref.finalize(tensor, self._sizes_of.pop, id(tensor), None)
-
-    def _is_known(self, tensor: Any) -> bool:
-        known = self._sizes_of.get(id(tensor))
-        return known is not None and known[0]() is tensor
-
-    def _new_sizes(self, tensors: list[Any]) -> list[tuple[Any, Any, Any]]:
-        """Of one tensor, or of several small ones."""
+    def _values(self, tensors: list[Any]) -> list[Any]:
         parts = jax.lax.stop_gradient([self.dense_part(tensor) for tensor in tensors])
-        values = [part.astype(jnp.float32) for part in parts]
-        if not is_small(values[0]):
-            return [_of_large(v) for v in values]
-        squares, sizes = [v * v for v in values], [jnp.abs(v) for v in values]
-        sums, most = in_loops([*squares, *map(_finite, values)], sizes)
-        count = len(values)
-        odd = [float(v.size) - s for v, s in zip(values, sums[count:], strict=True)]
-        return list(zip(sums[:count], odd, most, strict=True))
+        return [part.astype(jnp.float32) for part in parts]
+
+    def sizes(self, gradients: list[Any], which: list[bool], *, xla: bool) -> Sizes:
+        """Never in a branch: one would split XLA's fusions, and training round otherwise."""
+        values = self._values(gradients)
+        small = [place for place, value in enumerate(values) if is_small(value)]
+        found = Sizes([], [], [None] * len(values))
+        for places in loops([int(values[place].size) for place in small]):
+            _add_small(found, values, [small[place] for place in places], which)
+        for place, value in enumerate(values):
+            if not is_small(value):
+                _add_large(found, value, place, which[place])
+        return found
 
     def moments(self, tensor: Any) -> tuple[Any, Any]:
         if not is_small(tensor):
@@ -334,28 +345,25 @@ class Jax(Backend):
         one = tensor.reshape(-1)[0]
         apart = tensor - one
         size = int(tensor.size)
-        mean = Awaited([apart], [], Mean(size), [one])
-        return mean, Awaited([apart, apart * apart], [], Deviation(size))
+        sums = [Reduced(Kind.SUM, apart), Reduced(Kind.SUM, apart * apart)]
+        return Awaited(Mean(size), [sums[0], one]), Awaited(Deviation(size), sums)
 
     def shares(self, parts: list[Any], wholes: list[Any]) -> list[Any]:
         sets = [s.astype(jnp.float32) for s in jax.lax.stop_gradient((*parts, *wholes))]
         pairs = zip(sets[: len(parts)], sets[len(parts) :], strict=True)
         if not is_small(sets[0]):
             return [OnHost.of(ratio, list(map(jnp.sum, pair))) for pair in pairs]
-        return [Awaited(pair, [], ratio) for pair in pairs]
+        return [Awaited(ratio, [Reduced(Kind.SUM, s) for s in pair]) for pair in pairs]
 
     def share(self, flags: Any) -> Any:
         if not is_small(flags):
             return super().share(flags)
         counted = jax.lax.stop_gradient(flags).astype(jnp.float32)
-        return Awaited([counted], [], ratio, [float(flags.size)])
+        return Awaited(ratio, [Reduced(Kind.SUM, counted), float(flags.size)])
 
     def nonfinite(self, tensors: list[Any]) -> Any:
         floats = [t for t in tensors if jnp.issubdtype(t.dtype, jnp.floating)]
-        if not floats or not all(map(is_small, floats)):
-            return sum((self._range(t)[2] for t in floats), 0.0)
-        finite = [_finite(t) for t in jax.lax.stop_gradient(floats)]
-        return Awaited(finite, [], Missing(sum(int(t.size) for t in floats)))
+        return composed(sum_of, [self._range(t)[2] for t in floats]) if floats else 0.0
 
     def extremes(self, tensor: Any) -> tuple[Any, Any]:
         return self._range(tensor)[:2]
@@ -364,9 +372,9 @@ class Jax(Backend):
         values = jax.lax.stop_gradient(tensor).astype(jnp.float32)
         if is_small(values):
             return (
-                Awaited([], [-values], negative),
-                Awaited([], [values]),
-                Awaited([_finite(values)], [], Missing(int(values.size))),
+                Awaited(negative, [Reduced(Kind.LARGEST, jax.lax.neg(values))]),
+                Awaited(identity, [Reduced(Kind.LARGEST, values)]),
+                Awaited.sum_of(_odd(values)),
             )
         least, most = -largest_of(-values), largest_of(values)
         # A NaN is the largest of all.
@@ -473,16 +481,25 @@ class Jax(Backend):
         sums, largest = jax.lax.stop_gradient((sums, largest))
         if not is_small((*sums, *largest)[0]):
             return [jnp.sum(t) for t in sums], [largest_of(t) for t in largest]
-        return in_loops(sums, largest)
+        parts = [Reduced(Kind.SUM, t) for t in sums] + [Reduced(Kind.LARGEST, t) for t in largest]
+        found = [number for (number,) in in_loops(parts)]
+        return found[: len(sums)], found[len(sums) :]
 
     def sums(self, vectors: list[Any]) -> list[Any]:
         if not is_small(vectors[0]):
             return super().sums(vectors)
-        vectors = jax.lax.stop_gradient(vectors)
-        return [Awaited([vector], []) for vector in vectors]
+        return [*map(Awaited.sum_of, jax.lax.stop_gradient(vectors))]
+
+    def total(self, tensor: Any) -> Any:
+        values = jax.lax.stop_gradient(jnp.asarray(tensor, jnp.float32))
+        if values.size > SMALL_AND_EXACT or not values.size:
+            return jnp.sum(values)
+        if values.size == 1:
+            return Awaited.sum_of(values)
+        return Awaited(corrected, [Reduced(Kind.EXACT, values)])
 
     def column(self, make: Callable[..., Any], cells: Sequence[Any]) -> Any:
-        return OnHost.of(make, cells)
+        return composed(make, cells)
 
     def columns_made(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
         return columns_made(columns)
@@ -523,20 +540,43 @@ def _is_consumed(state: Any) -> bool:
     return any(isinstance(v, jax.Array) and v.is_deleted() for v in jax.tree.leaves(state))
 
 
-def _finite(values: Any) -> Any:
-    """1.0 for elements that are neither NaN nor infinite."""
-    return jax.lax.is_finite(values).astype(jnp.float32)
+def _odd(values: Any) -> Any:
+    """1.0 for elements that are NaN or infinite."""
+    is_odd = jax.lax.bitwise_not(jax.lax.is_finite(values))
+    return jax.lax.convert_element_type(is_odd, np.float32)
 
 
 def _odd_in(values: Any, are_finite: Any) -> Any:
     """How many are NaN or infinite. It takes as long as what has shown whether any are."""
     none = np.float32(0)
-    return jax.lax.cond(are_finite, lambda _: none, lambda v: jnp.sum(1.0 - _finite(v)), values)
+    return jax.lax.cond(are_finite, lambda _: none, lambda v: jnp.sum(_odd(v)), values)
 
 
-def _of_large(values: Any) -> tuple[Any, Any, Any]:
-    squares = jnp.sum(values * values)
-    return squares, _odd_in(values, jnp.isfinite(squares)), largest_of(jnp.abs(values))
+def _add_large(sizes: Sizes, value: Any, place: int, is_wanted: bool) -> None:
+    squares = jnp.sum(value * value)
+    sizes.squares.append(squares)
+    sizes.nonfinite.append(_odd_in(value, jnp.isfinite(squares)))
+    if is_wanted:
+        sizes.largest[place] = largest_of(jnp.abs(value))
+
+
+def _add_small(sizes: Sizes, values: list[Any], places: list[int], which: list[bool]) -> None:
+    """In one loop, with one sum for all of them."""
+    size = max(int(values[place].size) for place in places)
+
+    def together(vectors: Iterator[Any]) -> Reduced:
+        whole = (filled(vector, size, np.float32(0)) for vector in vectors)
+        return Reduced(Kind.SUM, functools.reduce(jax.lax.add, whole))
+
+    wanted = [place for place in places if which[place]]
+    squares = together(jax.lax.square(values[place]) for place in places)
+    odd = together(_odd(values[place]) for place in places)
+    largest = [Reduced(Kind.LARGEST, jax.lax.abs(values[place])) for place in wanted]
+    found = [number for (number,) in in_loops([squares, odd, *largest])]
+    sizes.squares.append(found[0])
+    sizes.nonfinite.append(found[1])
+    for place, number in zip(wanted, found[2:], strict=True):
+        sizes.largest[place] = number
 
 
 def _as_precise(tensor: Any) -> Any:

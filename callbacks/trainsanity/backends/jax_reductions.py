@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import jax
@@ -20,28 +21,49 @@ import numpy as np
 from trainsanity.backends.backend import OnHost, identity
 
 SMALL = 16_384  # elements, of which a few sums are rather taken in one loop
+SMALL_AND_EXACT = 2_048  # where roundings are added up too, which takes five times as long
 AT_ONCE = 24  # tensors in one loop
-FILLED = 8_192  # elements that may be added to the tensors of a loop, as all must be of one length
+FILLED = 16_384  # elements that may be added to the tensors of a loop, as all must be of one length
 
 Numbers = list[Any]
 
 
+class Kind(Enum):
+    """What is reduced to what."""
+
+    SUM = "sum"
+    EXACT = "a sum, and what its roundings have left out"
+    LARGEST = "largest element"
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A float32 tensor, no larger than `SMALL`, that is not differentiated."""
+
+    kind: Kind
+    tensor: Any
+
+
 @dataclass(frozen=True)
 class Awaited:
-    """A scalar made of sums over float32 tensors, none larger than `SMALL`, and of largest elements
-    of others. Whoever asks for it before the row is written gets it from a loop of its own.
+    """A scalar made of what tensors are reduced to, and of scalars. Whoever asks for it before the
+    row is written gets it from a loop of its own.
 
     Attributes:
-        make: as in `OnHost`; of the sums, the largest elements and what is `given`.
+        make: as in `OnHost`.
+        parts: what it is made of: `Reduced` (`EXACT` ones count as two cells) or scalars.
     """
 
-    sums: Sequence[Any]
-    largest: Sequence[Any]
-    make: Callable[..., Any] = identity
-    given: Sequence[Any] = ()
+    make: Callable[..., Any]
+    parts: Sequence[Any]
+
+    @classmethod
+    def sum_of(cls, tensor: Any) -> Awaited:
+        return cls(identity, [Reduced(Kind.SUM, tensor)])
 
     def __jax_array__(self) -> Any:
-        return self.make(keras.ops, *_cells([self])[0])
+        cells = [jnp.asarray(cell, jnp.float32) for cell in _cells([self])[0]]
+        return self.make(keras.ops, *(shaped(cell, ()) for cell in cells))
 
     def __add__(self, other: Any) -> Any:
         return self.__jax_array__() + other
@@ -50,6 +72,23 @@ class Awaited:
         return self.__jax_array__() * other
 
     __radd__, __rmul__ = __add__, __mul__
+
+
+def composed(make: Callable[..., Any], cells: Sequence[Any]) -> Any:
+    """A column of cells that may be columns themselves."""
+    if not any(isinstance(cell, (Awaited, OnHost)) for cell in cells):
+        return OnHost.of(make, cells)
+    parts: list[Any] = []
+    makes: list[tuple[Callable[..., Any], int]] = []
+    for cell in cells:
+        of = cell.parts if isinstance(cell, Awaited) else getattr(cell, "cells", (cell,))
+        makes.append((getattr(cell, "make", identity), sum(map(_width, of))))
+        parts += of
+    return Awaited(Composed(make, tuple(makes)), parts)
+
+
+def _width(part: Any) -> int:
+    return 2 if isinstance(part, Reduced) and part.kind is Kind.EXACT else 1
 
 
 def columns_made(columns: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -63,33 +102,24 @@ def columns_made(columns: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _cells(awaited: Sequence[Awaited]) -> list[Numbers]:
     """What each is made of, by as few loops as may be."""
-    sums = [tensor for one in awaited for tensor in one.sums]
-    largest = [tensor for one in awaited for tensor in one.largest]
-    found = map(iter, in_loops(sums, largest))
-    next_sum, next_largest = (functools.partial(next, numbers) for numbers in found)
+    found = iter(in_loops([p for one in awaited for p in one.parts if isinstance(p, Reduced)]))
     return [
-        [*(next_sum() for _ in one.sums), *(next_largest() for _ in one.largest), *one.given]
+        [n for p in one.parts for n in (next(found) if isinstance(p, Reduced) else (p,))]
         for one in awaited
     ]
 
 
-def in_loops(sums: Sequence[Any], largest: Sequence[Any]) -> tuple[Numbers, Numbers]:
-    """Sums of some small tensors and largest elements of others: float32, of any shapes, none that
-    is differentiated.
-    """
-    tensors, count = [*sums, *largest], len(sums)
-    found: dict[int, Any] = {}
-    for places in _loops([int(t.size) for t in tensors]):
-        places.sort()  # sums first
-        added = sum(place < count for place in places)
-        numbers = _in_one_pass([tensors[place] for place in places], added)
+def in_loops(tensors: Sequence[Reduced]) -> list[Numbers]:
+    """What each of some small tensors of any shapes is reduced to, of shape (1,)."""
+    found: dict[int, Numbers] = {}
+    for places in loops([int(t.tensor.size) for t in tensors]):
+        numbers = _in_one_pass([tensors[place] for place in places])
         found |= dict(zip(places, numbers, strict=True))
-    in_order = [found[place] for place in range(len(tensors))]
-    return in_order[:count], in_order[count:]
+    return [found[place] for place in range(len(tensors))]
 
 
-def _loops(sizes: list[int]) -> Iterator[list[int]]:
-    """Places of tensors that are to share a loop."""
+def loops(sizes: list[int]) -> Iterator[list[int]]:
+    """Places of tensors that are to share a loop, the largest first."""
     may_fill = keras.distribution.distribution() is None  # else parts lie on several devices
     loop: list[int] = []
     filled = 0
@@ -105,22 +135,30 @@ def _loops(sizes: list[int]) -> Iterator[list[int]]:
         yield loop
 
 
-def _in_one_pass(tensors: list[Any], added: int) -> Numbers:
-    """Sums of the first `added` tensors and largest elements of the others. The loop is not
-    vectorized, which large tensors need.
-    """
-    starts = [np.float32(0 if place < added else -np.inf) for place in range(len(tensors))]
-    size = max(int(t.size) for t in tensors)
-    pairs = zip(tensors, starts, strict=True)
-    flat = tuple(_filled(shaped(t, (t.size,)), size, start) for t, start in pairs)
-    found = jax.lax.reduce(flat, tuple(starts), _joining(added), (0,))
+def _in_one_pass(tensors: list[Reduced]) -> list[Numbers]:
+    """The loop is not vectorized, which large tensors need."""
+    size = max(int(t.tensor.size) for t in tensors)
+    operands: list[Any] = []
+    starts: list[Any] = []
+    for reduced in tensors:
+        start = np.float32(-np.inf if reduced.kind is Kind.LARGEST else 0)
+        operands.append(filled(reduced.tensor, size, start))
+        starts.append(start)
+        if reduced.kind is Kind.EXACT:
+            operands.append(jax.lax.full((1, size), start))
+            starts.append(start)
+    kinds = tuple(reduced.kind for reduced in tensors)
+    found = jax.lax.reduce(tuple(operands), tuple(starts), _joining(kinds), (1,))
     # Whole, or XLA would take it apart by who uses what, and no longer see what is the same.
-    return list(jax.lax.optimization_barrier(tuple(found)))
+    numbers = iter(jax.lax.optimization_barrier(tuple(found)))
+    return [[next(numbers) for _ in range(_width(reduced))] for reduced in tensors]
 
 
-def _filled(vector: Any, size: int, value: Any) -> Any:
-    missing = size - int(vector.size)
-    return jax.lax.pad(vector, value, [(0, missing, 0)]) if missing else vector
+def filled(tensor: Any, size: int, value: Any) -> Any:
+    """Its elements, and behind them the value, as a row of shape (1, size)."""
+    row = shaped(tensor, (1, tensor.size))
+    missing = size - int(tensor.size)
+    return jax.lax.pad(row, value, [(0, 0, 0), (0, missing, 0)]) if missing else row
 
 
 def is_small(tensor: Any) -> bool:
@@ -137,15 +175,31 @@ def largest_of(tensor: Any) -> Any:
 
 
 @functools.cache
-def _joining(added: int) -> Callable[..., tuple[Any, ...]]:
-    """Adds the first elements of two rows, and takes the larger of the others."""
+def _joining(kinds: tuple[Kind, ...]) -> Callable[..., tuple[Any, ...]]:
+    """Makes one row of two, of the numbers of each kind."""
 
     def joined(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
-        pairs = list(zip(a, b, strict=True))
-        larger = [jax.lax.max(x, y) for x, y in pairs[added:]]
-        return (*(x + y for x, y in pairs[:added]), *larger)
+        pairs = iter(zip(a, b, strict=True))
+        row: list[Any] = []
+        for kind in kinds:
+            x, y = next(pairs)
+            if kind is Kind.LARGEST:
+                row.append(jax.lax.max(x, y))
+                continue
+            row.append(jax.lax.add(x, y))
+            if kind is Kind.EXACT:
+                rounding = _rounding(x, y, row[-1])
+                row.append(jax.lax.add(jax.lax.add(*next(pairs)), rounding))
+        return tuple(row)
 
     return joined
+
+
+def _rounding(x: Any, y: Any, total: Any) -> Any:
+    """What is missing in the sum of two (Knuth, The Art of Computer Programming 2, 4.2.2)."""
+    add, sub = jax.lax.add, jax.lax.sub  # traced faster than operators
+    added = sub(total, x)
+    return add(sub(x, sub(total, added)), sub(y, added))
 
 
 # What is made of the numbers, by `OnHost.make`.
@@ -155,14 +209,26 @@ def negative(ops: Any, number: Any) -> Any:
     return -number
 
 
+def corrected(ops: Any, total: Any, missing: Any) -> Any:
+    """A sum and what is missing in it, which is NaN where the sum is infinite."""
+    return total + ops.where(missing == missing, missing, 0.0)
+
+
 @dataclass(frozen=True)
-class Missing:
-    """Of `size` elements those that are not counted."""
+class Composed:
+    """Of columns, of which each is made of so many cells.
 
-    size: int
+    Attributes:
+        columns: how each is made, and of how many.
+    """
 
-    def __call__(self, ops: Any, *counts: Any) -> Any:
-        return self.size - sum(counts)
+    make: Callable[..., Any]
+    columns: tuple[tuple[Callable[..., Any], int], ...]
+
+    def __call__(self, ops: Any, *cells: Any) -> Any:
+        left = iter(cells)
+        made = [make(ops, *(next(left) for _ in range(count))) for make, count in self.columns]
+        return self.make(ops, *made)
 
 
 @dataclass(frozen=True)

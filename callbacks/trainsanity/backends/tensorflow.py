@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import groupby
+from itertools import compress, groupby
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from tensorflow.python.eager.polymorphic_function import polymorphic_function
 from tensorflow.python.framework import config as tf_config
 from tensorflow.python.ops.resource_variable_ops import default_variable_creator_v2
 
-from trainsanity.backends.backend import Backend, Element, side_by_side
+from trainsanity.backends.backend import Backend, Element, Sizes, side_by_side
 from trainsanity.backends.tensorflow_functions import (
     MARK,
     OUR_NODE,
@@ -41,6 +41,7 @@ CONVERTER = "_autoconvert_optionals"
 BITS = {tf.float64: (11, 52), tf.float32: (8, 23), tf.bfloat16: (8, 7), tf.float16: (5, 10)}
 FROM_LOGITS = {"Softmax": tf.nn.softmax, "Sigmoid": tf.math.sigmoid}
 SMALL = 16_384  # elements: counting what is not finite is cheap, and done at once
+FEW = 32_768  # of all tensors: counting takes less time than the making of a branch, for long
 FAILED_NODE = re.compile(r"\{\{node ([^}]*)\}\}")  # as TensorFlow ends the text of an error
 
 
@@ -264,7 +265,9 @@ class TensorFlow(Backend):
 
     def pick(self, variable: Any, coordinates: np.ndarray[Any, Any]) -> Any:
         # Not by a gather from the resource: for good, each read of the variable would then copy it.
-        return self.pick_tensor(own_copy(variable._value).read_value(), coordinates)
+        own = own_copy(variable._value)
+        value = tf.raw_ops.ReadVariableOp(resource=own.handle, dtype=own.dtype)
+        return self.pick_tensor(value, coordinates)
 
     def pick_value(self, variable: Any, coordinates: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Without moving the others."""
@@ -293,10 +296,12 @@ class TensorFlow(Backend):
         return tf.math.unsorted_segment_sum(values, tf.cumsum(is_other), tf.shape(rows)[0])
 
     def square_sums(self, tensors: list[Any]) -> list[Any]:
-        values = [tf.cast(self.dense_part(tensor), tf.float32) for tensor in tensors]
-        halves = [tf.nn.l2_loss(v) for v in values]
         # Every operation of a graph takes its time to make, also where it does next to nothing.
-        return list(tf.unstack(2.0 * tf.stack(halves), len(halves))) if halves else []
+        return list(tf.unstack(self._squares(tensors), len(tensors))) if tensors else []
+
+    def _squares(self, tensors: list[Any]) -> Any:
+        values = [tf.cast(self.dense_part(tensor), tf.float32) for tensor in tensors]
+        return 2.0 * tf.stack([tf.nn.l2_loss(v) for v in values])
 
     def end_of_data_errors(self) -> tuple[type[BaseException], ...]:
         return (StopIteration, tf.errors.OutOfRangeError)
@@ -472,9 +477,15 @@ class TensorFlow(Backend):
         failed = FAILED_NODE.findall(str(error))
         return bool(failed) and all(map(OUR_NODE.search, failed))
 
-    def count_nonfinite(self, tensors: list[Any], finite: Any, *, xla: bool) -> Any:
-        """XLA always counts in small ones: a branch would split its fusions, and training round
-        otherwise. What is large is there as a whole.
+    def sizes(self, gradients: list[Any], which: list[bool], *, xla: bool) -> Sizes:
+        squares = tf.reduce_sum(self._squares(gradients))
+        count = self._count_nonfinite(gradients, tf.math.is_finite(squares), xla=xla)
+        wanted = iter(self.largest([*compress(gradients, which)]))
+        return Sizes([squares], [count], [next(wanted) if w else None for w in which])
+
+    def _count_nonfinite(self, tensors: list[Any], finite: Any, *, xla: bool) -> Any:
+        """Where not all are. XLA always counts in small ones: a branch would split its fusions, and
+        training round otherwise. What is large is there as a whole.
         """
         parts = [self.dense_part(tensor) for tensor in tensors]
         small = [part for part in parts if 0 < (part.shape.num_elements() or 0) <= SMALL]
@@ -484,6 +495,8 @@ class TensorFlow(Backend):
             if large:
                 count += tf.cond(finite, lambda: tf.zeros(()), lambda: self.nonfinite(large))
             return count
+        if not large and sum(part.shape.num_elements() for part in small) <= FEW:
+            return self.nonfinite(_joined(small))
         return tf.cond(
             finite, lambda: tf.zeros(()), lambda: self.nonfinite([*_joined(small), *large])
         )
@@ -500,9 +513,9 @@ class TensorFlow(Backend):
         seconds = tf.floor(now)
         return tf.math.floormod(seconds, 2.0**20), now - seconds
 
-    def largest(self, tensor: Any) -> Any:
-        values = self.dense_part(tensor)
-        return tf.cast(tf.reduce_max(tf.abs(values)), tf.float32)
+    def largest(self, tensors: list[Any]) -> list[Any]:
+        values = [self.dense_part(tensor) for tensor in tensors]
+        return [tf.cast(tf.reduce_max(tf.abs(v)), tf.float32) for v in values]
 
 
 def _joined(tensors: list[Any]) -> list[Any]:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from itertools import compress
 from typing import Any, cast
 
 import keras
@@ -17,7 +18,7 @@ import torch
 from keras.src.backend.torch.core import get_device
 from torch.overrides import TorchFunctionMode
 
-from trainsanity.backends.backend import Backend, MeetingPlace, Store, side_by_side
+from trainsanity.backends.backend import Backend, MeetingPlace, Sizes, Store, side_by_side
 from trainsanity.host_ring import HostRing
 
 CONSTANTS = 64  # kept at most
@@ -108,6 +109,12 @@ class Torch(Backend):
         finally:
             self._thread.many = False
         return [values.tolist() for values in found]
+
+    def vector(self, scalars: Sequence[Any]) -> Any:
+        device = get_device()
+        return torch.stack(
+            [torch.as_tensor(s, dtype=torch.float32, device=device) for s in scalars]
+        )
 
     def _is_known(self, tensor: Any) -> bool:
         """Whether asking for its values is no wait, and possible."""
@@ -251,16 +258,21 @@ class Torch(Backend):
 
         return MeetingPlace(connected, math.inf)
 
-    def count_nonfinite(self, tensors: list[Any], finite: Any, *, xla: bool) -> Any:
+    def sizes(self, gradients: list[Any], which: list[bool], *, xla: bool) -> Sizes:
+        squares = torch.stack(self.square_sums(gradients)).sum()
+        count = self._count_nonfinite(gradients, torch.isfinite(squares))
+        wanted = iter(self.largest([*compress(gradients, which)]))
+        return Sizes([squares], [count], [next(wanted) if w else None for w in which])
+
+    def _count_nonfinite(self, tensors: list[Any], finite: Any) -> Any:
         # Elsewhere asking would wait for the device.
         if finite.device.type == "cpu" and bool(finite):
             return torch.zeros(())
         values = [self.dense_part(t) for t in tensors]
         return sum((~torch.isfinite(v)).sum().float() for v in values)
 
-    def largest(self, tensor: Any) -> Any:
-        values = self.dense_part(tensor)
-        return values.detach().abs().max().float()
+    def largest(self, tensors: list[Any]) -> list[Any]:
+        return [self.dense_part(tensor).detach().abs().max().float() for tensor in tensors]
 
     def unshared(self, structure: Any) -> Any:
         """Keras multiplies sample weights with the mask in place (keras/src/losses/loss.py,

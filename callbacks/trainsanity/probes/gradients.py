@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from trainsanity import optimizers
-from trainsanity.backends.backend import root
+from trainsanity.backends.backend import norm_of, sum_of
 from trainsanity.difference import dtype_of
 from trainsanity.probes.probe import Columns, Probe, Step, Update
 from trainsanity.tape import NOTHING
@@ -62,15 +62,18 @@ class Gradients(Probe):
         scale = update.scale_before
         scale = None if scale is None else ops.cast(scale, "float32")
         raw = [gradient for gradient, _ in pairs]
-        squares = ops.sum(ops.stack(self.run.backend.square_sums(raw)))
-        count = self.run.backend.count_nonfinite(
-            raw, ops.isfinite(squares), xla=self.run.compiled_by_xla
-        )
-        unscaled = squares if scale is None else squares / ops.square(scale)
-        update.shared.setdefault("squares", []).append((unscaled, count))
         largest = self._largest.get(id(update.optimizer))
+        variables = [variable for _, variable in pairs]
+        which = [largest is not None and largest.follows(v) for v in variables]
+        sizes = self.run.backend.sizes(raw, which, xla=self.run.compiled_by_xla)
+        squares = sizes.squares
+        if scale is not None:
+            squares = [sum_of(ops, *squares) / ops.square(scale)]
+        update.shared.setdefault("squares", []).extend(squares)
+        update.shared.setdefault("nonfinite", []).extend(sizes.nonfinite)
         if largest is not None:
-            update.shared.setdefault("largest", []).append((largest, largest.of(pairs, scale)))
+            now = largest.of(dict(zip(map(id, variables), sizes.largest, strict=True)), scale)
+            update.shared.setdefault("largest", []).append((largest, now))
         return {}
 
     def _note_paths(self, update: Update) -> None:
@@ -85,12 +88,12 @@ class Gradients(Probe):
     def trace_end(self, step: Step) -> Columns:
         for largest, now in step.shared.get("largest", []):
             largest.keep(now)
-        found = step.shared.get("squares", [])
-        if not found:
+        column, shared = self.run.backend.column, step.shared
+        if "squares" not in shared:
             return {}
         return {
-            "gradient/norm": self.run.backend.column(root, [sum(s for s, _ in found)]),
-            "gradient/nonfinite": sum(count for _, count in found),
+            "gradient/norm": column(norm_of, shared["squares"]),
+            "gradient/nonfinite": column(sum_of, shared["nonfinite"]),
         }
 
 
@@ -111,16 +114,18 @@ class _Largest:
         values = run.backend.read(self._kept)
         return {key: float(values[place]) for key, place in self._places.items()}
 
-    def of(self, pairs: list[tuple[Any, Any]], scale: Any | None) -> Any:
-        """Of these gradients, divided by `scale`, in the order of the variables; shape
-        (variables,).
+    def follows(self, variable: Any) -> bool:
+        return id(variable) in self._places
+
+    def of(self, largest: dict[int, Any], scale: Any | None) -> Any:
+        """In the order of the variables, divided by `scale`; shape (variables,).
+
+        Args:
+            largest: id of a variable -> the largest element of its gradient.
         """
-        cells = [ops.zeros(())] * self._kept.shape[0]
-        for gradient, variable in pairs:
-            place = self._places.get(id(variable))
-            if place is not None:
-                cells[place] = self._backend.largest(gradient)
-        return ops.stack(cells) if scale is None else ops.stack(cells) / scale
+        cells = [largest.get(id_) for id_ in self._places] or [None]
+        found = self._backend.vector([0.0 if cell is None else cell for cell in cells])
+        return found if scale is None else found / scale
 
     def keep(self, now: Any) -> None:
         # NaN counts as huge, so that it is not lost in a maximum.
@@ -165,7 +170,7 @@ class Clipping(Probe):
     def _size(self, kind: str, gradients: list[Any]) -> Any:
         gradients = [self.run.backend.rows_added_up(g) for g in gradients]
         if kind == "value":
-            return ops.max(ops.stack([self.run.backend.largest(g) for g in gradients]))
+            return ops.max(ops.stack(self.run.backend.largest(gradients)))
         squares = ops.stack(self.run.backend.square_sums(gradients))
         return ops.sqrt(ops.max(squares) if kind == "norm" else ops.sum(squares))
 

@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from trainsanity import optimizers
-from trainsanity.backends.backend import root
+from trainsanity.backends.backend import norm_of, sum_of
 from trainsanity.difference import numpy_of
 from trainsanity.pace import Mark
 from trainsanity.probes.probe import Columns, Probe, Step, Update
@@ -155,21 +155,20 @@ class LearningRate(Probe):
     def trace_end(self, step: Step) -> Columns:
         columns: dict[str, Any] = {}
 
-        def norm(squares: Any) -> Any:
-            return self.run.backend.column(root, [squares])
+        column = self.run.backend.column
 
         seen = [found for f in self._followers.values() if (found := f.end(step, columns))]
         if seen:
             outside = [s["outside"] for s in seen]
             columns |= {
-                "update/sampled_norm": norm(sum(s["moved"] for s in seen)),
-                "weights/sampled_norm": norm(sum(s["after"] for s in seen)),
+                "update/sampled_norm": column(norm_of, [s["moved"] for s in seen]),
+                "weights/sampled_norm": column(norm_of, [s["after"] for s in seen]),
                 "weights/moved_outside": functools.reduce(ops.maximum, outside),
-                "weights/nonfinite": sum(s["nonfinite"] for s in seen),
+                "weights/nonfinite": column(sum_of, [s["nonfinite"] for s in seen]),
             }
         gradients = [s["gradient"] for s in seen if "gradient" in s]
         if gradients:
-            columns["gradient/sampled_norm"] = norm(sum(gradients))
+            columns["gradient/sampled_norm"] = column(norm_of, gradients)
         return columns
 
 
@@ -285,13 +284,12 @@ class _Follower:
         """Picks the sampled weights; in a graph the shadow first takes over what steps without a
         turn have done.
         """
-        pace, shadow, backend = self._run.pace, self.shadow, self._run.backend
+        pace, shadow = self._run.pace, self.shadow
         counters = shadow.counters() if pace.in_graph and shadow is not None else None
 
         def begin() -> Any:
             if shadow is not None and counters is not None:
-                is_behind = ops.logical_not(pace.taken.is_now())
-                backend.when(is_behind, lambda: shadow.trace_slots(counters), 0.0)
+                shadow.trace_slots(counters, ops.logical_not(pace.taken.is_now()))
             return self._pick()
 
         return begin
@@ -382,7 +380,7 @@ class _Follower:
     def _pick(self) -> Any:
         pick = self._run.backend.pick
         parts = [pick(s.variable, s.coordinates) for s in self._sampled]
-        return ops.concatenate([ops.cast(part, "float32") for part in parts])
+        return self._run.backend.joined([ops.cast(part, "float32") for part in parts])
 
     def _pick_gradients(self, update: Update) -> tuple[Any | None, np.ndarray[Any, Any]]:
         """Gradients of the sampled elements as they enter the update; 1.0 where there is one."""
@@ -405,7 +403,7 @@ class _Follower:
             else:
                 parts.append(ops.zeros((len(sampled),), "float32"))
         every = np.concatenate(known)
-        return (ops.concatenate(parts) if every.any() else None), every
+        return (backend.joined(parts) if every.any() else None), every
 
 
 def _is_untouched(worker: Any) -> Any | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from keras import ops
 
-from trainsanity.backends.backend import ratio
+from trainsanity.backends.backend import ratio, sum_of
 from trainsanity.epoch_mean import VARIANTS, EpochMean, EpochMeans
 from trainsanity.masking import mask_of
 from trainsanity.origin import is_of_keras
@@ -62,7 +62,10 @@ class Losses(EpochMeans):
     # inside the step
 
     def trace_loss(self, step: Step) -> Columns:
-        added = sum(map(self.run.backend.total, step.added), 0.0)
+        added: Any = 0.0
+        if step.added:
+            totals = [*map(self.run.backend.total, step.added)]
+            added = self.run.backend.column(sum_of, totals)
         columns: dict[str, Any] = {
             "loss/differentiated": self.run.backend.total(step.loss),
             "loss/added": added,
@@ -79,18 +82,18 @@ class Losses(EpochMeans):
         if reason is not None:
             self.run.not_testable["loss/recomputed"] = reason
             return columns
-        totals: dict[str, list[Any]] = {}
+        parts_of: dict[str, list[Any]] = {}
         wanted = {variant for term in terms for variant in self._applicable(step, term)}
         for term in terms:
             columns.update(_elements(columns, term.output, term.values))
             for variant, part in self._parts(step, term, wanted).items():
-                totals.setdefault(variant, []).extend((*part, term.weight))
+                parts_of.setdefault(variant, []).extend((*part, term.weight))
                 if variant == "recomputed" and term.key:
                     columns[f"{term.key}/batch"] = self.run.backend.column(added_up, [*part, 1.0])
         if len(terms) == 1:
             columns.update(self._positions(terms[0]))
-        totals["recomputed"] += (added, 1.0, 1.0)
-        for variant, parts in totals.items():
+        parts_of["recomputed"] += (added, 1.0, 1.0)
+        for variant, parts in parts_of.items():
             columns[f"_loss:{variant}"] = self.run.backend.column(added_up, parts)
         return columns
 
@@ -164,7 +167,7 @@ class Losses(EpochMeans):
             return {}
         whole, _ = self._reduce(term.values, term.sample_weight, term.mask, "sum")
         return {
-            "_loss:positions:n": whole * term.weight,
+            "_loss:positions:n": self.run.backend.column(product_of, [whole, term.weight]),
             "_loss:positions:d": self.run.backend.total(term.mask),
         }
 
@@ -209,6 +212,10 @@ class Losses(EpochMeans):
             found["loss/batch_unweighted"] = plain + rows.columns["loss/added"]
         found.update(_by_position(rows, means))
         return found
+
+
+def product_of(ops: Any, number: Any, factor: Any) -> Any:
+    return number * factor
 
 
 def added_up(ops: Any, *parts: Any) -> Any:

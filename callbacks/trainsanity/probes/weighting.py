@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import ops
 
+from trainsanity.backends.backend import ratio
 from trainsanity.probes.probe import OutputEvidence, Step
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def is_reduced(values: Any, y_pred: Any) -> bool:
 
 
 def mean_parts(backend: Backend, values: Any, weight: Any | None) -> tuple[Any, Any]:
-    """Numerator and denominator of Keras' weighted mean over one batch; two float32 scalars.
+    """Numerator and denominator of Keras' weighted mean over one batch; two columns.
 
     Keras averages each sample over its inner axes first and then sums over samples
     (keras/src/metrics/reduction_metrics.py, `reduce_to_samplewise_values`), so batches of longer
@@ -71,10 +72,14 @@ def mean_parts(backend: Backend, values: Any, weight: Any | None) -> tuple[Any, 
     """
     values = ops.cast(values, "float32")
     inner = size_of(values, slice(1, None))
+
+    def over_inner(tensor: Any) -> Any:
+        return backend.column(ratio, [backend.total(tensor), inner])
+
     if weight is None:
-        return backend.total(values) / inner, size_of(values, slice(0, 1))
+        return over_inner(values), size_of(values, slice(0, 1))
     counted = ops.where(weight != 0, values * weight, ops.zeros_like(values))
-    return backend.total(counted) / inner, backend.total(weight) / inner
+    return over_inner(counted), over_inner(weight)
 
 
 def size_of(tensor: Any, axes: slice = slice(None)) -> Any:
