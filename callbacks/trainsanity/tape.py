@@ -88,7 +88,9 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         return ops.cast(ops.convert_to_tensor(self.count) & np.int32(MARKS - 1), "float32") + 1.0
 
     def _row(self, cells: Mapping[str, Any], rest: float) -> Any:
-        return self._backend.row(self._cells(cells), self.width, rest)
+        # Numbers that are known already come last: they are one piece of the row.
+        ordered = sorted(cells.items(), key=lambda item: isinstance(item[1], (int, float)))
+        return self._backend.row(self._cells(dict(ordered)), self.width, rest)
 
     def _spread(self, columns: Mapping[str, Any], in_turns: Set[str]) -> dict[str, Any]:
         """A cell for every column, or several where the host makes one of them."""
@@ -108,9 +110,7 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         return self._backend.in_turn(ops.cast(value, "float32"), np.float32(GAP))
 
     def _cells(self, columns: Mapping[str, Any]) -> dict[int, Any]:
-        # Numbers that are known already come last.
-        ordered = sorted(columns.items(), key=lambda item: isinstance(item[1], (int, float)))
-        places = ((self._index(name), value) for name, value in ordered)
+        places = ((self._index(name), value) for name, value in columns.items())
         return {place: value for place, value in places if place is not None}
 
     def write(self, columns: Mapping[str, Any], in_turns: Set[str] = frozenset()) -> None:

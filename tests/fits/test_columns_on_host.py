@@ -205,6 +205,17 @@ def test_sizes_of_gradients_of_all_shapes() -> None:
     assert [value_of(n) for n in found.largest if n is not None] == pytest.approx(largest)
 
 
+def test_of_each_gradient_by_itself() -> None:
+    backend = backends.active()
+    arrays = [np.arange(-size, 0, dtype="float32") for size in (3, 20_000, 1, 40)]
+    gradients = [keras.ops.convert_to_tensor(a) for a in arrays]
+    squares = [float((a.astype("float64") ** 2).sum()) for a in arrays]
+    found = keras.ops.stack(backend.square_sums(gradients))
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(found), squares, rtol=1e-5)
+    found = keras.ops.stack(backend.largest(gradients))
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(found), [3.0, 20_000.0, 1.0, 40.0])
+
+
 def test_sizes_count_what_is_not_finite() -> None:
     backend = backends.active()
     odd = np.zeros(20_000, "float32")

@@ -316,10 +316,10 @@ class Jax(Backend):
         return tensor.data if self.is_sparse(tensor) else tensor
 
     def square_sums(self, tensors: list[Any]) -> list[Any]:
-        return [*map(jnp.sum, map(jnp.square, self._values(tensors)))]
+        return _of_each([*map(jax.lax.square, self._values(tensors))], Kind.SUM, jnp.sum)
 
     def largest(self, tensors: list[Any]) -> list[Any]:
-        return [*map(largest_of, map(jnp.abs, self._values(tensors)))]
+        return _of_each([*map(jax.lax.abs, self._values(tensors))], Kind.LARGEST, largest_of)
 
     def _values(self, tensors: list[Any]) -> list[Any]:
         parts = jax.lax.stop_gradient([self.dense_part(tensor) for tensor in tensors])
@@ -550,6 +550,12 @@ def _odd_in(values: Any, are_finite: Any) -> Any:
     """How many are NaN or infinite. It takes as long as what has shown whether any are."""
     none = np.float32(0)
     return jax.lax.cond(are_finite, lambda _: none, lambda v: jnp.sum(_odd(v)), values)
+
+
+def _of_each(values: list[Any], kind: Kind, alone: Callable[[Any], Any]) -> list[Any]:
+    """What each is reduced to, a scalar; large ones alone."""
+    found = iter(in_loops([Reduced(kind, value) for value in values if is_small(value)]))
+    return [shaped(next(found)[0], ()) if is_small(v) else alone(v) for v in values]
 
 
 def _add_large(sizes: Sizes, value: Any, place: int, is_wanted: bool) -> None:
