@@ -155,6 +155,12 @@ class Readings:
                 self._boundary.call("stream", run.emit, steps, block)
             self._boundary.call("stream", self._say_thinned, rows)
             self._boundary.call("processes", self._share, rows)
+        if rows.without_place:
+            some = ", ".join(sorted(rows.without_place)[:3])
+            run.not_testable["tape"] = (
+                f"the tape is too narrow for {len(rows.without_place)} numbers of each batch, such "
+                f"as {some}: the model has more metrics or outputs than was reckoned with"
+            )
         if rows.lost:
             self._boundary.call("tape", self._report_lost, rows.lost)
 

@@ -247,7 +247,8 @@ class Session:
     def _make_tapes(self, run: Run) -> list[Tape]:
         """For training and for test batches."""
         steps = steps_per_execution(self.model)
-        depth, width = max(run.backend.TAPE_DEPTH, 4 * steps), _width(self.model)
+        depth = max(run.backend.TAPE_DEPTH, 4 * steps)
+        width = run.backend.CELLS * _columns(self.model)
         return [Tape(run.backend, depth, width) for _ in range(2)]
 
     def _replace_makers(self) -> None:
@@ -694,7 +695,7 @@ class Session:
             )
 
 
-def _width(model: Any) -> int:
+def _columns(model: Any) -> int:
     """Columns the tape may need, by metrics, outputs, embeddings and optimizers; generous, for a
     cell is 4 bytes a row.
     """

@@ -51,7 +51,7 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         self.width = width
         self._backend = backend
         self.names: dict[str, int] = {}  # column name -> index; the same for every trace
-        self.overflow: list[str] = []  # columns that found no place
+        self.without_place: set[str] = set()  # columns, or cells of them
         self.flushed: set[str] = set()  # columns that come from inside the gradient
         self.ring = self.add_variable((depth, width), backend.zeros, dtype="float32", name="ring")
         self.count = self.add_variable((), backend.zeros, dtype="int32", name="count")
@@ -148,7 +148,7 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         if name in self.names:
             return self.names[name]
         if len(self.names) == self.width:
-            self.overflow.append(name)
+            self.without_place.add(name)
             return None
         self.names[name] = len(self.names)
         return self.names[name]
@@ -191,12 +191,14 @@ class TapeRows:
     Attributes:
         gaps: columns that some of the rows do not have -> which; those are NaN in the column.
         lost: rows overwritten before they were read.
+        without_place: columns, or cells of them, for which the tape is not wide enough.
     """
 
     steps: np.ndarray[Any, np.dtype[np.int64]]
     columns: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
     gaps: Mapping[str, np.ndarray[Any, np.dtype[np.bool_]]] = field(default_factory=dict)
     lost: int = 0
+    without_place: Set[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -325,7 +327,8 @@ class TapeReader:
         for name, kinds in self.tape.on_host.items():
             for (make, _), cells in kinds.items():
                 _make(name, make, cells, columns, gaps)
-        return TapeRows(places + 1 - self._foreign, columns, gaps, lost)
+        steps = places + 1 - self._foreign
+        return TapeRows(steps, columns, gaps, lost, self.tape.without_place)
 
 
 def _make(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+from tests.watched import offline_callback, run_of
 
 from trainsanity import backends
 from trainsanity.backends.backend import HOST_OPS, OnHost, norm_of
@@ -214,6 +216,36 @@ def test_of_each_gradient_by_itself() -> None:
     np.testing.assert_allclose(keras.ops.convert_to_numpy(found), squares, rtol=1e-5)
     found = keras.ops.stack(backend.largest(gradients))
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(found), [3.0, 20_000.0, 1.0, 40.0])
+
+
+def test_says_what_finds_no_place_on_the_tape() -> None:
+    backend = backends.active()
+    narrow = Tape(backend, depth=4, width=2)
+    narrow.write({"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0})
+    rows = TapeReader(narrow, backend).read(whole=True)
+    assert set(rows.columns) == {"a", "b"}
+    assert rows.without_place == {"c", "d"}
+
+
+def test_many_metrics_of_weighted_and_masked_sequences_find_their_place(tmp_path: Path) -> None:
+    model = keras.Sequential(
+        [keras.layers.Embedding(9, 4, mask_zero=True), keras.layers.Dense(3, activation="softmax")]
+    )
+    names = [f"accuracy_{i}" for i in range(12)]
+    metrics, weighted = (
+        [keras.metrics.SparseCategoricalAccuracy(name=f"{kind}{n}") for n in names] for kind in "mw"
+    )
+    loss = "sparse_categorical_crossentropy"
+    model.compile("adam", loss, metrics=metrics, weighted_metrics=weighted)
+    ids = np.random.default_rng(0).integers(0, 9, (8, 5))
+    callback = offline_callback(tmp_path)
+    model.fit(
+        ids, ids % 3, sample_weight=np.ones((8, 5)), batch_size=4, verbose=0, callbacks=[callback]
+    )
+    run = run_of(callback)
+    assert "tape" not in run.audits("columns")[-1].facts["not_testable"]
+    for name in names:
+        assert len(run.signal(f"w{name}/recomputed")) == 2
 
 
 def test_sizes_count_what_is_not_finite() -> None:

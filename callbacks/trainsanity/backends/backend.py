@@ -127,6 +127,7 @@ class Backend(ABC):
 
     Attributes:
         TAPE_DEPTH: rows of a tape, at least.
+        CELLS: that a column may need, on average; more where the host makes it of several.
         READABLE_IN_EPOCH: variables hold their values between steps.
         HAS_GRADIENT_BOUNDARY: a value made inside the gradient leaves it only through a variable.
         COMPILES_OPERATIONS: each operation of an eager call, for each shape that it gets.
@@ -134,6 +135,7 @@ class Backend(ABC):
     """
 
     TAPE_DEPTH = 1024
+    CELLS = 1
     READABLE_IN_EPOCH = True
     HAS_GRADIENT_BOUNDARY = False
     TRACES_AGAIN = False
