@@ -174,6 +174,12 @@ def test_an_open_page_says_that_its_run_was_deleted(page: Page, server: LiveServ
     expect(page.locator("#content")).to_contain_text(feed.run_id)
 
 
+def wait_until_at_rest(page: Page) -> None:
+    """What a page asks for as it goes live is there: the next answer is to what happens next."""
+    expect(page.locator("#link-state")).to_contain_text("Live")
+    expect(page.locator(".htmx-request")).to_have_count(0)
+
+
 def press(page: Page, selector: str) -> Locator:
     """Also where the page still moves as the mouse comes."""
     for _ in range(50):
@@ -186,11 +192,24 @@ def press(page: Page, selector: str) -> Locator:
     pytest.fail(f"{selector} never stood still")
 
 
+def point(page: Page, *kinds: str) -> None:
+    page.evaluate(
+        "(kinds) => kinds.forEach((kind) => document.dispatchEvent(new PointerEvent(kind)))",
+        list(kinds),
+    )
+
+
+def let_frames_pass(page: Page) -> None:
+    """In which what is not held would come."""
+    for _ in range(20):
+        page.evaluate("() => new Promise((done) => setTimeout(() => requestAnimationFrame(done)))")
+
+
 def test_nothing_moves_while_a_button_is_pressed(page: Page, server: LiveServer) -> None:
     feed = server.feed("pressed")
     feed.send(tagger(10, lost=False))
     go_to(page, feed.run_id)
-    expect(page.locator("#link-state")).to_contain_text("Live")
+    wait_until_at_rest(page)
     button = press(page, "#delete-run > summary")
     before = button.bounding_box()
     with page.expect_response(lambda answer: "/parts/alerts" in answer.url):
@@ -205,24 +224,36 @@ def test_nothing_moves_while_a_button_is_pressed(page: Page, server: LiveServer)
 
 
 def test_a_press_right_after_another_holds_the_page_too(page: Page, server: LiveServer) -> None:
-    def point(*kinds: str) -> None:
-        page.evaluate(
-            "(kinds) => kinds.forEach((kind) => document.dispatchEvent(new PointerEvent(kind)))",
-            list(kinds),
-        )
-
     feed = server.feed("pressed twice")
     feed.send(tagger(10, lost=False))
     go_to(page, feed.run_id)
-    expect(page.locator("#link-state")).to_contain_text("Live")
-    point("pointerdown", "pointerup", "pointerdown")
+    wait_until_at_rest(page)
+    point(page, "pointerdown", "pointerup", "pointerdown")
     with page.expect_response(lambda answer: "/parts/alerts" in answer.url):
         feed.send(audits=setup_audits(lost=True))
         feed.send(tagger(100, lost=True, after=10))
-    for _ in range(20):  # frames, in which it would come
-        page.evaluate("() => new Promise((done) => setTimeout(() => requestAnimationFrame(done)))")
+    let_frames_pass(page)
     assert page.locator(".alert").count() == 0
-    point("pointerup")
+    point(page, "pointerup")
+    expect(page.locator(".alert")).to_have_count(1)
+
+
+def test_a_press_holds_an_answer_that_is_being_read(page: Page, server: LiveServer) -> None:
+    feed = server.feed("pressed while read")
+    feed.send(tagger(10, lost=False))
+    go_to(page, feed.run_id)
+    wait_until_at_rest(page)
+    page.evaluate(
+        "() => document.addEventListener('htmx:before:response', ({ detail }) => {"
+        "  if (detail.ctx.request.action.includes('/parts/alerts'))"
+        "    document.dispatchEvent(new PointerEvent('pointerdown')); })"
+    )
+    with page.expect_response(lambda answer: "/parts/alerts" in answer.url):
+        feed.send(audits=setup_audits(lost=True))
+        feed.send(tagger(100, lost=True, after=10))
+    let_frames_pass(page)
+    assert page.locator(".alert").count() == 0
+    point(page, "pointerup")
     expect(page.locator(".alert")).to_have_count(1)
 
 

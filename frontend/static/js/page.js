@@ -82,11 +82,17 @@ document.addEventListener("pointerdown", () => {
 });
 for (const end of ["pointerup", "pointercancel"]) document.addEventListener(end, letGo);
 
+// Held is the last step before the page changes: a press may begin while an answer is still read.
 document.addEventListener("htmx:before:request", ({ detail }) => {
   const fetched = detail.ctx.fetch;
   detail.ctx.fetch = async (...request) => {
     const response = await fetched(...request);
-    await held;
+    const read = response.text.bind(response);
+    response.text = async () => {
+      const text = await read();
+      await held;
+      return text;
+    };
     return response;
   };
 });
