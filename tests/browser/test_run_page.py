@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from feed import setup_audits, tagger
+from feed import Feed, setup_audits, tagger
 from playwright.sync_api import Locator, Page, expect
 from scene import LiveServer, wait_until_settled
 from sqlalchemy import update
@@ -174,10 +174,22 @@ def test_an_open_page_says_that_its_run_was_deleted(page: Page, server: LiveServ
     expect(page.locator("#content")).to_contain_text(feed.run_id)
 
 
-def wait_until_at_rest(page: Page) -> None:
-    """What a page asks for as it goes live is there: the next answer is to what happens next."""
-    expect(page.locator("#link-state")).to_contain_text("Live")
+def page_at_rest(page: Page, server: LiveServer, name: str) -> Feed:
+    """With all that a page asks for as it goes live: the next answer is to what happens next."""
+    feed = server.feed(name)
+    feed.send(tagger(10, lost=False))
+    go_to(page, feed.run_id)
     expect(page.locator(".htmx-request")).to_have_count(0)
+    return feed
+
+
+def let_an_alert_arrive(page: Page, feed: Feed) -> None:
+    """At the browser; what the page makes of it comes after."""
+    with page.expect_response(lambda answer: "/parts/alerts" in answer.url):
+        feed.send(audits=setup_audits(lost=True))
+        feed.send(tagger(100, lost=True, after=10))
+    for _ in range(20):  # frames, in which it would be shown
+        page.evaluate("() => new Promise((done) => setTimeout(() => requestAnimationFrame(done)))")
 
 
 def press(page: Page, selector: str) -> Locator:
@@ -199,23 +211,11 @@ def point(page: Page, *kinds: str) -> None:
     )
 
 
-def let_frames_pass(page: Page) -> None:
-    """In which what is not held would come."""
-    for _ in range(20):
-        page.evaluate("() => new Promise((done) => setTimeout(() => requestAnimationFrame(done)))")
-
-
 def test_nothing_moves_while_a_button_is_pressed(page: Page, server: LiveServer) -> None:
-    feed = server.feed("pressed")
-    feed.send(tagger(10, lost=False))
-    go_to(page, feed.run_id)
-    wait_until_at_rest(page)
+    feed = page_at_rest(page, server, "pressed")
     button = press(page, "#delete-run > summary")
     before = button.bounding_box()
-    with page.expect_response(lambda answer: "/parts/alerts" in answer.url):
-        feed.send(audits=setup_audits(lost=True))
-        feed.send(tagger(100, lost=True, after=10))
-    page.evaluate("() => new Promise((done) => setTimeout(() => requestAnimationFrame(done)))")
+    let_an_alert_arrive(page, feed)
     assert page.locator(".alert").count() == 0
     assert button.bounding_box() == before
     page.mouse.up()
@@ -224,34 +224,22 @@ def test_nothing_moves_while_a_button_is_pressed(page: Page, server: LiveServer)
 
 
 def test_a_press_right_after_another_holds_the_page_too(page: Page, server: LiveServer) -> None:
-    feed = server.feed("pressed twice")
-    feed.send(tagger(10, lost=False))
-    go_to(page, feed.run_id)
-    wait_until_at_rest(page)
+    feed = page_at_rest(page, server, "pressed twice")
     point(page, "pointerdown", "pointerup", "pointerdown")
-    with page.expect_response(lambda answer: "/parts/alerts" in answer.url):
-        feed.send(audits=setup_audits(lost=True))
-        feed.send(tagger(100, lost=True, after=10))
-    let_frames_pass(page)
+    let_an_alert_arrive(page, feed)
     assert page.locator(".alert").count() == 0
     point(page, "pointerup")
     expect(page.locator(".alert")).to_have_count(1)
 
 
 def test_a_press_holds_an_answer_that_is_being_read(page: Page, server: LiveServer) -> None:
-    feed = server.feed("pressed while read")
-    feed.send(tagger(10, lost=False))
-    go_to(page, feed.run_id)
-    wait_until_at_rest(page)
+    feed = page_at_rest(page, server, "pressed while read")
     page.evaluate(
         "() => document.addEventListener('htmx:before:response', ({ detail }) => {"
         "  if (detail.ctx.request.action.includes('/parts/alerts'))"
         "    document.dispatchEvent(new PointerEvent('pointerdown')); })"
     )
-    with page.expect_response(lambda answer: "/parts/alerts" in answer.url):
-        feed.send(audits=setup_audits(lost=True))
-        feed.send(tagger(100, lost=True, after=10))
-    let_frames_pass(page)
+    let_an_alert_arrive(page, feed)
     assert page.locator(".alert").count() == 0
     point(page, "pointerup")
     expect(page.locator(".alert")).to_have_count(1)
