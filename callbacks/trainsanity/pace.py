@@ -26,8 +26,11 @@ MOST = 64  # steps from one turn to the next at most
 REMEMBERED = 15  # steps of each kind whose median counts
 TRIAL = 4  # the stride by which a graph shows what turns take
 ADAPTED_EVERY = FIRST  # steps of a graph
-TRIED_EVERY = 2048  # steps of a graph, where every step has been worth a turn
-COMPARED = 32  # steps of a graph whose median counts
+TRIED_EVERY = 512  # steps of a graph, where every step has been worth a turn
+COMPARED = 64  # steps, and pairs of steps, that tell what a turn takes
+# Of a median, by those of a normal distribution: its standard error is sqrt(pi / 2) times that of a
+# mean, the standard deviation 1.4826 times the median absolute deviation, and 95 % lie below 1.645.
+ERROR_OF_MEDIAN, DEVIATION, QUANTILE = math.sqrt(math.pi / 2), 1.4826, 1.645
 
 
 class Pace:
@@ -46,7 +49,7 @@ class Pace:
 
     in_graph = False
     follows_weights = False
-    runs_as = "runs as Python code"
+    takes, runs_as = "takes", "runs as Python code"
 
     def __init__(self, *, thins: bool, clock: Callable[[], float] = time.perf_counter) -> None:
         self.full = True
@@ -108,7 +111,7 @@ class Pace:
     def reason(self) -> str:
         """Why not all probes have their turn at every step."""
         return (
-            f"measuring them takes {1e3 * self.cost:.2g} ms beside a step of "
+            f"measuring them {self.takes} {1e3 * self.cost:.2g} ms beside a step of "
             f"{1e3 * self.step_seconds:.2g} ms that {self.runs_as}"
         )
 
@@ -133,6 +136,83 @@ def affordable(extra: float, step_seconds: float) -> int:
     return min(MOST, max(1, math.ceil(extra / (SHARE * step_seconds))))
 
 
+class TimedSteps:
+    """What a turn takes, told by the times of whole steps with one, and of those right before
+    without: drift of the machine cancels within such a pair.
+    """
+
+    def __init__(self) -> None:
+        self._light: deque[float] = deque(maxlen=COMPARED)  # seconds of steps without a turn
+        self._extra: deque[float] = deque(maxlen=COMPARED)  # of a turn
+        self._before: float | None = None  # of the step before, where it was without
+
+    def add(self, seconds: float, *, had_turn: bool) -> None:
+        """A step took so long."""
+        if not had_turn:
+            self._light.append(seconds)
+            self._before = seconds
+        elif self._before is not None:
+            self._extra.append(seconds - self._before)
+            self._before = None
+
+    def pause(self) -> None:
+        """The step to come does not follow the last one that was added."""
+        self._before = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there was a pair yet."""
+        return bool(self._extra)
+
+    @property
+    def extra(self) -> float:
+        """Seconds that a turn takes at most: 95 times of 100 the median is not more. Steps vary by
+        more than turns take, and one that seems to cost nothing would be taken at every step.
+        """
+        median = statistics.median(self._extra)
+        deviation = DEVIATION * statistics.median(abs(x - median) for x in self._extra)
+        error = ERROR_OF_MEDIAN * deviation / math.sqrt(len(self._extra))
+        return max(0.0, median + QUANTILE * error)
+
+    @property
+    def step_seconds(self) -> float:
+        """Of a step without a turn, the median."""
+        return statistics.median(self._light)
+
+
+class ComparedPace(Pace):
+    """Gives turns in a compiled step, where only the times of whole steps tell what they take."""
+
+    takes, runs_as = "takes up to", "is compiled"
+
+    def __init__(self, *, thins: bool, clock: Callable[[], float] = time.perf_counter) -> None:
+        super().__init__(thins=thins, clock=clock)
+        self._timed = TimedSteps()
+
+    def begin(self) -> bool:
+        """While a step is traced: all that can be asked is."""
+        return True
+
+    def end(self) -> None:
+        """Nothing: it is told elsewhere what steps take."""
+
+    @property
+    def knows_cost(self) -> bool:
+        return self._timed.is_known
+
+    @property
+    def reason(self) -> str:
+        return super().reason if self.knows_cost else "it is being seen what measuring them takes"
+
+    @property
+    def cost(self) -> float:
+        return self._timed.extra
+
+    @property
+    def step_seconds(self) -> float:
+        return self._timed.step_seconds
+
+
 class Mark:
     """A number of a step of the graph, kept on the device."""
 
@@ -153,7 +233,7 @@ class Mark:
         return ops.equal(self._at, self._count)
 
 
-class GraphPace(Pace):
+class GraphPace(ComparedPace):
     """Gives turns inside a graph, where no Python code of ours runs at a step.
 
     Args:
@@ -166,7 +246,6 @@ class GraphPace(Pace):
     """
 
     in_graph = True
-    runs_as = "is compiled"
 
     def __init__(self, read: Callable[[Any], Any], count: Any) -> None:
         super().__init__(thins=False)
@@ -176,9 +255,6 @@ class GraphPace(Pace):
         self._every = keras.Variable(1, trainable=False, dtype="int32", name="trainsanity_stride")
         self._ran = 0  # as `count`, on the host
         self._tried = 0  # the step from which on turns were left out to see what they take
-        self._light: deque[float] = deque(maxlen=COMPARED)  # seconds of steps without a turn
-        # Of a turn less the step before it without one: drift of the machine cancels.
-        self._extra: deque[float] = deque(maxlen=COMPARED)
 
     # while a step is traced
 
@@ -202,20 +278,10 @@ class GraphPace(Pace):
             self._next = 0
             self._turn.assign(0)
 
-    def begin(self) -> bool:
-        """While a step is traced: all that can be asked is."""
-        return True
-
-    def end(self) -> None:
-        """Nothing: `ran` is told."""
-
     def ran(self, seconds: float) -> None:
         """A step was run, and took so long."""
-        had_turn, self.full = self.full, self.is_next_full
-        if not self.full:
-            self._light.append(seconds)
-        elif not had_turn:
-            self._extra.append(seconds - self._light[-1])
+        self.full = self.is_next_full
+        self._timed.add(seconds, had_turn=self.full)
         if self.full:
             self._next = self._ran + self.stride
         self._ran += 1
@@ -226,26 +292,10 @@ class GraphPace(Pace):
         """Sees how often turns can be afforded; steps that others have run count in the graph."""
         self._ran, self._next = int(self._read(self.count)), int(self._read(self._turn))
         is_old = self._ran - self._tried >= TRIED_EVERY
-        if not self._extra or (self.stride == 1 and is_old):
+        if not self.knows_cost or (self.stride == 1 and is_old):
             self._tried, stride = self._ran, TRIAL
         else:
             stride = affordable(self.cost, self.step_seconds)
         if stride != self.stride:
             self.stride = stride
             self._every.assign(stride)
-
-    @property
-    def knows_cost(self) -> bool:
-        return bool(self._extra)
-
-    @property
-    def reason(self) -> str:
-        return super().reason if self._extra else "it is being seen what measuring them takes"
-
-    @property
-    def cost(self) -> float:
-        return max(0.0, statistics.median(self._extra))
-
-    @property
-    def step_seconds(self) -> float:
-        return statistics.median(self._light)

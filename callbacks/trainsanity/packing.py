@@ -66,6 +66,10 @@ class Pending:
         self.size += _block_size(block)
 
     @property
+    def has_audits(self) -> bool:
+        return bool(self._audits)
+
+    @property
     def points(self) -> int:
         return sum(block.points for joined in self._blocks for block in joined)
 

@@ -9,14 +9,12 @@ that.
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from trainsanity import pace
-from trainsanity.pace import GraphPace, Pace
+from trainsanity.pace import ComparedPace, GraphPace
 
 Program = Callable[..., Any]
 
@@ -30,7 +28,7 @@ OF_A_GRAPH = 0.2
 # handed the gradients all the same: with 2.6 million weights that takes 5 % of a step of 10 ms,
 # with up to 66,000 nothing that could be measured (2 cores).
 MANY_WEIGHTS = 1_000_000
-COMPARED = 15  # steps of each program whose median counts
+COMPARED = 32  # pairs of steps, one by each program, at a time
 COMPARED_EVERY = 2048  # steps from one comparison of the programs to the next
 
 
@@ -148,7 +146,7 @@ class ShortProgram:
         return is_ripe and self._clock() >= self._worth_from
 
 
-class ProgramPace(Pace):
+class ProgramPace(ComparedPace):
     """Gives all probes their turn by choosing the program that a step runs.
 
     Args:
@@ -156,7 +154,6 @@ class ProgramPace(Pace):
         wait: waits until what a step is given is there.
     """
 
-    runs_as = "is compiled"
     follows_weights = True
 
     def __init__(
@@ -170,20 +167,6 @@ class ProgramPace(Pace):
         self._compared_at = 0  # the step at which the programs were last compared
         self._to_compare = 2 * COMPARED  # steps
         self._timed_from: float | None = None
-        self._timings: dict[bool, deque[float]] = {
-            is_full: deque(maxlen=COMPARED) for is_full in (True, False)
-        }
-
-    # while a step is traced
-
-    def begin(self) -> bool:
-        """All that can be asked is: what is left out is left out of what was traced."""
-        return True
-
-    def end(self) -> None:
-        """Nothing: `run` sees what steps take."""
-
-    # on the host
 
     @property
     def is_next_full(self) -> bool:
@@ -227,29 +210,15 @@ class ProgramPace(Pace):
         """
         self._wait(args)
         now = self._clock()
-        if self._timed_from is not None:
-            self._timings[self.full].append(now - self._timed_from)
+        if self._timed_from is None:
+            self._timed.pause()
+        else:
+            self._timed.add(now - self._timed_from, had_turn=self.full)
             self._to_compare -= 1
         self._timed_from = now
         if not self._to_compare:
             self._compared_at, self._timed_from = self._steps, None
             self.stride = pace.affordable(self.cost, self.step_seconds)
-
-    @property
-    def knows_cost(self) -> bool:
-        return bool(self._timings[True] and self._timings[False])
-
-    @property
-    def reason(self) -> str:
-        return super().reason if self.knows_cost else "it is being seen what measuring them takes"
-
-    @property
-    def cost(self) -> float:
-        return max(0.0, statistics.median(self._timings[True]) - self.step_seconds)
-
-    @property
-    def step_seconds(self) -> float:
-        return statistics.median(self._timings[False])
 
 
 class ShortGraphPace(GraphPace):

@@ -17,7 +17,9 @@ from trainsanity.tape import TapeReader, TapeRows
 if TYPE_CHECKING:
     from trainsanity.link import Link
 
-READ_SECONDS = 0.4  # a tape is read after this time even if few batches have run
+# A tape is read after this time even if few batches have run. Each reading takes some 2 ms of the
+# training thread and a packet, for which a server beside the training takes ten times as long.
+READ_SECONDS = 1.0
 SLOW_READ_SECONDS = 1.0  # readings that belong to no step, such as memory
 
 
@@ -52,6 +54,7 @@ class Readings:
         new = self._boundary.call("tape", reader.note, self._run.model, result, batches)
         if new and self._is_time_to_read(reader):
             self.read_train()
+            self.send()
 
     def _is_time_to_read(self, reader: TapeReader) -> bool:
         every = self._run.settings.update_freq
@@ -80,6 +83,11 @@ class Readings:
         self._unread_tests += batches
         if new and self._unread_tests >= reader.tape.depth // 4:
             self.read_test()
+            self.send()
+
+    def send(self) -> None:
+        """All that is known by now has been handed in, and need not wait for more."""
+        self._boundary.call("stream", self._run.stream.pump)
 
     def read_test(self, *, whole: bool = False) -> None:
         if self.test is None:

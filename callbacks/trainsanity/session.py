@@ -385,6 +385,7 @@ class Session:
         readings.slow(force=True)
         audits.at_epoch_end(epoch)
         self._listeners.tell("on_epoch_end", epoch, dict(logs))
+        readings.send()
 
     def test_begin(self) -> None:
         run, readings = self._run, self._readings

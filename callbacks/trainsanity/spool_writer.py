@@ -24,7 +24,9 @@ class Pace:
     """How often the stream does what; our own judgement.
 
     Attributes:
-        packet_seconds: measured values wait at most this long for their packet.
+        packet_seconds: audits, and what is complete, wait at most this long for their packet.
+        loose_seconds: so long do single values wait for others; longer than from one reading of the
+            tape to the next.
         packet_bytes: a packet is closed as soon as this much waits.
         heartbeat_seconds: an empty packet says that the run is alive after this much quiet.
         echo_seconds: so early comes the first one after evidence: its answer tells what the rules
@@ -34,9 +36,10 @@ class Pace:
     """
 
     packet_seconds: float = 0.5
+    loose_seconds: float = 1.5
     packet_bytes: int = 256 * 1024
     heartbeat_seconds: float = 20.0
-    echo_seconds: float = 1.0
+    echo_seconds: float = 1.5
     pending_bytes: int = 32 * 1024 * 1024
     silent_seconds: float = 60.0
 
@@ -81,6 +84,7 @@ class SpoolWriter(threading.Thread):
         self._last_packet = time.monotonic()
         self._longest_gap = 0.0
         self._awaits_echo = False  # rules may have spoken since the last answer
+        self._is_complete = False  # what is pending is all there is to tell now
 
     # called by other threads; none of it waits for the disk
 
@@ -91,7 +95,7 @@ class SpoolWriter(threading.Thread):
     def add_audit(self, audit: Audit, size: int) -> None:
         with self._changed:
             self._pending.add_audit(audit, size)
-        self.pump()
+        self._wake_if_much()
 
     def add_block(self, block: Block) -> None:
         with self._changed:
@@ -100,12 +104,18 @@ class SpoolWriter(threading.Thread):
                 self.drop(block.points, "the disk does not keep up")
                 return
             self._pending.add_block(block)
-        self.pump()
+        self._wake_if_much()
 
-    def pump(self) -> None:
-        """Has a packet written if enough has come together."""
+    def _wake_if_much(self) -> None:
         if self._pending.size >= self._pace.packet_bytes:
             with self._changed:
+                self._changed.notify_all()
+
+    def pump(self) -> None:
+        """What there is to tell is all in: a packet need not wait for more."""
+        with self._changed:
+            self._is_complete = bool(self._pending)
+            if self._is_due():
                 self._changed.notify_all()
 
     def drop(self, points: int, reason: str) -> None:
@@ -133,7 +143,8 @@ class SpoolWriter(threading.Thread):
 
     def run(self) -> None:
         while self._state == "running":
-            self._write_packets()
+            if self._is_due() or self.header is not None or self._is_quiet():
+                self._write_packets()
             self._on_beat()
             with self._changed:
                 self._changed.wait_for(self._is_due, self._pace.packet_seconds)
@@ -145,11 +156,15 @@ class SpoolWriter(threading.Thread):
         self._on_end()
 
     def _is_due(self) -> bool:
-        return self._state != "running" or self._pending.size >= self._pace.packet_bytes
+        is_much = self._pending.size >= self._pace.packet_bytes
+        since = time.monotonic() - self._last_packet
+        is_whole = self._is_complete or self._pending.has_audits
+        wait = self._pace.packet_seconds if is_whole else self._pace.loose_seconds
+        return self._state != "running" or is_much or (bool(self._pending) and since >= wait)
 
     def _write_packets(self) -> None:
         with self._changed:
-            pending, self._pending = self._pending, Pending()
+            pending, self._pending, self._is_complete = self._pending, Pending(), False
         if self.header is not None or (not pending and self._is_quiet()):
             self._write_packet(Load())
         for load in pending.loads(MOST_BYTES):

@@ -169,7 +169,9 @@ class RunStream:
         self._writer.add_audit(_checked(packet).audits[0], len(wire.encode(packet)))
 
     def pump(self) -> None:
-        """Has a packet written if enough has come together; costs about a microsecond."""
+        """What there is to tell is all in: has it written, unless the last packet is only just
+        written; costs a few microseconds.
+        """
         if not self._is_inert:
             self._writer.pump()
 

@@ -20,7 +20,7 @@ from keras import ops
 
 from trainsanity.backends.backend import HOST_OPS, Backend, OnHost
 
-COPY_SECONDS = 0.4  # between two copies of the ring, where it cannot be read in an epoch
+COPY_SECONDS = 1.0  # between two copies of the ring, where it cannot be read in an epoch
 
 # On the tape where nothing can be said; NaN itself would trip debuggers of NaN. The host makes NaN
 # of it.
@@ -264,12 +264,18 @@ class TapeReader:
                 now  # a copy must be compiled first, for which the first batch is no time
             )
         if self._since_copy < self.tape.depth // 4 and now - self._copied < COPY_SECONDS:
-            return False
+            return self._can_read
         self._copied, self._since_copy = now, 0
         copy = self._backend.copy_tape(self.tape, model, result)
         if copy is not None:
             self._copies = [*self._copies[-1:], copy]
-        return len(self._copies) == 2
+        return self._can_read
+
+    @property
+    def _can_read(self) -> bool:
+        """Whether a copy is there; the step of the older one of two has long run."""
+        copies = self._copies
+        return len(copies) == 2 or (len(copies) == 1 and self._backend.is_there(copies[0]))
 
     def read(self, whole: bool) -> TapeRows:
         """New rows; all of them where `whole` says that the model's variables are in place."""
@@ -278,9 +284,8 @@ class TapeReader:
             count = self.tape.rows_written()
             ring = self._backend.read(self.tape.ring) if count > self._seen else None
             return self._decode(count, ring)
-        if len(self._copies) < 2:
+        if not self._can_read:
             return _NO_ROWS
-        # The older copy: its step has long run, so this does not wait.
         count, ring = self._copies.pop(0)
         return self._decode(int(np.asarray(count)), np.asarray(ring))
 

@@ -9,7 +9,18 @@ import keras
 import numpy as np
 import pytest
 
-from trainsanity.pace import ADAPTED_EVERY, FIRST, MOST, TRIAL, TRIED_EVERY, GraphPace, Pace
+from trainsanity.pace import (
+    ADAPTED_EVERY,
+    FIRST,
+    MOST,
+    SHARE,
+    TRIAL,
+    TRIED_EVERY,
+    GraphPace,
+    Pace,
+    TimedSteps,
+    affordable,
+)
 from trainsanity.programs import COMPARED, COMPARED_EVERY, WORTH, ProgramPace, ShortProgram
 
 
@@ -113,6 +124,40 @@ def test_a_graph_gives_every_step_its_turn_where_that_takes_little_and_tries_aga
     assert len(graph.run(steps, light=0.1, extra=0.0009)) == steps
     turns = graph.run(4 * ADAPTED_EVERY, light=0.001, extra=0.0009)
     assert len(turns) < 4 * ADAPTED_EVERY
+
+
+@pytest.mark.parametrize("extra", [0.03, 0.05, 0.1])
+def test_turns_take_no_more_than_their_share_where_steps_vary_more(extra):
+    """A step varies by a tenth of itself, and some take half as long again."""
+    shares = []
+    for seed in range(100):
+        chance, timed = np.random.default_rng(seed), TimedSteps()
+        for number in range(2 * ADAPTED_EVERY):
+            had_turn = number % TRIAL == 0
+            seconds = 1 + abs(chance.normal(0, 0.1)) + 0.5 * (chance.random() < 0.03)
+            timed.add(seconds * (1 + extra * had_turn), had_turn=had_turn)
+        shares.append(extra / affordable(timed.extra, timed.step_seconds))
+    assert np.quantile(shares, 0.9) <= SHARE
+    assert np.median(shares) > SHARE / 3, "what can be afforded is looked at"
+
+
+def test_turns_that_take_nothing_are_mostly_taken_however_steps_vary():
+    chance, timed = np.random.default_rng(0), TimedSteps()
+    for number in range(400):
+        timed.add(1 + chance.normal(0, 0.01), had_turn=number % 2 == 0)
+    assert affordable(timed.extra, timed.step_seconds) == 1
+
+
+def test_a_step_after_a_pause_is_not_compared_with_the_one_before_it():
+    timed = TimedSteps()
+    timed.add(1.0, had_turn=False)
+    timed.pause()
+    timed.add(9.0, had_turn=True)
+    assert not timed.is_known
+    timed.add(1.0, had_turn=False)
+    timed.add(1.5, had_turn=True)
+    assert timed.is_known
+    assert timed.extra == 0.5
 
 
 def test_steps_of_a_graph_that_others_run_put_nothing_out_of_step():

@@ -268,6 +268,21 @@ def test_closes_packets_that_grow_large(open_stream: OpenStream) -> None:
     assert sum(p.points for p in spooled(path_of(stream))) == 10_000
 
 
+def test_what_is_complete_waits_for_no_more_but_for_the_last_packet(
+    open_stream: OpenStream, server: Loopback
+) -> None:
+    stream = open_stream(server.url, pace=Pace(packet_seconds=10 * LONG, echo_seconds=10 * LONG))
+    server.wait_for_requests(1)
+    stream._writer._last_packet -= 10 * LONG
+    measure(stream, 1, 1)
+    server.wait_for_requests(2)
+    measure(stream, 2, 10)
+    stream.close("finished")
+
+    packets = [steps_of([p]) for p in server.ledger.packets[stream.run_id] if p.blocks]
+    assert packets == [[1], list(range(2, 11))]
+
+
 def test_splits_what_fits_in_no_packet(open_stream: OpenStream) -> None:
     stream = open_stream()
     steps = np.arange(1_000_000)

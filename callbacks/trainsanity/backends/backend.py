@@ -229,6 +229,12 @@ class Backend(ABC):
         """Counter and ring out of the new state; None where the tape can be read at any time."""
         return None
 
+    def is_there(self, copy: tuple[Any, Any]) -> bool:
+        """Whether a copy of the tape can be read without waiting for the step that it is made of;
+        False also where that is not known.
+        """
+        return False
+
     def tape_before(self, tape: Any, model: Any, args: tuple[Any, ...]) -> tuple[int, Any] | None:
         """Counter and ring out of the state that an execution is about to get, on the host; None
         where the tape can be read at any time.

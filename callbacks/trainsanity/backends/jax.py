@@ -249,6 +249,9 @@ class Jax(Backend):
         # next step.
         return self._copy(variables[place[id(tape.count)]], variables[place[id(tape.ring)]])
 
+    def is_there(self, copy: tuple[Any, Any]) -> bool:
+        return all(getattr(array, "is_ready", lambda: False)() for array in copy)
+
     def tape_before(self, tape: Any, model: Any, args: tuple[Any, ...]) -> tuple[int, Any] | None:
         """None where the execution has failed and taken its state along."""
         if any(value.is_deleted() for value in args[0][-1]):

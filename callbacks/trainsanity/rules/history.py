@@ -297,6 +297,7 @@ class RunHistory:
         self._where: dict[str, list[_Group]] = {}
         self._audits: dict[str, list[Audit]] = {}
         self._old_audits: dict[str, int] = {}
+        self._found: dict[str, list[str]] = {}  # names of signals by pattern
 
     def append(self, block: Block) -> None:
         group = self._groups.get(block.names)
@@ -304,6 +305,7 @@ class RunHistory:
             group = self._groups[block.names] = _Group(block.names)
             for name in block.names:
                 self._where.setdefault(name, []).append(group)
+            self._found.clear()
         group.append(block.steps, np.asarray(block.values, np.float64))
 
     def add_audit(self, audit: Audit) -> None:
@@ -315,7 +317,14 @@ class RunHistory:
             self._old_audits[audit.name] = max(0, self._old_audits.get(audit.name, 0) - 1)
 
     def view(self) -> RunView:
+        """What is known now: asked after more has come, it may still tell of what was."""
         return RunView(self)
+
+    def names(self, pattern: str) -> list[str]:
+        """Signal names that match a shell pattern, sorted."""
+        if pattern not in self._found:
+            self._found[pattern] = sorted(fnmatch.filter(self._where, pattern))
+        return self._found[pattern]
 
     def mark_judged(self) -> None:
         """From now on everything received so far is context, not news."""
@@ -329,6 +338,9 @@ class RunView:
 
     def __init__(self, history: RunHistory) -> None:
         self._history = history
+        # Many rules ask for the same.
+        self._rows: dict[tuple[str, ...], Rows] = {}
+        self._of: dict[str, tuple[Steps, Floats, NDArray[np.bool_]]] = {}
 
     @property
     def facts(self) -> RunFacts:
@@ -345,7 +357,7 @@ class RunView:
 
     def names(self, pattern: str = "*") -> list[str]:
         """Signal names that match a shell pattern, sorted."""
-        return sorted(fnmatch.filter(self._history._where, pattern))
+        return [*self._history.names(pattern)]
 
     def quantities(self, *witnesses: str) -> list[str]:
         """Quantities that carry all these witnesses, sorted: `quantities("reported", "all")`."""
@@ -358,6 +370,11 @@ class RunView:
         Raises:
             NotTestable: the run carries no such signal.
         """
+        if names not in self._rows:
+            self._rows[names] = self._find(names)
+        return self._rows[names]
+
+    def _find(self, names: tuple[str, ...]) -> Rows:
         where = self._history._where
         for name in names:
             if name not in where:
@@ -384,6 +401,11 @@ class RunView:
         return Rows(steps, columns, first_new)
 
     def _series(self, name: str) -> tuple[Steps, Floats, NDArray[np.bool_]]:
+        if name not in self._of:
+            self._of[name] = self._one(name)
+        return self._of[name]
+
+    def _one(self, name: str) -> tuple[Steps, Floats, NDArray[np.bool_]]:
         parts = []
         for group in self._history._where[name]:
             steps, values = group.kept()

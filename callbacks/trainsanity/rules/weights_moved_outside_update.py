@@ -62,6 +62,8 @@ class WeightsMovedOutsideUpdate(Rule):
             raise not_measured(run, MOVED)
         rows = run.rows(MOVED)
         allowed = _rounding(run)
+        if not np.any(np.abs(rows[MOVED]) > allowed):  # as a rule
+            return
         audits = run.audits("moved_outside") if run.has_audit("moved_outside") else []
         # One alert each for what a callback did, what none did, and what was not watched.
         for kind in ("seen", "nobody", "unwatched"):
