@@ -16,6 +16,7 @@ from tests.watched import watched_fit
 
 from trainsanity import backends, pace, programs
 from trainsanity.spooled import SpooledRun
+from trainsanity.tape import TapeReader
 
 BACKEND = keras.backend.backend()
 pytestmark = pytest.mark.skipif(BACKEND == "torch", reason="its step runs as Python code")
@@ -341,6 +342,35 @@ def test_a_batch_may_hold_what_is_no_array() -> None:
     model.make_train_function = with_number
     run = watched_fit(model, x, x[:, :1], batch_size=2, epochs=20)
     assert run.signal("batch/size")[0].tolist() == list(range(1, 41))
+
+
+@on_jax
+def test_a_copy_of_the_tape_is_read_when_its_step_has_run_not_with_the_next_copy(
+    data: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("trainsanity.readings.READ_SECONDS", 0.0)
+    monkeypatch.setattr("trainsanity.tape.COPY_SECONDS", 1e9)  # a quarter of the ring, then
+    begun, read = [], []
+
+    class Batches(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            begun.append(len(begun) + 1)
+
+    original = TapeReader.read
+
+    def reading(self: TapeReader, whole: bool) -> Any:
+        rows = original(self, whole)
+        if len(rows) and not whole:
+            read.append((begun[-1], int(rows.steps[-1])))
+        return rows
+
+    monkeypatch.setattr(TapeReader, "read", reading)
+    x, y, weights = data
+    options: Any = {"audit_budget": 0}
+    callbacks = [Batches()]
+    watched_fit(made(), x, y, sample_weight=weights, **FIT, callbacks=callbacks, options=options)
+    assert read
+    assert all(batch - step < Active.TAPE_DEPTH // 8 for batch, step in read), read
 
 
 def test_of_nan_in_a_batch_the_batch_is_named_although_it_had_no_turn(soon: None) -> None:
