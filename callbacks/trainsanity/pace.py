@@ -19,9 +19,9 @@ import keras
 from keras import ops
 
 FIRST = 64  # steps that all probes look at, whatever it costs: most trouble shows at once
-# Of the time of a step, for the probes that need not see every batch: half of the 2 % that all of
-# ours may add to a step of 10 ms.
-SHARE = 0.01
+# Of the time of a step, for the probes that need not see every batch: a quarter of the 2 % that all
+# of ours, and a server beside the training, may add to a step of 10 ms.
+SHARE = 0.005
 MOST = 64  # steps from one turn to the next at most
 REMEMBERED = 15  # steps of each kind whose median counts
 TRIAL = 4  # the stride by which a graph shows what turns take

@@ -50,8 +50,8 @@ def run(pace: Pace, clock: Clock, steps: int, *, step: float, full: float, light
 def test_all_probes_look_at_the_first_steps_and_then_as_often_as_time_allows():
     clock = Clock()
     pace = Pace(thins=True, clock=clock)
-    # 0.95 ms more than a light step, which is 9.5 times 1 % of 10 ms.
-    turns = run(pace, clock, FIRST + 35, step=0.010, full=0.00115, light=0.0002)
+    # 0.475 ms more than a light step, which is 9.5 times 0.5 % of 10 ms.
+    turns = run(pace, clock, FIRST + 35, step=0.010, full=0.000575, light=0.0001)
     assert turns[:FIRST] == list(range(1, FIRST + 1))
     # Before a light step was seen, the whole cost counts.
     assert turns[FIRST:] == [FIRST + 12, FIRST + 22, FIRST + 32]
@@ -60,7 +60,7 @@ def test_all_probes_look_at_the_first_steps_and_then_as_often_as_time_allows():
 
 def test_cheap_probes_look_at_every_step():
     clock = Clock()
-    turns = run(Pace(thins=True, clock=clock), clock, 200, step=1.0, full=0.009)
+    turns = run(Pace(thins=True, clock=clock), clock, 200, step=1.0, full=0.0045)
     assert len(turns) == 200
 
 
@@ -109,20 +109,20 @@ class Graph:
 
 def test_a_graph_tries_what_turns_take_and_then_gives_as_many_as_time_allows():
     graph = Graph()
-    assert graph.run(FIRST, light=0.001, extra=0.000125) == list(range(1, FIRST + 1))
-    tried = graph.run(ADAPTED_EVERY, light=0.001, extra=0.000125)
+    assert graph.run(FIRST, light=0.001, extra=0.0000625) == list(range(1, FIRST + 1))
+    tried = graph.run(ADAPTED_EVERY, light=0.001, extra=0.0000625)
     assert np.diff(tried).tolist()[:-1] == [TRIAL] * (len(tried) - 2)
-    turns = graph.run(4 * ADAPTED_EVERY, light=0.001, extra=0.000125)
-    # 12.5 times 1 % of a step.
+    turns = graph.run(4 * ADAPTED_EVERY, light=0.001, extra=0.0000625)
+    # 12.5 times 0.5 % of a step.
     assert set(np.diff(turns).tolist()) == {13}
 
 
 def test_a_graph_gives_every_step_its_turn_where_that_takes_little_and_tries_again_later():
     graph = Graph()
-    graph.run(FIRST + ADAPTED_EVERY, light=0.1, extra=0.0009)
+    graph.run(FIRST + ADAPTED_EVERY, light=0.1, extra=0.00045)
     steps = TRIED_EVERY - 2 * ADAPTED_EVERY
-    assert len(graph.run(steps, light=0.1, extra=0.0009)) == steps
-    turns = graph.run(4 * ADAPTED_EVERY, light=0.001, extra=0.0009)
+    assert len(graph.run(steps, light=0.1, extra=0.00045)) == steps
+    turns = graph.run(4 * ADAPTED_EVERY, light=0.001, extra=0.00045)
     assert len(turns) < 4 * ADAPTED_EVERY
 
 
@@ -162,10 +162,10 @@ def test_a_step_after_a_pause_is_not_compared_with_the_one_before_it():
 
 def test_steps_of_a_graph_that_others_run_put_nothing_out_of_step():
     graph = Graph()
-    graph.run(FIRST + 2 * ADAPTED_EVERY, light=0.001, extra=0.0005)
+    graph.run(FIRST + 2 * ADAPTED_EVERY, light=0.001, extra=0.00025)
     graph.count.assign_add(17)
-    graph.run(ADAPTED_EVERY, light=0.001, extra=0.0005)
-    turns = graph.run(ADAPTED_EVERY * 4, light=0.001, extra=0.0005)
+    graph.run(ADAPTED_EVERY, light=0.001, extra=0.00025)
+    turns = graph.run(ADAPTED_EVERY * 4, light=0.001, extra=0.00025)
     assert set(np.diff(turns).tolist()) == {50}
 
 
@@ -221,10 +221,10 @@ def test_a_second_program_is_made_when_training_has_paid_for_it() -> None:
 
 
 def test_the_whole_program_has_its_turns_as_often_as_time_allows() -> None:
-    programs = Programs(whole=0.12, short=0.1)
+    programs = Programs(whole=0.11, short=0.1)
     programs.run(FIRST + 600)
     (made,) = programs.made_at
-    assert programs.pace.stride == 20  # 20 ms are 1 % of 20 steps
+    assert programs.pace.stride == 20  # 10 ms are 0.5 % of 20 steps
     turns = [step for step in programs.run(100) if step > made + 2 * COMPARED]
     assert set(np.diff(turns)) == {20}
     programs.pace.take_next()
