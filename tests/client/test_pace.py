@@ -141,7 +141,7 @@ def test_turns_take_no_more_than_their_share_where_steps_vary_more(extra):
     assert np.median(shares) > SHARE / 3, "what can be afforded is looked at"
 
 
-def test_turns_that_take_nothing_are_mostly_taken_however_steps_vary():
+def test_turns_that_take_nothing_are_taken_at_every_step_where_steps_vary_little():
     chance, timed = np.random.default_rng(0), TimedSteps()
     for number in range(400):
         timed.add(1 + chance.normal(0, 0.01), had_turn=number % 2 == 0)

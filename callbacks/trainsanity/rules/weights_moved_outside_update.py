@@ -62,13 +62,11 @@ class WeightsMovedOutsideUpdate(Rule):
             raise not_measured(run, MOVED)
         rows = run.rows(MOVED)
         allowed = _rounding(run)
-        if not np.any(np.abs(rows[MOVED]) > allowed):  # as a rule
-            return
         audits = run.audits("moved_outside") if run.has_audit("moved_outside") else []
+        kinds = np.array([_kind(_audit_at(audits, int(step))) for step in rows.steps], str)
         # One alert each for what a callback did, what none did, and what was not watched.
         for kind in ("seen", "nobody", "unwatched"):
-            kinds = [_kind(_audit_at(audits, int(step))) for step in rows.steps]
-            where = np.array([each == kind for each in kinds], bool)
+            where = kinds == kind
             part = parting(rows, np.zeros(len(rows)), rows[MOVED], allowed, where=where)
             if part is not None:
                 yield _finding(part, kind, _audit_at(audits, part.last_step))
