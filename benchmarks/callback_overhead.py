@@ -4,7 +4,12 @@ Every subject has a process of its own, in which fits with and without its callb
 processes take turns too, so that all see the same machine. The figure is the second epoch's time
 per batch, with the callback less without: the median over the rounds.
 
+One process differs from the next by some hundredths of a step, whatever it runs, and more rounds in
+it do not even that out. So each subject may be started several times; the figure is then the mean
+over its processes, and its standard error is printed beside it.
+
     python benchmarks/callback_overhead.py --quick
+    python benchmarks/callback_overhead.py --model lstm --no-peers --processes 8 --rounds 2
     python benchmarks/callback_overhead.py --backend jax --peer mlflow=/venvs/mlflow/bin/python
     python benchmarks/callback_overhead.py --server slow --json
 """
@@ -52,6 +57,30 @@ class Times:
 
     def hook_p99(self) -> float:
         return statistics.median(watched["hook_p99"] for watched in self.watched)
+
+
+@dataclass
+class Measured:
+    """Of one subject on one model: the times of each of its processes."""
+
+    processes: list[Times] = field(default_factory=list)
+
+    def added(self, what: str) -> float:
+        return statistics.mean(self._added(what))
+
+    def standard_error(self, what: str) -> float:
+        """Of `added`, in microseconds: nothing is known of it where there is one process."""
+        added = self._added(what)
+        return statistics.stdev(added) / len(added) ** 0.5 if len(added) > 1 else float("nan")
+
+    def alone(self, what: str) -> float:
+        return statistics.mean(times.alone(what) for times in self.processes)
+
+    def hook_p99(self) -> float:
+        return statistics.mean(times.hook_p99() for times in self.processes)
+
+    def _added(self, what: str) -> list[float]:
+        return [times.added(what) for times in self.processes]
 
 
 class Worker:
@@ -104,20 +133,26 @@ class Worker:
 @click.option("--quick", is_flag=True, help="The smallest model and few rounds: under a minute.")
 @training_options
 @click.option("--rounds", default=7, show_default=True, help="Times that the subjects take turns.")
+@click.option(
+    "--processes", default=1, show_default=True, help="Times that each subject is started anew."
+)
 @click.option("--batches", default=500, show_default=True, help="Batches of the timed epoch.")
 @click.option("--server", type=click.Choice(sorted(SERVERS)), default="up", show_default=True)
 @click.option(
     "--peer", "peers", multiple=True, metavar="NAME=PYTHON", help="Interpreter of a peer."
 )
+@click.option("--no-peers", is_flag=True, help="Ours alone, such as for a budget of its own.")
 def main(
     quick: bool,
     as_json: bool,
     backend: str,
     models: tuple[str, ...],
     rounds: int,
+    processes: int,
     batches: int,
     server: str,
     peers: tuple[str, ...],
+    no_peers: bool,
 ) -> None:
     """Microseconds that a callback adds to a training step, beside its peers'."""
     if quick:
@@ -125,12 +160,17 @@ def main(
     rows: list[Row] = []
     with SERVERS[server]() as url:
         env = environment(backend) | {"TRAINSANITY_URL": url}
-        subjects = _subjects(peers)
+        subjects = {"trainsanity": sys.executable} if no_peers else _subjects(peers)
         for model in models or MODELS:
             print(
-                f"{model} on {backend}: {rounds} rounds of {', '.join(subjects)}", file=sys.stderr
+                f"{model} on {backend}: {processes} times {rounds} rounds of {', '.join(subjects)}",
+                file=sys.stderr,
             )
-            measured = measure(model, subjects, rounds, batches, env)
+            measured = {subject: Measured() for subject in subjects}
+            for _ in range(processes):
+                for subject, times in measure(model, subjects, rounds, batches, env).items():
+                    measured[subject].processes.append(times)
+                    print(f"{subject}: {times.added('mean'):+,.0f} µs", file=sys.stderr)
             rows += _rows(f"{model}, {backend}", f"server {server}", measured)
     show(rows, as_json=as_json)
 
@@ -177,15 +217,19 @@ def measure(
         return {worker.subject: worker.times for worker in workers}
 
 
-def _rows(case: str, server: str, measured: dict[str, Times]) -> Iterator[Row]:
+def _rows(case: str, server: str, measured: dict[str, Measured]) -> Iterator[Row]:
     ours = measured["trainsanity"]
     yield row(f"{case}: step without callback", "keras", ours.alone("mean"), "µs")
     for subject, times in measured.items():
         here = f", {server}" if subject == "trainsanity" else ""
-        added = times.added("mean")
-        share = 100 * added / times.alone("mean")
+        added, error, step = times.added("mean"), times.standard_error("mean"), times.alone("mean")
         yield row(f"{case}: added per batch{here}", subject, added, "µs")
-        yield row(f"{case}: added per batch{here}", subject, share, "% of step")
+        yield row(f"{case}: added per batch{here}", subject, 100 * added / step, "% of step")
+        if len(times.processes) > 1:
+            yield row(f"{case}: standard error of it{here}", subject, error, "µs")
+            yield row(
+                f"{case}: standard error of it{here}", subject, 100 * error / step, "% of step"
+            )
         yield row(f"{case}: added to the median step{here}", subject, times.added("median"), "µs")
         yield row(f"{case}: added to the fast step{here}", subject, times.added("fast"), "µs")
         used = times.added("processor")

@@ -155,8 +155,6 @@ class Alerts:
             Whether anything changed.
         """
         by_key = {alert_id(run.id, f.rule.id, f.finding.subject): f for f in found}
-        if not by_key and run.alert_cursor == 0:
-            return False
         existing = {row.id: row for row in rows.of_run(session, run.id)}
         changed = []
         for key, item in by_key.items():

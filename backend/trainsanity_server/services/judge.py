@@ -221,8 +221,15 @@ class Judge(Worker):
     ) -> bool | None:
         """Stores what was found; whether alerts changed, or None where it is in other hands."""
         until = self._clock() + self._lease
-        if not judging.advance(session, run, tail.next_seq, self.owner, until):
+        curve = sparkline(case.history.view())
+        cursor = judging.advance(session, run, tail.next_seq, self.owner, until, curve)
+        if cursor is None:
             return None
+        alert_rows.put_verdicts(session, run.id, changed)
+        if tail.damage:
+            run_rows.note_damage(session, run.id, tail.damage)
+        if not opinion.found and cursor == 0:  # as of most runs, most of the time
+            return False
         row = run_rows.locked(session, run.id)
         if row is None:
             return None
@@ -230,12 +237,7 @@ class Judge(Worker):
         def healed(alert: AlertRow) -> bool:
             return alert.rule in opinion.spoke and self._book.heals(alert.rule)
 
-        has_news = self._alerts.record(session, row, opinion.found, healed=healed)
-        alert_rows.put_verdicts(session, run.id, changed)
-        row.sparkline = sparkline(case.history.view())
-        if tail.damage:
-            run_rows.note_damage(session, run.id, tail.damage)
-        return has_news
+        return self._alerts.record(session, row, opinion.found, healed=healed)
 
     def _publish(self, run: RunRow, has_news: bool) -> None:
         if has_news:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 STEPS = "comes with steps of training"
 # By the name of a signal or audit: where it comes from, as docs/evidence.md has it.
@@ -42,6 +43,7 @@ def carries_no(*names: str, kind: str = "") -> str:
     return f"{text} ({told})" if told else text
 
 
+@lru_cache(maxsize=4096)  # asked for the same names at each judgement
 def comes_with(*names: str) -> str | None:
     """When a run carries the first of these of which that is known."""
     told = (words for name in names for each, words in COMES.items() if fnmatchcase(name, each))
