@@ -320,6 +320,22 @@ def test_a_rule_that_only_advises_is_not_shown_as_a_contradiction(
     expect(line).to_contain_text("Advice:")
 
 
+def test_a_number_is_not_broken_on_a_phone(page: Page, server: LiveServer) -> None:
+    feed = server.feed("a rate of seven digits")
+    rates = {"learning_rate/declared": [0.0001875] * 25, "learning_rate/applied": [0.003] * 25}
+    feed.send(rates, state="finished")
+    wait_until_settled(server, feed.run_id)
+    page.set_viewport_size({"width": 390, "height": 900})
+    go_to(page, feed.run_id)
+    numbers = page.locator(".witness dd")
+    expect(numbers).to_have_text(["0.0001875", "0.003000"])
+    rate, applied = (numbers.nth(i).bounding_box() for i in (0, 1))
+    assert rate is not None
+    assert applied is not None
+    assert rate["height"] == applied["height"] < 40
+    assert rate["y"] == applied["y"]
+
+
 def test_many_findings_can_be_seen_at_a_glance(page: Page, server: LiveServer) -> None:
     feed = server.feed("five embeddings")
     words = {"id_max": 120.0, "id_min": 0.0, "input_dim": 100.0}
