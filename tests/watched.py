@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ def let_earlier_runs_end() -> None:
     """Those that an exception has left: they end soon after nobody refers to them any more, and
     listen until then to what the process prints.
     """
-    gc.collect()
+    latest = time.monotonic() + LONG
     for thread in threading.enumerate():
-        if thread.name == "trainsanity-spool":
-            thread.join(LONG)
+        while (
+            thread.name == "trainsanity-spool" and thread.is_alive() and time.monotonic() < latest
+        ):
+            gc.collect()  # once is not enough where a finalizer lets go of the next cycle
+            thread.join(0.5)

@@ -37,9 +37,24 @@ def untouched(model: Any) -> Iterator[None]:
         values_as_now(volatile),
         assigned_as_now(),
         scopes_as_now(),
+        undecided_as_now(model),
         unknown_state_as_now(model),
     ):
         yield
+
+
+@contextmanager
+def undecided_as_now(model: Any) -> Iterator[None]:
+    """Leaves open whether XLA compiles a model inside that was never compiled itself: Keras decides
+    when somebody asks, as saving does.
+    """
+    parts = [vars(layer) for layer in model._flatten_layers()]
+    undecided = [own for own in parts if own.get("_jit_compile", ...) is None]
+    try:
+        yield
+    finally:
+        for own in undecided:
+            own["_jit_compile"] = None
 
 
 @contextmanager

@@ -175,6 +175,22 @@ def test_leaves_no_trace_on_the_model(tmp_path: Path) -> None:
             np.testing.assert_array_equal(a, b)
 
 
+def test_a_model_inside_is_left_as_it_is(tmp_path: Path) -> None:
+    """Keras decides whether to compile it when it is saved, as our audits do."""
+    inside = []
+    for callbacks in ([], [offline_callback(tmp_path)]):
+        inner = keras.Sequential([keras.Input((3,)), layers.Dense(4)], name="inner")
+        model = keras.Sequential([keras.Input((3,)), inner, layers.Dense(1)])
+        model.compile("sgd", "mse")
+        x = np.ones((12, 3), "float32")
+        model.fit(x, x[:, :1], batch_size=4, verbose=0, callbacks=callbacks)
+        simple = (bool, int, float, str, type(None))
+        inside.append({k: v for k, v in vars(inner).items() if isinstance(v, simple)})
+    plain, watched = inside
+    assert plain == watched
+    assert plain["_jit_compile"] is None
+
+
 def test_a_regularizer_is_called_as_often_as_without_us(tmp_path: Path) -> None:
     calls: list[int] = []
 
