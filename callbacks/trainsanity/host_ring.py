@@ -25,6 +25,7 @@ class HostRing:
     """
 
     AT_ONCE = 64  # rows
+    MOST_BYTES = 8 * 2**20  # that may wait
 
     def __init__(
         self,
@@ -35,21 +36,27 @@ class HostRing:
     ) -> None:
         self._ring, self._count, self._rest, self._number = ring, count, rest, number
         self._rows: list[tuple[Make, Any]] = []
+        self._waiting = 0  # bytes
 
     def write(self, cells: Cells) -> None:
         """Scalars by their places; a tensor may change after this."""
         number = self._number
         self.write_later(list, {place: number(value) for place, value in cells.items()})
 
-    def write_later(self, make: Make, source: Any) -> None:
-        """The row that `make` makes of this; it is given all that came for it one after another."""
+    def write_later(self, make: Make, source: Any, size: int = 0) -> None:
+        """The row that `make` makes of this; it is given all that came for it one after another.
+
+        Args:
+            size: bytes that the source keeps.
+        """
         self._rows.append((make, source))
-        if len(self._rows) >= self.AT_ONCE:
+        self._waiting += size
+        if len(self._rows) >= self.AT_ONCE or self._waiting >= self.MOST_BYTES:
             self.put_in_place()
 
     def put_in_place(self) -> None:
         """All rows so far are in the ring."""
-        rows, self._rows = self._rows, []
+        rows, self._rows, self._waiting = self._rows, [], 0
         for make, run in groupby(rows, lambda row: row[0]):
             for cells in make([source for _, source in run]):
                 self._put(cells)

@@ -136,10 +136,14 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         """Whether rows can be made later than their step."""
         return self._host is not None
 
-    def write_later(self, source: Any) -> None:
-        """The row that `make` makes of this when the tape is next read; where `is_in_memory`."""
+    def write_later(self, source: Any, size: int) -> None:
+        """The row that `make` makes of this when the tape is next read; where `is_in_memory`.
+
+        Args:
+            size: bytes that are kept until then.
+        """
         assert self._host is not None
-        self._host.write_later(self._made, source)
+        self._host.write_later(self._made, source, size)
 
     def _made(self, sources: list[Any]) -> Iterator[dict[int, Any]]:
         return map(self._cells, self.make(sources))

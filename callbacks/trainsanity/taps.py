@@ -308,12 +308,12 @@ class Taps:
         self._turns.ask(step, "trace_end", step)
         tape = self._tapes[step.training]
         with self.run.backend.observing():
-            is_kept = later.keep(step, self.run.backend)
-        if is_kept:
-            tape.write_later(step)
-        else:
+            kept_bytes = later.keep(step, self.run.backend)
+        if kept_bytes is None:
             self._look(step)
             tape.write(step.columns)
+        else:
+            tape.write_later(step, kept_bytes)
 
     def _look(self, step: Step) -> None:
         """Now, at all that has waited so far; the step waits no more."""

@@ -141,6 +141,30 @@ def test_looking_at_many_at_once_finds_what_looking_at_each_finds(monkeypatch):
             np.testing.assert_allclose(values, others, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+def test_outputs_of_some_size_are_looked_at_together_too(monkeypatch):
+    """As of a tagger: 32 sequences of 64 words and 16 tags take 128 KiB."""
+    together = []
+    real = later.columns_of
+    monkeypatch.setattr(
+        later, "columns_of", lambda steps, *rest: together.append(len(steps)) or real(steps, *rest)
+    )
+    random = np.random.default_rng(1)
+    x = random.normal(size=(32 * 120, 64, 3)).astype("float32")
+    y = random.integers(0, 16, (32 * 120, 64))
+    model = keras.Sequential(
+        [
+            keras.Input((64, 3)),
+            keras.layers.Dense(16, activation="softmax", kernel_initializer="zeros"),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
+    run = watched_fit(model, x, y, batch_size=32, shuffle=False)
+    assert sum(together) >= 120 - pace.FIRST - 8, together
+    steps, losses = run.signal("loss/batch")
+    assert steps.tolist() == list(range(1, 121))
+    np.testing.assert_allclose(losses, np.log(16.0), rtol=1e-5)
+
+
 def test_an_exception_loses_none_of_the_steps_before_it(tmp_path):
     class Stop(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -186,3 +210,16 @@ def test_rows_that_wait_come_in_their_order():
     assert made == [[1, 2], [4]]
     assert count == 4
     np.testing.assert_array_equal(ring, [[1, -1], [2, -1], [-1, 3], [4, -1]])
+
+
+def test_what_waits_is_bounded_in_bytes():
+    rows = HostRing(np.zeros((64, 1), np.float32), np.zeros((), np.int32), 0.0, float)
+    made: list[int] = []
+
+    def make(sources: list[int]) -> Iterator[dict[int, float]]:
+        made.append(len(sources))
+        return iter([{0: float(source)} for source in sources])
+
+    for step in range(10):
+        rows.write_later(make, step, HostRing.MOST_BYTES // 4)
+    assert made == [4, 4]
