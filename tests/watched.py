@@ -44,9 +44,7 @@ def let_earlier_runs_end() -> None:
     listen until then to what the process prints.
     """
     latest = time.monotonic() + LONG
-    for thread in threading.enumerate():
-        while (
-            thread.name == "trainsanity-spool" and thread.is_alive() and time.monotonic() < latest
-        ):
+    for thread in [t for t in threading.enumerate() if t.name == "trainsanity-spool"]:
+        while thread.is_alive() and time.monotonic() < latest:
             gc.collect()  # once is not enough where a finalizer lets go of the next cycle
             thread.join(0.5)

@@ -27,6 +27,17 @@ def _few_turns(monkeypatch) -> None:
     monkeypatch.setattr(pace, "affordable", lambda *_: pace.MOST)
 
 
+@pytest.fixture
+def together(monkeypatch) -> list[int]:
+    """How many steps were looked at together, each time."""
+    counts: list[int] = []
+    real = later.columns_of
+    monkeypatch.setattr(
+        later, "columns_of", lambda steps, *rest: counts.append(len(steps)) or real(steps, *rest)
+    )
+    return counts
+
+
 def tagger() -> keras.Model:
     keras.utils.set_random_seed(0)
     ids = keras.Input((TIME,), dtype="int32")
@@ -100,12 +111,7 @@ def by_hand(weights: list[Any], batch: tuple[Any, ...]) -> tuple[float, float, f
     )
 
 
-def test_each_batch_is_measured_as_it_was(monkeypatch):
-    together = []
-    real = later.columns_of
-    monkeypatch.setattr(
-        later, "columns_of", lambda steps, *rest: together.append(len(steps)) or real(steps, *rest)
-    )
+def test_each_batch_is_measured_as_it_was(together):
     kept = Weights()
     run = watched_fit(tagger(), loader(), shuffle=False, callbacks=[kept])
     assert sum(together) >= BATCHES - pace.FIRST - 8, together
@@ -141,13 +147,8 @@ def test_looking_at_many_at_once_finds_what_looking_at_each_finds(monkeypatch):
             np.testing.assert_allclose(values, others, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_outputs_of_some_size_are_looked_at_together_too(monkeypatch):
+def test_outputs_of_some_size_are_looked_at_together_too(together):
     """As of a tagger: 32 sequences of 64 words and 16 tags take 128 KiB."""
-    together = []
-    real = later.columns_of
-    monkeypatch.setattr(
-        later, "columns_of", lambda steps, *rest: together.append(len(steps)) or real(steps, *rest)
-    )
     random = np.random.default_rng(1)
     x = random.normal(size=(32 * 120, 64, 3)).astype("float32")
     y = random.integers(0, 16, (32 * 120, 64))
