@@ -350,6 +350,7 @@ def test_a_copy_of_the_tape_is_read_when_its_step_has_run_not_with_the_next_copy
 ) -> None:
     monkeypatch.setattr("trainsanity.readings.READ_SECONDS", 0.0)
     monkeypatch.setattr("trainsanity.tape.COPY_SECONDS", 1e9)  # a quarter of the ring, then
+    monkeypatch.setattr(Active, "TAPE_DEPTH", 256)
     begun, read = [], []
 
     class Batches(keras.callbacks.Callback):
@@ -371,6 +372,28 @@ def test_a_copy_of_the_tape_is_read_when_its_step_has_run_not_with_the_next_copy
     watched_fit(made(), x, y, sample_weight=weights, **FIT, callbacks=callbacks, options=options)
     assert read
     assert all(batch - step < Active.TAPE_DEPTH // 8 for batch, step in read), read
+
+
+def test_a_tape_is_read_for_time_or_after_256_steps_and_not_for_fewer(
+    data: Any, monkeypatch: Any
+) -> None:
+    """A step of 5 ms makes 200 of them a second; each reading also sends a packet."""
+    monkeypatch.setattr("trainsanity.readings.READ_SECONDS", 1e9)
+    monkeypatch.setattr("trainsanity.tape.COPY_SECONDS", 1e9)
+    read = []
+    original = TapeReader.read
+
+    def reading(self: TapeReader, whole: bool) -> Any:
+        rows = original(self, whole)
+        if len(rows) and not whole:
+            read.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(TapeReader, "read", reading)
+    x, y, weights = data
+    options: Any = {"audit_budget": 0}
+    watched_fit(made(), x, y, sample_weight=weights, batch_size=1, options=options)
+    assert read[0] >= 256, read
 
 
 def test_of_nan_in_a_batch_the_batch_is_named_although_it_had_no_turn(soon: None) -> None:

@@ -60,7 +60,6 @@ STATE = (
 
 class Jax(Backend):
     # Within an epoch Keras empties the variables; the state travels as arguments.
-    TAPE_DEPTH = 256  # all of it is copied for every reading
     CELLS = 2
     READABLE_IN_EPOCH = False
     HAS_GRADIENT_BOUNDARY = True
