@@ -1,15 +1,19 @@
 """What a callback adds to a training step, ours beside its peers', alternating in one run.
 
 Every subject has a process of its own, in which fits with and without its callback take turns; the
-processes take turns too, so that all see the same machine. The figure is the second epoch's time
-per batch, with the callback less without: the median over the rounds.
+processes take turns too, so that all see the same machine. The figure is the time per batch in the
+later half of the epochs, with the callback less without: the median over the rounds.
 
 One process differs from the next by some hundredths of a step, whatever it runs, and more rounds in
 it do not even that out. So each subject may be started several times; the figure is then the mean
 over its processes, and its standard error is printed beside it.
 
+With two epochs of some seconds it is the cost of a fit that has just begun, audits of the first
+minutes included. More epochs show what it comes to in a long training.
+
     python benchmarks/callback_overhead.py --quick
     python benchmarks/callback_overhead.py --model lstm --no-peers --processes 8 --rounds 2
+    python benchmarks/callback_overhead.py --model transformer --batch-size 64 --epochs 20
     python benchmarks/callback_overhead.py --backend jax --peer mlflow=/venvs/mlflow/bin/python
     python benchmarks/callback_overhead.py --server slow --json
 """
@@ -23,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import click
@@ -83,16 +87,26 @@ class Measured:
         return [times.added(what) for times in self.processes]
 
 
+@dataclass(frozen=True)
+class Fit:
+    """What is trained: the model's name, the batches of an epoch and the rows of each, epochs."""
+
+    model: str
+    batches: int
+    batch_size: int
+    epochs: int
+
+
 class Worker:
     """The process of one subject."""
 
-    def __init__(self, python: str, model: str, subject: str, batches: int, env: dict[str, str]):
+    def __init__(self, python: str, subject: str, fit: Fit, env: dict[str, str]):
         self.subject = subject
         self.times = Times()
         # A pipe that nobody reads would fill up.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in close()
         self._process = subprocess.Popen(
-            [python, str(HERE / "worker.py"), model, subject, str(batches)],
+            [python, str(HERE / "worker.py"), subject, *map(str, astuple(fit))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -136,7 +150,15 @@ class Worker:
 @click.option(
     "--processes", default=1, show_default=True, help="Times that each subject is started anew."
 )
-@click.option("--batches", default=500, show_default=True, help="Batches of the timed epoch.")
+@click.option("--batches", default=500, show_default=True, help="Batches of an epoch.")
+@click.option("--batch-size", default=32, show_default=True)
+@click.option(
+    "--epochs",
+    default=2,
+    show_default=True,
+    type=click.IntRange(2),
+    help="Epochs of a fit; the later half is timed.",
+)
 @click.option("--server", type=click.Choice(sorted(SERVERS)), default="up", show_default=True)
 @click.option(
     "--peer", "peers", multiple=True, metavar="NAME=PYTHON", help="Interpreter of a peer."
@@ -150,6 +172,8 @@ def main(
     rounds: int,
     processes: int,
     batches: int,
+    batch_size: int,
+    epochs: int,
     server: str,
     peers: tuple[str, ...],
     no_peers: bool,
@@ -168,7 +192,8 @@ def main(
             )
             measured = {subject: Measured() for subject in subjects}
             for _ in range(processes):
-                for subject, times in measure(model, subjects, rounds, batches, env).items():
+                fit = Fit(model, batches, batch_size, epochs)
+                for subject, times in measure(fit, subjects, rounds, env).items():
                     measured[subject].processes.append(times)
                     print(f"{subject}: {times.added('mean'):+,.0f} µs", file=sys.stderr)
             rows += _rows(f"{model}, {backend}", f"server {server}", measured)
@@ -197,23 +222,24 @@ def _has(python: str, module: str) -> bool:
 
 
 def measure(
-    model: str, subjects: dict[str, str], rounds: int, batches: int, env: dict[str, str]
+    fit: Fit, subjects: dict[str, str], rounds: int, env: dict[str, str]
 ) -> dict[str, Times]:
-    """Times of every subject; the first round warms up and does not count."""
+    """Times of every subject. A first round warms up and does not count, unless fits are long."""
     with contextlib.ExitStack() as stack:
         workers = []
         for subject, python in subjects.items():
-            worker = Worker(python, model, subject, batches, env)
+            worker = Worker(python, subject, fit, env)
             stack.callback(worker.close)
             workers.append(worker)
         for worker in workers:
             worker.hello()
-        for number in range(rounds + 1):
+        if fit.epochs == 2:
             for worker in workers:
                 worker.round()
-            if number == 0:
-                for worker in workers:
-                    worker.times = Times()
+                worker.times = Times()
+        for _ in range(rounds):
+            for worker in workers:
+                worker.round()
         return {worker.subject: worker.times for worker in workers}
 
 

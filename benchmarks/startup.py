@@ -27,7 +27,7 @@ from typing import Any
 import click
 from overhead.command_line import MODELS, Row, environment, row, show, training_options
 
-BATCHES = 4
+BATCHES, BATCH_SIZE = 4, 32
 
 
 @click.command()
@@ -101,7 +101,7 @@ def seconds_of(model: str, kind: str) -> float:
             self.ended = self.ended or time.perf_counter()
 
     keras.utils.set_random_seed(0)
-    made, x, y = BUILDERS[model](BATCHES)
+    made, x, y = BUILDERS[model](BATCHES * BATCH_SIZE)
     first = FirstBatch()
     callbacks: list[Any] = [first]
     with tempfile.TemporaryDirectory() as folder:
@@ -110,7 +110,7 @@ def seconds_of(model: str, kind: str) -> float:
             from trainsanity import SanityCallback
 
             callbacks.append(SanityCallback("offline", spool_dir=folder, verbose=False))
-        made.fit(x, y, batch_size=len(x) // BATCHES, verbose=0, callbacks=callbacks)
+        made.fit(x, y, batch_size=BATCH_SIZE, verbose=0, callbacks=callbacks)
     return first.ended - began
 
 

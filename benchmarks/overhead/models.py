@@ -9,18 +9,17 @@ import keras
 import numpy as np
 from keras import layers
 
-BATCH = 32
 TOKENS = 32  # positions of a sequence
 VOCABULARY = 500
 
 Made = tuple[keras.Model, Any, Any]
 
 
-def dense(batches: int) -> Made:
+def dense(rows: int) -> Made:
     """A classifier with a step below a millisecond."""
     random = np.random.default_rng(0)
-    x = random.normal(size=(batches * BATCH, 16)).astype("float32")
-    y = random.integers(0, 4, batches * BATCH)
+    x = random.normal(size=(rows, 16)).astype("float32")
+    y = random.integers(0, 4, rows)
     model = keras.Sequential(
         [
             keras.Input((16,)),
@@ -31,11 +30,11 @@ def dense(batches: int) -> Made:
     return _compiled(model), x, y
 
 
-def cnn(batches: int) -> Made:
+def cnn(rows: int) -> Made:
     """A small convolutional classifier with batch normalization and dropout."""
     random = np.random.default_rng(0)
-    x = random.normal(size=(batches * BATCH, 28, 28, 1)).astype("float32")
-    y = random.integers(0, 10, batches * BATCH)
+    x = random.normal(size=(rows, 28, 28, 1)).astype("float32")
+    y = random.integers(0, 10, rows)
     model = keras.Sequential(
         [
             keras.Input((28, 28, 1)),
@@ -51,11 +50,11 @@ def cnn(batches: int) -> Made:
     return _compiled(model), x, y
 
 
-def deep_cnn(batches: int) -> Made:
+def deep_cnn(rows: int) -> Made:
     """A convolutional classifier with a step of some ten milliseconds on two cores."""
     random = np.random.default_rng(0)
-    x = random.normal(size=(batches * BATCH, 24, 24, 3)).astype("float32")
-    y = random.integers(0, 10, batches * BATCH)
+    x = random.normal(size=(rows, 24, 24, 3)).astype("float32")
+    y = random.integers(0, 10, rows)
     model = keras.Sequential([keras.Input((24, 24, 3))])
     for filters in (24, 24, 32):
         model.add(layers.Conv2D(filters, 3, padding="same"))
@@ -68,11 +67,11 @@ def deep_cnn(batches: int) -> Made:
     return _compiled(model), x, y
 
 
-def wide(batches: int) -> Made:
+def wide(rows: int) -> Made:
     """A classifier of 2.6 million weights, most of whose step reads and writes memory."""
     random = np.random.default_rng(0)
-    x = random.normal(size=(batches * BATCH, 256)).astype("float32")
-    y = random.integers(0, 10, batches * BATCH)
+    x = random.normal(size=(rows, 256)).astype("float32")
+    y = random.integers(0, 10, rows)
     model = keras.Sequential([keras.Input((256,))])
     for units in (2048, 1024):
         model.add(layers.Dense(units, activation="relu"))
@@ -80,10 +79,10 @@ def wide(batches: int) -> Made:
     return _compiled(model), x, y
 
 
-def embedding(batches: int) -> Made:
+def embedding(rows: int) -> Made:
     """A classifier of texts, almost all of whose weights are those of a large table."""
     random = np.random.default_rng(0)
-    ids = random.integers(0, 30_000, (batches * BATCH, 40)).astype("int32")
+    ids = random.integers(0, 30_000, (rows, 40)).astype("int32")
     model = keras.Sequential([keras.Input((40,), dtype="int32")])
     model.add(layers.Embedding(30_000, 64, mask_zero=True))
     model.add(layers.GlobalAveragePooling1D())
@@ -92,18 +91,18 @@ def embedding(batches: int) -> Made:
     return _compiled(model), ids, ids[:, 0] % 2
 
 
-def lstm(batches: int) -> Made:
+def lstm(rows: int) -> Made:
     """A tagger of padded sequences, with a mask."""
-    ids, tags = _sequences(batches)
+    ids, tags = _sequences(rows)
     tokens = keras.Input((TOKENS,), dtype="int32")
     x = layers.Embedding(VOCABULARY, 32, mask_zero=True)(tokens)
     x = layers.LSTM(32, return_sequences=True)(x)
     return _compiled(keras.Model(tokens, layers.Dense(8, activation="softmax")(x))), ids, tags
 
 
-def transformer(batches: int) -> Made:
+def transformer(rows: int) -> Made:
     """A block of self-attention over padded sequences, with masks and residuals."""
-    ids, tags = _sequences(batches)
+    ids, tags = _sequences(rows)
     tokens = keras.Input((TOKENS,), dtype="int32")
     x = layers.Embedding(VOCABULARY, 64, mask_zero=True)(tokens)
     attended = layers.MultiHeadAttention(4, 16, dropout=0.1)(x, x)
@@ -113,10 +112,10 @@ def transformer(batches: int) -> Made:
     return _compiled(keras.Model(tokens, layers.Dense(8, activation="softmax")(x))), ids, tags
 
 
-def _sequences(batches: int) -> tuple[Any, Any]:
+def _sequences(rows: int) -> tuple[Any, Any]:
     random = np.random.default_rng(0)
-    ids = random.integers(1, VOCABULARY, (batches * BATCH, TOKENS)).astype("int32")
-    lengths = random.integers(5, TOKENS + 1, batches * BATCH)
+    ids = random.integers(1, VOCABULARY, (rows, TOKENS)).astype("int32")
+    lengths = random.integers(5, TOKENS + 1, rows)
     ids[np.arange(TOKENS) >= lengths[:, None]] = 0
     return ids, ids % 8
 

@@ -19,7 +19,7 @@ from subjects import SUBJECTS, none
 
 
 class Timer(keras.callbacks.Callback):
-    """Times the second epoch: the first one compiles.
+    """Times the later half of the epochs: the first one compiles.
 
     Its own batch hook must not make Keras wait for the device, so it may run asynchronously.
     Between the hooks of an epoch's begin and its first batch Keras opens the data anew, for which
@@ -28,32 +28,36 @@ class Timer(keras.callbacks.Callback):
 
     async_safe = True
 
-    def __init__(self) -> None:
+    def __init__(self, epochs: int) -> None:
         super().__init__()
-        self.epoch_seconds = 0.0
+        self.seconds = 0.0
         self.processor_seconds = 0.0
-        self.ends: list[float] = []
+        self.steps: list[float] = []
+        self._epochs = epochs
+        self._ends: list[float] = []
         self._began = self._used = 0.0
         self.hooked = _now()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.ends = []
+        self._ends = []
         self._began, self._used = _now()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        if not self.ends:
+        if not self._ends:
             began, used = _now()
             self._began += began - self.hooked[0]
             self._used += used - self.hooked[1]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.ends.append(time.perf_counter())
+        self._ends.append(time.perf_counter())
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         # Keras has read the logs from the device, so every step of the epoch has ended.
         ended, used = _now()
-        self.epoch_seconds = ended - self._began
-        self.processor_seconds = used - self._used
+        if epoch >= self._epochs // 2:
+            self.seconds += ended - self._began
+            self.processor_seconds += used - self._used
+            self.steps += np.diff(np.sort(self._ends)).tolist()
 
 
 class Hooked(keras.callbacks.Callback):
@@ -91,40 +95,45 @@ class HookTimer:
         return timed
 
 
-def fit(model: keras.Model, x: Any, y: Any, callbacks: list[Any]) -> dict[str, float]:
-    """Trains for two epochs and gives times in microseconds."""
-    timer = Timer()
+def fit(
+    model: keras.Model, data: list[Any], size: int, epochs: int, callbacks: list[Any]
+) -> dict[str, float]:
+    """Trains on batches of this size and gives times of the later half of the epochs, in
+    microseconds.
+    """
+    timer = Timer(epochs)
     hooks = [HookTimer(callback) for callback in callbacks]
     watched = [timer, *callbacks, Hooked(timer)]
-    model.fit(x, y, batch_size=32, epochs=2, verbose=0, shuffle=False, callbacks=watched)
-    steps = np.diff(np.sort(timer.ends))
+    model.fit(*data, batch_size=size, epochs=epochs, verbose=0, shuffle=False, callbacks=watched)
+    batches = (epochs - epochs // 2) * (len(data[0]) // size)
     times = {
-        "mean": timer.epoch_seconds / len(timer.ends) * 1e6,
-        "processor": timer.processor_seconds / len(timer.ends) * 1e6,
-        "fast": float(np.quantile(steps, 0.1)) * 1e6,
-        "median": float(np.median(steps)) * 1e6,
-        "p99": float(np.quantile(steps, 0.99)) * 1e6,
+        "mean": timer.seconds / batches * 1e6,
+        "processor": timer.processor_seconds / batches * 1e6,
+        "fast": float(np.quantile(timer.steps, 0.1)) * 1e6,
+        "median": float(np.median(timer.steps)) * 1e6,
+        "p99": float(np.quantile(timer.steps, 0.99)) * 1e6,
     }
     if hooks:
-        # Two hooks a batch; the first epoch compiles, so only the second counts.
-        second = np.sort([s for hook in hooks for s in hook.seconds[len(hook.seconds) // 2 :]])
-        times["hook_p99"] = float(np.quantile(second, 0.99)) * 1e6
+        # Two hooks a batch.
+        timed = np.sort([s for hook in hooks for s in hook.seconds[-2 * batches :]])
+        times["hook_p99"] = float(np.quantile(timed, 0.99)) * 1e6
     return times
 
 
 def main() -> None:
-    model_name, subject, batches = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    subject, model_name = sys.argv[1:3]
+    batches, size, epochs = map(int, sys.argv[3:])
     # Libraries print what they like; the answers have a channel of their own.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     keras.utils.set_random_seed(0)
-    model, x, y = MODELS[model_name](batches)
+    model, *data = MODELS[model_name](batches * size)
     print(
         json.dumps({"keras": keras.__version__, "backend": keras.backend.backend()}), file=answers
     )
     for line in sys.stdin:
         with (none if line.strip() == "none" else SUBJECTS[subject])() as callbacks:
-            times = fit(model, x, y, callbacks)
+            times = fit(model, data, size, epochs, callbacks)
         print(json.dumps(times), file=answers)
 
 
