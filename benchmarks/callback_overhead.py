@@ -13,6 +13,7 @@ minutes included. More epochs show what it comes to in a long training.
 
     python benchmarks/callback_overhead.py --quick
     python benchmarks/callback_overhead.py --model lstm --no-peers --processes 8 --rounds 2
+    python benchmarks/callback_overhead.py --model lstm --no-peers --processes 8 --no-audits
     python benchmarks/callback_overhead.py --model transformer --batch-size 64 --epochs 20
     python benchmarks/callback_overhead.py --backend jax --peer mlflow=/venvs/mlflow/bin/python
     python benchmarks/callback_overhead.py --server slow --json
@@ -164,6 +165,9 @@ class Worker:
     "--peer", "peers", multiple=True, metavar="NAME=PYTHON", help="Interpreter of a peer."
 )
 @click.option("--no-peers", is_flag=True, help="Ours alone, such as for a budget of its own.")
+@click.option(
+    "--no-audits", is_flag=True, help="Probes alone: audits have a share of time of their own."
+)
 def main(
     quick: bool,
     as_json: bool,
@@ -177,6 +181,7 @@ def main(
     server: str,
     peers: tuple[str, ...],
     no_peers: bool,
+    no_audits: bool,
 ) -> None:
     """Microseconds that a callback adds to a training step, beside its peers'."""
     if quick:
@@ -184,6 +189,7 @@ def main(
     rows: list[Row] = []
     with SERVERS[server]() as url:
         env = environment(backend) | {"TRAINSANITY_URL": url}
+        env |= {"AUDIT_BUDGET": "0"} if no_audits else {}
         subjects = {"trainsanity": sys.executable} if no_peers else _subjects(peers)
         for model in models or MODELS:
             print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -20,9 +21,12 @@ def none() -> Iterator[list[Any]]:
 
 @contextmanager
 def trainsanity() -> Iterator[list[Any]]:
-    """All default probes; the server's address comes from TRAINSANITY_URL."""
+    """All default probes; the server's address comes from TRAINSANITY_URL, and AUDIT_BUDGET may
+    say what audits may take.
+    """
     from trainsanity import SanityCallback
 
+    budget = os.environ.get("AUDIT_BUDGET")
     with tempfile.TemporaryDirectory() as folder:
         yield [
             SanityCallback(
@@ -31,6 +35,7 @@ def trainsanity() -> Iterator[list[Any]]:
                 verbose=False,
                 close_timeout=1.0,
                 project="bench",
+                **({} if budget is None else {"audit_budget": float(budget)}),
             )
         ]
 

@@ -43,7 +43,7 @@ class Timer(keras.callbacks.Callback):
         self._began, self._used = _now()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        if not self._ends:
+        if batch == 0:
             began, used = _now()
             self._began += began - self.hooked[0]
             self._used += used - self.hooked[1]
