@@ -20,6 +20,8 @@ settings.load_profile("same-examples" if os.environ.get("CI") == "true" else "ne
 
 # Before any Keras is imported: warnings of C++ code would drown what the tests print.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# torch's threads spin while they wait, which takes the processor from the test beside them.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Shells start jobs in the background with Ctrl-C ignored, which what tests start would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
