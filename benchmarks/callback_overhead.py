@@ -196,9 +196,9 @@ def main(
                 f"{model} on {backend}: {processes} times {rounds} rounds of {', '.join(subjects)}",
                 file=sys.stderr,
             )
+            fit = Fit(model, batches, batch_size, epochs)
             measured = {subject: Measured() for subject in subjects}
             for _ in range(processes):
-                fit = Fit(model, batches, batch_size, epochs)
                 for subject, times in measure(fit, subjects, rounds, env).items():
                     measured[subject].processes.append(times)
                     print(f"{subject}: {times.added('mean'):+,.0f} µs", file=sys.stderr)

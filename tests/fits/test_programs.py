@@ -5,7 +5,7 @@ measured at every step.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -344,6 +344,19 @@ def test_a_batch_may_hold_what_is_no_array() -> None:
     assert run.signal("batch/size")[0].tolist() == list(range(1, 41))
 
 
+def tell_what_is_read(monkeypatch: Any, told: Callable[[Any], None]) -> None:
+    """Calls `told` with the new rows of each reading of a tape within an epoch."""
+    original = TapeReader.read
+
+    def reading(self: TapeReader, whole: bool) -> Any:
+        rows = original(self, whole)
+        if len(rows) and not whole:
+            told(rows)
+        return rows
+
+    monkeypatch.setattr(TapeReader, "read", reading)
+
+
 @on_jax
 def test_a_copy_of_the_tape_is_read_when_its_step_has_run_not_with_the_next_copy(
     data: Any, monkeypatch: Any
@@ -357,15 +370,7 @@ def test_a_copy_of_the_tape_is_read_when_its_step_has_run_not_with_the_next_copy
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
             begun.append(len(begun) + 1)
 
-    original = TapeReader.read
-
-    def reading(self: TapeReader, whole: bool) -> Any:
-        rows = original(self, whole)
-        if len(rows) and not whole:
-            read.append((begun[-1], int(rows.steps[-1])))
-        return rows
-
-    monkeypatch.setattr(TapeReader, "read", reading)
+    tell_what_is_read(monkeypatch, lambda rows: read.append((begun[-1], int(rows.steps[-1]))))
     x, y, weights = data
     options: Any = {"audit_budget": 0}
     callbacks = [Batches()]
@@ -380,16 +385,8 @@ def test_a_tape_is_read_for_time_or_after_256_steps_and_not_for_fewer(
     """A step of 5 ms makes 200 of them a second; each reading also sends a packet."""
     monkeypatch.setattr("trainsanity.readings.READ_SECONDS", 1e9)
     monkeypatch.setattr("trainsanity.tape.COPY_SECONDS", 1e9)
-    read = []
-    original = TapeReader.read
-
-    def reading(self: TapeReader, whole: bool) -> Any:
-        rows = original(self, whole)
-        if len(rows) and not whole:
-            read.append(len(rows))
-        return rows
-
-    monkeypatch.setattr(TapeReader, "read", reading)
+    read: list[int] = []
+    tell_what_is_read(monkeypatch, lambda rows: read.append(len(rows)))
     x, y, weights = data
     options: Any = {"audit_budget": 0}
     watched_fit(made(), x, y, sample_weight=weights, batch_size=1, options=options)
