@@ -127,6 +127,13 @@ class Settings(BaseSettings):
     heuristics: bool = Field(
         True, description="Whether rules that only advise about training health take part."
     )
+    niceness: int = Field(
+        10,
+        ge=0,
+        le=19,
+        description="How far this server gives way to other processes of its machine, such as a "
+        "training, as `nice` counts: 0 not at all, 19 most.",
+    )
 
     @property
     def path_prefix(self) -> str:

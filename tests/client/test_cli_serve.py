@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from pathlib import Path
 
+import psutil
 import pytest
 import urllib3
 from command_line import served, trainsanity
@@ -38,6 +40,12 @@ def test_an_open_page_does_not_hold_up_the_end(tmp_path: Path, capfd):
         assert server.stop() == 0
         assert live.read() == b""
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("setting", "least"), [({}, 10), ({"TRAINSANITY_NICENESS": "0"}, 0)])
+def test_a_training_on_the_same_machine_goes_first(tmp_path: Path, setting, least):
+    with served(tmp_path / "runs.db", **setting) as server:
+        assert psutil.Process(server.process.pid).nice() == max(least, os.nice(0))
 
 
 def test_a_port_in_use_is_named(tmp_path: Path):

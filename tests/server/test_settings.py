@@ -110,6 +110,7 @@ def test_secrets_are_not_printed():
         ("mute_hours", 0, "greater than 0"),
         ("sqlite_synchronous", "off", "'full' or 'normal'"),
         ("notify_from", "loud", "critical"),
+        ("niceness", -5, "greater than or equal to 0"),
     ],
 )
 def test_what_cannot_be_is_refused(name, value, words):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -52,6 +53,7 @@ def serve(host: str, port: int, db: str | None, verbose: bool) -> None:
     with plain_refusals():
         settings = read_settings(db)
         check_bind(settings, host)
+        _give_way(settings.niceness)
         _prepare(settings)
     with _listening(host, port) as listener:
         address = _address(host, listener)
@@ -136,6 +138,14 @@ def _address(host: str, listener: socket.socket) -> str:
     port = listener.getsockname()[1]
     shown = "127.0.0.1" if host in ANY_ADDRESS else host
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+
+def _give_way(niceness: int) -> None:
+    """A training on the same machine goes first: where all processors work for it, each moment that
+    one of them works for this server is lost to all of them. Threads inherit it.
+    """
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(max(0, niceness - os.nice(0)))
 
 
 def _prepare(settings: Settings) -> None:
