@@ -132,6 +132,26 @@ def test_the_client_reads_no_frames_of_other_threads():
     assert not asks, asks
 
 
+def test_the_client_multiplies_no_arrays_by_blas():
+    """Its threads wait in a busy loop for more, as OpenBLAS' for a tenth of a second, on processors
+    that training needs. Where a product is worth it, it says so by calling `np.matmul`.
+    """
+    by_blas = {"dot", "vdot", "inner", "tensordot", "linalg"}
+    multiplies = [
+        f"{file}:{node.lineno}"
+        for file in sorted(CLIENT.rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if (isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult))
+        or (
+            isinstance(node, ast.Attribute)
+            and node.attr in by_blas
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "np"
+        )
+    ]
+    assert not multiplies, multiplies
+
+
 def test_the_client_draws_no_numbers_from_the_generators_of_python_and_numpy():
     """Training draws from them too, and would draw others next; only their state is looked at."""
     harmless = {"Random", "getstate", "setstate", "get_state", "set_state"}

@@ -135,7 +135,8 @@ def _before_activation(layer: Any, inputs: Array) -> Array | None:
         return inputs
     if type(layer) is keras.layers.Dense:
         bias = array_of(layer.bias) if layer.use_bias else 0.0
-        return np.asarray(inputs @ array_of(layer.kernel) + bias)
+        product = np.matmul(inputs, array_of(layer.kernel))  # by BLAS: once, and may be large
+        return np.asarray(product + bias)
     return None
 
 

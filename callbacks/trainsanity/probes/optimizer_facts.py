@@ -14,6 +14,7 @@ import numpy as np
 from trainsanity import optimizers
 from trainsanity.difference import numpy_of
 from trainsanity.forward import names_untouched
+from trainsanity.norms import square_sum
 from trainsanity.probes.probe import Probe
 from trainsanity.shadow import ELEMENTWISE
 
@@ -96,8 +97,7 @@ class OptimizerFacts(Probe):
 
     def _square_sum(self, slot: Any) -> float:
         if math.prod(slot.shape) <= MOST_MOVED:
-            value = self.run.backend.read(slot).astype(np.float64)
-            return float(np.vdot(value, value))
+            return square_sum(self.run.backend.read(slot))
         squares = keras.ops.square(keras.ops.cast(slot, "float32"))
         return float(numpy_of(keras.ops.sum(squares)))
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from trainsanity import optimizers
+from trainsanity.norms import l2_norm
 from trainsanity.probes.probe import Probe
 
 # Elements up to which a variable is compared whole; of larger ones as many, evenly spread.
@@ -125,7 +126,7 @@ class Weights(Probe):
             "by_nature": watched.by_nature,
             "in_optimizer": id(variable) in trained,
             "moved": float(moved.max()) if moved.size else 0.0,
-            "norm": float(np.linalg.norm(now[finite])),
+            "norm": l2_norm(now[finite]),
             "nonfinite": int((~finite).sum()),
             "gradient": None if "taps" in self.run.not_testable else path not in missing - arrived,
             "gradient_largest": largest.get(id(variable)) if path in arrived else None,

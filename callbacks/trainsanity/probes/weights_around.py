@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from trainsanity import optimizers
+from trainsanity.norms import l2_norm
 from trainsanity.probes.probe import Columns, Probe, Step
 from trainsanity.shadow import Sampled, choose, values_of
 from trainsanity.tape import NOTHING
@@ -50,8 +51,8 @@ class WeightsAround(Probe):
             outside = float(np.abs(before - self._left).max(initial=0.0))
         self._left, self._left_by = after, self.run.step + 1
         return {
-            "update/sampled_norm": float(np.linalg.norm(after - before)),
-            "weights/sampled_norm": float(np.linalg.norm(after)),
+            "update/sampled_norm": l2_norm(after - before),
+            "weights/sampled_norm": l2_norm(after),
             "weights/nonfinite": float((~np.isfinite(after)).sum()),
             "weights/moved_outside": outside,
             **self._iterations(),
