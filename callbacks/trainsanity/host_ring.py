@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-Cells = Mapping[int, Any]
-Make = Callable[[list[Any]], Iterable[Cells]]
+Cells = Mapping[int, Any]  # by place in a row: a number, or one for each of several rows
+# Of some sources, which ones and the cells of their rows, until all have been.
+Make = Callable[[list[Any]], Iterable[tuple[Sequence[int], Cells]]]
 
 
 class HostRing:
@@ -21,10 +21,10 @@ class HostRing:
     Args:
         ring, count: the memory of the tape's variables; shapes (depth, width) and ().
         rest: stands where a row has no cell.
-        number: makes a number of a scalar.
+        number: makes a number of a scalar, and leaves anything else as it is.
     """
 
-    AT_ONCE = 64  # rows
+    AT_ONCE = 256  # rows
     MOST_BYTES = 8 * 2**20  # that may wait
 
     def __init__(
@@ -32,7 +32,7 @@ class HostRing:
         ring: np.ndarray[Any, Any],
         count: np.ndarray[Any, Any],
         rest: float,
-        number: Callable[[Any], float],
+        number: Callable[[Any], Any],
     ) -> None:
         self._ring, self._count, self._rest, self._number = ring, count, rest, number
         self._rows: list[tuple[Make, Any]] = []
@@ -41,10 +41,10 @@ class HostRing:
     def write(self, cells: Cells) -> None:
         """Scalars by their places; a tensor may change after this."""
         number = self._number
-        self.write_later(list, {place: number(value) for place, value in cells.items()})
+        self.write_later(_as_they_are, {place: number(value) for place, value in cells.items()})
 
     def write_later(self, make: Make, source: Any, size: int = 0) -> None:
-        """The row that `make` makes of this; it is given all that came for it one after another.
+        """The row that `make` makes of this; it is given all that came for it, in their order.
 
         Args:
             size: bytes that the source keeps.
@@ -57,13 +57,21 @@ class HostRing:
     def put_in_place(self) -> None:
         """All rows so far are in the ring."""
         rows, self._rows, self._waiting = self._rows, [], 0
-        for make, run in groupby(rows, lambda row: row[0]):
-            for cells in make([source for _, source in run]):
-                self._put(cells)
+        places = (int(self._count) + np.arange(len(rows))) % len(self._ring)
+        self._ring[places] = self._rest
+        self._count += len(rows)  # before anything can fail: each row stays its step's
+        by_make: dict[Make, list[int]] = {}
+        for i, (make, _) in enumerate(rows):
+            by_make.setdefault(make, []).append(i)
+        for make, own in by_make.items():
+            for which, cells in make([rows[i][1] for i in own]):
+                self._put(places[own][which], cells)
 
-    def _put(self, cells: Cells) -> None:
-        row = self._ring[int(self._count) % len(self._ring)]
-        row.fill(self._rest)
+    def _put(self, places: np.ndarray[Any, Any], cells: Cells) -> None:
         with np.errstate(over="ignore"):
-            row[list(cells)] = list(map(self._number, cells.values()))
-        self._count += 1
+            for place, values in cells.items():
+                self._ring[places, place] = self._number(values)
+
+
+def _as_they_are(rows: list[Cells]) -> Iterator[tuple[Sequence[int], Cells]]:
+    return (([i], cells) for i, cells in enumerate(rows))

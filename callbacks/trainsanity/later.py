@@ -8,9 +8,8 @@ a gradient alive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import groupby
 from typing import Any
 
 import keras
@@ -135,24 +134,27 @@ class _Copies:
         )
 
 
-def alike(steps: Sequence[Step]) -> Iterator[list[Step]]:
-    """Runs of steps that differ in the values of their tensors only."""
-    for _, run in groupby(steps, _kind):
-        yield list(run)
+def alike(steps: Sequence[Step]) -> list[list[int]]:
+    """Which steps differ from each other in the values of their tensors only."""
+    by_kind: dict[Any, list[int]] = {}
+    for i, step in enumerate(steps):
+        by_kind.setdefault(_kind(step), []).append(i)
+    return [*by_kind.values()]
 
 
 def _kind(step: Step) -> tuple[Any, ...]:
-    tensors = [(type(t), tuple(t.shape), str(t.dtype)) for t in step.copies]
-    hooks = [hook for hook, _ in step.waiting]
-    known = [(key, value is None) for key, value in step.results.items()]
+    tensors = tuple((type(t), t.shape, t.dtype) for t in step.copies)
+    hooks = tuple(hook for hook, _ in step.waiting)
+    known = tuple((key, value is None) for key, value in step.results.items())
     counts = (len(step.added), len(step.losses), len(step.calls))
     return (step.training, step.loss is None, tensors, hooks, known, counts)
 
 
 def columns_of(
     steps: Sequence[Step], look: Callable[[Step], Columns], backend: Backend
-) -> list[dict[str, Any]]:
-    """What `look` finds in each of some steps that are alike, by looking once at all of them.
+) -> dict[str, Any]:
+    """What `look` finds in each of some steps that are alike, by looking once at all of them: by
+    name an array with a value for each, or a number for all.
 
     Args:
         look: must ask for no value of a tensor.
@@ -170,4 +172,4 @@ def columns_of(
         return tuple(measured.values())
 
     columns = backend.for_each(look_at_all, list(values))
-    return [{**fixed, **dict(zip(names, row, strict=True))} for row in zip(*columns, strict=True)]
+    return {**fixed, **dict(zip(names, columns, strict=True))}

@@ -39,13 +39,18 @@ class Listeners:
         for probe, method in self._with_turn(hook, every_batch):
             yield self._boundary.call(probe.name, method, *args, default={})
 
-    def of_every_batch(self, hook: str, *, only_inputs: bool) -> list[Callable[..., Any]]:
-        """Methods of probes that see every batch and are not off, to be called as they are."""
-        return [
-            method
-            for probe, method in self._with_turn(hook, every_batch=True)
-            if probe.only_inputs is only_inputs and probe.name not in self._boundary.off
-        ]
+    def of_many(self, hook: str) -> list[Callable[..., Any]]:
+        """Methods of probes that may be shown many batches as one, to be called as they are."""
+        return [method for probe, method in self._of_every(hook) if not probe.only_inputs]
+
+    def of_inputs(self) -> list[Probe]:
+        """The probes that look at nothing but the inputs of a batch."""
+        return [probe for probe, _ in self._of_every("trace_loss") if probe.only_inputs]
+
+    def _of_every(self, hook: str) -> list[tuple[Probe, Callable[..., Any]]]:
+        """Those that see every batch and are not off."""
+        pairs = self._with_turn(hook, every_batch=True)
+        return [pair for pair in pairs if pair[0].name not in self._boundary.off]
 
     def _with_turn(
         self, hook: str, every_batch: bool | None

@@ -10,7 +10,7 @@ without a wait per step.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +40,8 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         width: columns; the names are given to them while the step is traced.
 
     Attributes:
-        make: makes rows of what was to be written later.
+        make: makes rows of what was to be written later, as `HostRing.write_later` takes it, with
+            names in place of places.
         on_host: what the host makes of several cells: column name -> function and number of cells
             -> names of the cells.
     """
@@ -57,7 +58,7 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         self.count = self.add_variable((), backend.zeros, dtype="int32", name="count")
         self.pending: Any = None
         self.on_host: dict[str, dict[tuple[Callable[..., Any], int], tuple[str, ...]]] = {}
-        self.make: Callable[[list[Any]], Iterable[Mapping[str, Any]]] = list
+        self.make: Callable[[list[Any]], Iterable[tuple[Sequence[int], Mapping[str, Any]]]]
         self._host = backend.in_memory(self.ring, self.count, GAP)
         self._flushed_now: tuple[str, ...] = ()  # in the trace that is being made
         if backend.HAS_GRADIENT_BOUNDARY:
@@ -145,8 +146,9 @@ class Tape(keras.metrics.Metric):  # type: ignore[misc] # Keras is Any to mypy
         assert self._host is not None
         self._host.write_later(self._made, source, size)
 
-    def _made(self, sources: list[Any]) -> Iterator[dict[int, Any]]:
-        return map(self._cells, self.make(sources))
+    def _made(self, sources: list[Any]) -> Iterator[tuple[Sequence[int], dict[int, Any]]]:
+        for which, columns in self.make(sources):
+            yield which, self._cells(columns)
 
     def _index(self, name: str) -> int | None:
         if name in self.names:

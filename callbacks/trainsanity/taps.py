@@ -327,30 +327,33 @@ class Taps:
                     self._boundary.call("taps", self._see, step, asked_with)
                 self._turns.ask(step, hook, step)
 
-    def _rows_of(self, steps: list[Step]) -> Iterator[Columns]:
-        """Of steps that have waited."""
-        for run in later.alike(steps):
-            rows = None
-            if len(run) > later.FEW:
-                rows = self._boundary.call("later", self._rows_of_alike, run)
-            for place, step in enumerate(run):
-                if rows is None:
-                    self._look(step)
-                    yield step.columns
-                else:
-                    yield rows[place]
+    def _rows_of(self, steps: list[Step]) -> Iterator[tuple[list[int], Mapping[str, Any]]]:
+        """Of steps that have waited: which ones, and a value for each or for all."""
+        single: list[int] = []
+        for which in later.alike(steps):
+            columns = None
+            if len(which) > later.FEW:
+                alike = [steps[i] for i in which]
+                columns = self._boundary.call("later", self._columns_of_alike, alike)
+            if columns is None:
+                single += which
+            else:
+                yield which, columns
+        for i in sorted(single):
+            self._look(steps[i])
+            yield [i], steps[i].columns
 
-    def _rows_of_alike(self, steps: list[Step]) -> list[dict[str, Any]]:
+    def _columns_of_alike(self, steps: list[Step]) -> Mapping[str, Any]:
         with self.run.backend.observing():
-            rows = later.columns_of(steps, self._look_at_many, self.run.backend)
-            of_inputs = self._listeners.of_every_batch("trace_loss", only_inputs=True)
-            for step, row in zip(steps, rows, strict=True):
+            columns = later.columns_of(steps, self._look_at_many, self.run.backend)
+            for step in steps:
                 asked_with = next((a for hook, a in step.waiting if hook == "trace_loss"), None)
-                if asked_with:
-                    step.x = measurable(asked_with[0])
-                    for method in of_inputs:
-                        row.update(method(step))
-        return rows
+                if not asked_with:
+                    return columns
+                step.x = asked_with[0]
+            for probe in self._listeners.of_inputs():
+                columns.update(probe.trace_loss_of_many(steps))
+        return columns
 
     def _look_at_many(self, step: Step) -> Columns:
         seen: Any = None
@@ -358,7 +361,7 @@ class Taps:
             if asked_with is not seen:
                 seen = asked_with
                 self._see(step, asked_with)
-            for method in self._listeners.of_every_batch(hook, only_inputs=False):
+            for method in self._listeners.of_many(hook):
                 step.columns.update(method(step))
         return step.columns
 

@@ -12,6 +12,7 @@ from tests.watched import offline_callback, run_of, watched_fit
 
 from trainsanity import later, pace
 from trainsanity.host_ring import HostRing
+from trainsanity.probes.data_order import _sums_of_arrays
 from trainsanity.probes.losses import Losses
 
 pytestmark = pytest.mark.skipif(
@@ -193,14 +194,22 @@ def test_a_probe_that_asks_for_a_value_is_shown_each_step(monkeypatch):
     assert [audit.facts["probe"] for audit in run.audits("probe_failed")] == ["later"]
 
 
+@pytest.mark.parametrize("shape", [(9,), (32, 1), (32, 20), (7, 3, 50), (3, 1000), (300, 40)])
+def test_the_fingerprint_of_a_batch_is_the_same_whatever_is_looked_at_with_it(shape):
+    many = np.random.default_rng(1).normal(size=(50, *shape)).astype("float32")
+    together = _sums_of_arrays(many)
+    alone = [[float(each[0]) for each in _sums_of_arrays(one[None].copy())] for one in many]
+    assert np.stack(together, axis=1).tolist() == alone
+
+
 def test_rows_that_wait_come_in_their_order():
     ring, count = np.zeros((4, 2), np.float32), np.zeros((), np.int32)
     rows = HostRing(ring, count, -1.0, float)
     made: list[list[int]] = []
 
-    def make(sources: list[int]) -> Iterator[dict[int, float]]:
+    def make(sources: list[int]) -> Iterator[Any]:
         made.append(sources)
-        return iter([{0: float(source)} for source in sources])
+        return ([[i], {0: float(source)}] for i, source in enumerate(sources))
 
     rows.write_later(make, 1)
     rows.write_later(make, 2)
@@ -208,18 +217,35 @@ def test_rows_that_wait_come_in_their_order():
     rows.write_later(make, 4)
     assert count == 0
     rows.put_in_place()
-    assert made == [[1, 2], [4]]
+    assert made == [[1, 2, 4]]
     assert count == 4
     np.testing.assert_array_equal(ring, [[1, -1], [2, -1], [-1, 3], [4, -1]])
+
+
+def test_a_row_that_cannot_be_made_leaves_the_others_in_their_places():
+    ring, count = np.zeros((4, 1), np.float32), np.zeros((), np.int32)
+    rows = HostRing(ring, count, -1.0, lambda value: value)
+
+    def make(sources: list[int]) -> Iterator[Any]:
+        yield [2, 0], {0: np.array([3.0, 1.0])}
+        raise ValueError(sources[1])
+
+    for step in (1, 2, 3):
+        rows.write_later(make, step)
+    with pytest.raises(ValueError, match="2"):
+        rows.put_in_place()
+    rows.write({0: 4.0})
+    rows.put_in_place()
+    np.testing.assert_array_equal(ring[:, 0], [1, -1, 3, 4])
 
 
 def test_what_waits_is_bounded_in_bytes():
     rows = HostRing(np.zeros((64, 1), np.float32), np.zeros((), np.int32), 0.0, float)
     made: list[int] = []
 
-    def make(sources: list[int]) -> Iterator[dict[int, float]]:
+    def make(sources: list[int]) -> Iterator[Any]:
         made.append(len(sources))
-        return iter([{0: float(source)} for source in sources])
+        return ([[i], {0: float(source)}] for i, source in enumerate(sources))
 
     for step in range(10):
         rows.write_later(make, step, HostRing.MOST_BYTES // 4)

@@ -433,15 +433,15 @@ class Backend(ABC):
 
     def for_each(
         self, function: Callable[..., tuple[Any, ...]], arguments: list[Sequence[Any]]
-    ) -> list[list[float]]:
+    ) -> list[np.ndarray[Any, Any]]:
         """The scalars that `function` returns for each of the arguments' elements, of one shape, by
         one call for all of them. Only where `in_memory`.
 
         Args:
-            arguments: for each parameter its values: tensors, or numbers.
+            arguments: for each parameter its n values: tensors, or numbers.
 
         Returns:
-            For each scalar its values.
+            For each scalar its values, float64 of shape (n,).
         """
         raise NotImplementedError
 

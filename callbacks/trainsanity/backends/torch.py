@@ -102,13 +102,13 @@ class Torch(Backend):
 
     def for_each(
         self, function: Callable[..., tuple[Any, ...]], arguments: list[Sequence[Any]]
-    ) -> list[list[float]]:
+    ) -> list[np.ndarray[Any, Any]]:
         self._thread.many = True
         try:
             found = torch.vmap(function)(*map(_stacked, arguments))
         finally:
             self._thread.many = False
-        return [values.tolist() for values in found]
+        return [values.detach().double().numpy() for values in found]
 
     def vector(self, scalars: Sequence[Any]) -> Any:
         device = get_device()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -18,6 +18,7 @@ from trainsanity.recording import tensors_of
 from trainsanity.tape import TapeRows
 
 ELEMENTS = 32  # of each row, evenly spread, that go into the fingerprint
+NAMES = ("_fingerprint:rows", "_fingerprint:places")
 MOST_DISTINCT = 4096  # batches of an epoch that are told apart, so that memory stays flat
 
 
@@ -33,27 +34,30 @@ class DataOrder(Probe):
         self._seen = Fingerprints()
 
     def trace_loss(self, step: Step) -> Columns:
-        columns: dict[str, Any] = {}
-        inputs = tensors_of(step.x)
-        backend = self.run.backend
-        found = [_sums(backend, x) for x in inputs[:2] if len(x.shape) >= 1]
-        if not found:
-            return columns
-        rows, places = found[0]
-        if len(found) > 1:
-            rows, places = rows + 1.37 * found[1][0], places + 1.37 * found[1][1]
-        columns["_fingerprint:rows"], columns["_fingerprint:places"] = rows, places
-        return columns
+        inputs = tensors_of(step.x)[:2]
+        found = [_sums(self.run.backend, x) for x in inputs if len(x.shape) >= 1]
+        return dict(zip(NAMES, _joined(found), strict=True)) if found else {}
 
     see_step = trace_loss
+
+    def trace_loss_of_many(self, steps: Sequence[Step]) -> Mapping[str, Sequence[float]]:
+        inputs = [
+            [self.run.backend.on_host(x) for x in tensors_of(step.x)[:2] if len(x.shape) >= 1]
+            for step in steps
+        ]
+        if any(array is None for arrays in inputs for array in arrays):
+            return super().trace_loss_of_many(steps)
+        # For each input the two sums of each step.
+        found = [_sums_of_arrays(np.stack(arrays)) for arrays in zip(*inputs, strict=True)]
+        if not found:
+            return {}
+        return dict(zip(NAMES, _joined(found), strict=True))
 
     def on_epoch_begin(self, epoch: int) -> None:
         self._seen = Fingerprints()
 
     def on_rows(self, rows: TapeRows) -> Columns:
-        parts = [
-            rows.columns.get(n) for n in ("_fingerprint:rows", "_fingerprint:places", "batch/size")
-        ]
+        parts = [rows.columns.get(name) for name in (*NAMES, "batch/size")]
         columns = [part for part in parts if part is not None]
         if len(columns) == len(parts):
             batches = np.stack(columns, axis=1).astype(np.float32)
@@ -101,24 +105,41 @@ def _sums(backend: Backend, tensor: Any) -> list[Any]:
     """Two sums over the rows of a batch: the place of a row counts in one and not in the other."""
     array = backend.on_host(tensor)
     if array is not None:
-        return _sums_of_array(array)
+        return [float(each[0]) for each in _sums_of_arrays(array[None])]
     rows = _weighed(backend, tensor)
     factors = ops.reshape(_factors(backend, rows), (-1,) + (1,) * (len(rows.shape) - 1))
     return backend.sums([rows, rows * factors])
 
 
-def _sums_of_array(array: np.ndarray[Any, Any]) -> list[Any]:
-    """`_sums`, where operations of tensors would take longer. Not by a matrix product, which may
-    round the same numbers otherwise at another place in memory.
+def _joined(found: Sequence[Sequence[Any]]) -> Sequence[Any]:
+    """The two sums of one input, or of two together."""
+    if len(found) == 1:
+        return found[0]
+    return [one + 1.37 * other for one, other in zip(*found, strict=True)]
+
+
+def _sums_of_arrays(arrays: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+    """`_sums` of each of some batches, (n, batch, ...), where operations of tensors would take
+    longer. Each sum is rounded the same whatever comes with it: along the last axis, and not by a
+    matrix product, which may round the same numbers otherwise at another place in memory.
     """
-    flat = array.reshape(len(array), -1)
-    chosen = _chosen(flat.shape[1])
-    flat = flat[:, chosen] if len(chosen) < flat.shape[1] else flat
-    rows = (flat * _weights(len(chosen))).sum(axis=1)
-    sums = [float(rows.sum()), float((rows * _roots(len(rows))).sum())]
-    if all(map(math.isfinite, sums)):
-        return sums
-    return _sums_of_array(np.nan_to_num(array, nan=1.0, posinf=1.0, neginf=1.0))
+    size = math.prod(arrays.shape[2:])
+    flat = arrays.reshape(*arrays.shape[:2], size)
+    chosen = _chosen(size)
+    if len(chosen) < size:
+        flat = np.take(flat, chosen, axis=2)
+    sums = _weighed_sums(flat)
+    if not np.isfinite(sums).all():
+        sums = _weighed_sums(np.nan_to_num(flat, nan=1.0, posinf=1.0, neginf=1.0))
+    return sums
+
+
+def _weighed_sums(flat: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+    """Of (n, batch, elements); numbers beyond float32 add up to infinity."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows = (flat * _weights(flat.shape[2])).sum(axis=2)
+        sums = [rows.sum(axis=1), (rows * _roots(rows.shape[1])).sum(axis=1)]
+    return [each.astype(np.float64) for each in sums]
 
 
 def _weighed(backend: Backend, tensor: Any) -> Any:

@@ -279,6 +279,13 @@ class Probe:
     def trace_loss(self, step: Step) -> Columns:
         return {}
 
+    def trace_loss_of_many(self, steps: Sequence[Step]) -> Mapping[str, Sequence[float]]:
+        """What `trace_loss` finds in each of some steps whose inputs are alike in shape and dtype;
+        where `only_inputs`.
+        """
+        each = [self.trace_loss(step) for step in steps]
+        return {name: [columns[name] for columns in each] for name in each[0]}
+
     def trace_metrics(self, step: Step) -> Columns:
         return {}
 
