@@ -31,25 +31,47 @@ Change = Callable[[Any], Any]
 
 def keep(step: Step, backend: Backend) -> int | None:
     """Puts copies in place of all tensors of a step, and numbers in place of scalars. Called within
-    `observing`.
+    `observing`, at every step: for most models one loop over a few tensors.
 
     Returns:
         Bytes that the copies take, or None where there is too much to copy, or a number cannot be
         had; nothing has changed then.
     """
-
-    def number(scalar: Any) -> Any:
-        found = backend.number(scalar)
-        return found if isinstance(found, (int, float)) else None
-
+    asked = {id(asked_with): asked_with for _, asked_with in step.waiting}
+    parts = [*step.given]
+    for asked_with in asked.values():
+        parts += asked_with
+    parts += step.losses
+    parts += step.metric_values.values()
+    parts += [call.inputs for call in step.calls]
     copies = _Copies(backend)
-    changed = _changed(step, copies.of, number)
-    is_whole = (changed["loss"] is None) == (step.loss is None) and None not in changed["added"]
+    made = copies.made
+    for part in parts:
+        if part is not None and id(part) not in made:
+            copies.add(part)
+    loss = _number(backend, step.loss)
+    added = [_number(backend, value) for value in step.added]
+    is_whole = (loss is None) == (step.loss is None) and None not in added
     if copies.size > MOST_BYTES or not is_whole:
         return None
-    vars(step).update(changed)
-    step.copies = list(copies.made.values())
+    for asked_with in asked.values():  # which `waiting` has too
+        asked_with[:] = [made.get(id(part)) for part in asked_with]
+    step.asked_with = []
+    x, y, weights = [made.get(id(part)) for part in step.given]
+    step.given = (x, y, weights)
+    step.losses = [made.get(id(values)) for values in step.losses]
+    step.metric_values = {key: made.get(id(x)) for key, x in step.metric_values.items()}
+    step.calls = [LayerCall(call.layer, made.get(id(call.inputs))) for call in step.calls]
+    step.loss, step.added = loss, added
+    step.results = {key: _number(backend, scalar) for key, scalar in step.results.items()}
+    step.copies = copies.tensors
     return copies.size
+
+
+def _number(backend: Backend, scalar: Any) -> Any:
+    """None for what is none."""
+    found = backend.number(scalar)
+    return found if isinstance(found, (int, float)) else None
 
 
 def _changed(step: Step, change: Change, number: Change) -> dict[str, Any]:
@@ -61,7 +83,7 @@ def _changed(step: Step, change: Change, number: Change) -> dict[str, Any]:
     return {
         "waiting": [(hook, asked[id(asked_with)]) for hook, asked_with in step.waiting],
         "asked_with": [],
-        "given": tuple(change(part) for part in step.given),
+        "given": tuple([change(part) for part in step.given]),
         "calls": [LayerCall(call.layer, change(call.inputs)) for call in step.calls],
         "loss": number(step.loss),
         "added": [number(value) for value in step.added],
@@ -96,42 +118,43 @@ def _with(step: Step, parts: Sequence[Any]) -> Step:
 class _Copies:
     """Attributes:
     size: bytes of all tensors; beyond MOST_BYTES none is copied any more.
-    made: id of a tensor -> its copy.
+    made: id of a tensor, or of a structure that was added -> its copy.
+    tensors: all copies, each once.
     """
 
     def __init__(self, backend: Backend) -> None:
         self.size = 0
         self.made: dict[int, Any] = {}
+        self.tensors: list[Any] = []
         self._backend = backend
 
-    def of(self, structure: Any) -> Any:
-        """The same with None in place of what is no tensor of numbers."""
-        if structure is None:
-            return None
+    def add(self, structure: Any) -> None:
+        """Copies it, with None in place of what is no tensor of numbers."""
         if self._backend.is_dense(structure):
-            return self._of_tensor(structure)
-        return keras.tree.map_structure(self._of_leaf, structure)
+            self._of_tensor(structure, self._backend.unshared)
+        elif isinstance(structure, np.ndarray):
+            if holds_numbers(structure):
+                self._of_tensor(structure, np.array)
+        elif structure is not None:
+            leaves = keras.tree.flatten(structure)
+            is_leaf = len(leaves) == 1 and leaves[0] is structure
+            if not is_leaf:
+                self.made[id(structure)] = keras.tree.map_structure(self._of, structure)
 
-    def _of_leaf(self, leaf: Any) -> Any:
-        return self._of_tensor(leaf) if leaf is not None and holds_numbers(leaf) else None
+    def _of(self, leaf: Any) -> Any:
+        if leaf is not None and id(leaf) not in self.made:
+            self.add(leaf)
+        return self.made.get(id(leaf))
 
-    def _of_tensor(self, tensor: Any) -> Any:
-        known = self.made.get(id(tensor))
-        if known is not None:
-            return known
+    def _of_tensor(self, tensor: Any, copied: Change) -> None:
         self.size += tensor.nbytes
         if self.size > MOST_BYTES:
-            return None
-        self.made[id(tensor)] = copy = self._copy(tensor)
+            return
+        self.made[id(tensor)] = copy = copied(tensor)
+        self.tensors.append(copy)
         mask = mask_of(tensor)
         if mask is not None:
-            put_mask(copy, self.of(mask))
-        return copy
-
-    def _copy(self, tensor: Any) -> Any:
-        return (
-            np.array(tensor) if isinstance(tensor, np.ndarray) else self._backend.unshared(tensor)
-        )
+            put_mask(copy, self._of(mask))
 
 
 def alike(steps: Sequence[Step]) -> list[list[int]]:
@@ -143,9 +166,9 @@ def alike(steps: Sequence[Step]) -> list[list[int]]:
 
 
 def _kind(step: Step) -> tuple[Any, ...]:
-    tensors = tuple((type(t), t.shape, t.dtype) for t in step.copies)
-    hooks = tuple(hook for hook, _ in step.waiting)
-    known = tuple((key, value is None) for key, value in step.results.items())
+    tensors = tuple([(t.shape, t.dtype) for t in step.copies])  # arrays have dtypes of their own
+    hooks = tuple([hook for hook, _ in step.waiting])
+    known = tuple([(key, value is None) for key, value in step.results.items()])
     counts = (len(step.added), len(step.losses), len(step.calls))
     return (step.training, step.loss is None, tensors, hooks, known, counts)
 

@@ -27,6 +27,13 @@ class Listeners:
         for probe, method in self._overriding(hook):
             self._boundary.call(probe.name, self._hear_out, probe, method, *args)
 
+    def tell_of_step(self, hook: str, step: int) -> None:
+        """As `tell`, before and after every step: probes make no audit there that they could
+        refuse.
+        """
+        for probe, method in self._overriding(hook):
+            self._boundary.call(probe.name, method, step)
+
     def tell_one(self, probe: Probe, hook: str, *args: Any) -> None:
         self._boundary.call(probe.name, self._hear_out, probe, getattr(probe, hook), *args)
 

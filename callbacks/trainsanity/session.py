@@ -553,7 +553,7 @@ class Session:
             args = audits.peek(args)
             audits.before_execution(args)
             run.state = args[0] if len(args) > 1 else None
-            self._listeners.tell("before_step", run.step + 1)
+            self._listeners.tell_of_step("before_step", run.step + 1)
             run.state = None
             if run.assignments:
                 args = self._assigned(run, args)
@@ -576,7 +576,7 @@ class Session:
         batches = batches_of(run, args[-1], self._written)
         run.step += batches
         run.state = run.backend.state_of(result)
-        self._listeners.tell("after_step", run.step)
+        self._listeners.tell_of_step("after_step", run.step)
         run.state = None
         readings.after_training(result, batches)
         if self._stop:

@@ -194,15 +194,18 @@ class Taps:
             if not self.installed:
                 return original(*args, **kwargs)
             x, y, weights = batch_parts(args[-1]) if args else (None, None, None)
-            given = (x, y, self._boundary.call("taps", self.run.backend.unshared, weights))
+            if weights is not None:
+                weights = self._boundary.call("taps", self.run.backend.unshared, weights)
             scope = self.run.backend.trace_scope()
-            self._local.step = current = Step(training=training, scope=scope, given=given)
+            current = Step(training=training, scope=scope, given=(x, y, weights))
+            self._local.step = current
             self._turns.begin(current)
-            current.is_rehearsal = self._boundary.call(
-                "taps", self._updates.will_be_traced_again, current, default=False
-            )
+            if self.run.is_traced:
+                current.is_rehearsal = self._boundary.call(
+                    "taps", self._updates.will_be_traced_again, current, default=False
+                )
+                self._boundary.call("taps", self._begin_trace, current)
             current.waits = not current.full and self._tapes[training].is_in_memory
-            self._boundary.call("taps", self._begin_trace, current)
             observed = self._observers
             observed.begin()
             try:
@@ -263,12 +266,13 @@ class Taps:
         with noted_calls(self.run.model, told), reads:
             yield
 
-    @contextmanager
-    def _first_loss(self, *, training: bool) -> Iterator[None]:
+    def _first_loss(self, *, training: bool) -> AbstractContextManager[None]:
         """Notes which variables the loss reads when it is first computed."""
-        if not training or "loss_reads" in self.run.shared:
-            yield
-            return
+        is_known = not training or "loss_reads" in self.run.shared
+        return nullcontext() if is_known else self._noted_loss()
+
+    @contextmanager
+    def _noted_loss(self) -> Iterator[None]:
         read: dict[int, Any] = {}
         with noted_reads(read, layer_that_runs), self.run.backend.watched_reads(read):
             yield
@@ -276,7 +280,7 @@ class Taps:
 
     def _begin_trace(self, step: Step) -> None:
         run = self.run
-        if not run.is_traced or not step.training or run.backend.runs_at_once():
+        if not step.training or run.backend.runs_at_once():
             return
         run.shared["traces"] = run.shared.get("traces", 0) + 1
         if self._functions.traced is None:
@@ -436,6 +440,9 @@ class Taps:
             weights = self._boundary.call("taps", self._weights, given)
             with self._first_loss(training=step.training):
                 loss = original(*args, **kwargs)
+            if step.waits:
+                self._boundary.call("taps", self._put_off_loss, step, given, weights, loss)
+                return loss
             with self.run.backend.observing():
                 self._boundary.call("taps", self._note, step, given, weights)
                 step.loss = self._boundary.call("taps", self._whole_loss, loss)
@@ -463,14 +470,23 @@ class Taps:
     def _added(self) -> list[Any]:
         return list(self.run.model.losses)
 
-    def _look_closer(self, step: Step) -> None:
-        """A loss that is not finite gives all probes their turn, where asking costs no wait."""
-        if step.waits:
-            total = self.run.backend.total(step.loss)
+    def _put_off_loss(self, step: Step, given: Mapping[str, Any], weights: Any, loss: Any) -> None:
+        """For a step that waits, whose loss can be asked for; not where it is not finite."""
+        self._note(step, given, weights)
+        step.loss = loss
+        if not self._adds_as_keras:
+            step.added = self._boundary.call("losses", self._added, default=[])
+        self._turns.ask(step, "trace_loss", step)
+        with self.run.backend.observing():
+            total = self.run.backend.total(loss)
             if math.isfinite(total):
                 step.loss = total
-                return
-            self._look(step)
+            else:
+                self._look(step)
+                self._look_closer(step)
+
+    def _look_closer(self, step: Step) -> None:
+        """A loss that is not finite gives all probes their turn, where asking costs no wait."""
         bad = step.columns.get("loss/nonfinite")
         if not step.full and isinstance(bad, float) and bad > 0:
             step.full = True
@@ -490,7 +506,7 @@ class Taps:
             step = self._step
             if step is not None:
                 step.asked.add("metrics")
-                with self.run.backend.observing():
+                with nullcontext() if step.waits else self.run.backend.observing():
                     self._boundary.call("taps", self._note, step, _given(names, args, kwargs))
                     self._turns.ask(step, "trace_metrics", step)
             return results

@@ -60,12 +60,10 @@ class OutsideWrites(Probe):
 
     def _hear(self, variable: Any) -> None:
         guard = self.run.guard
-        if guard is not None:
+        if guard is not None and id(variable) in self._watched:  # unlike those of metrics
             guard(self.name, self._note, variable, sys._getframe(2))
 
     def _note(self, variable: Any, frame: Any) -> None:
-        if id(variable) not in self._watched:
-            return
         for caller in outward(frame):
             if caller.f_code.co_name == "jax_state_sync":
                 return  # Keras puts back what it holds elsewhere; nothing changes
