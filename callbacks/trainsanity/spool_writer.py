@@ -36,10 +36,10 @@ class Pace:
     """
 
     packet_seconds: float = 0.5
-    loose_seconds: float = 1.5
+    loose_seconds: float = 2.0
     packet_bytes: int = 256 * 1024
     heartbeat_seconds: float = 20.0
-    echo_seconds: float = 1.5
+    echo_seconds: float = 2.0
     pending_bytes: int = 32 * 1024 * 1024
     silent_seconds: float = 60.0
 

@@ -20,7 +20,7 @@ from keras import ops
 
 from trainsanity.backends.backend import HOST_OPS, Backend, OnHost
 
-COPY_SECONDS = 1.0  # between two copies of the ring, where it cannot be read in an epoch
+COPY_SECONDS = 1.4  # between two copies of the ring, where it cannot be read in an epoch
 
 # On the tape where nothing can be said; NaN itself would trip debuggers of NaN. The host makes NaN
 # of it.
