@@ -132,7 +132,9 @@ class Settings(BaseSettings):
         ge=0,
         le=19,
         description="How far this server gives way to other processes of its machine, such as a "
-        "training, as `nice` counts: 0 not at all, 19 most.",
+        "training, as `nice` counts: 0 not at all, 19 most. Where Linux groups processes by "
+        "session, one in another terminal is given way to only by a server that has a session of "
+        "its own, as under systemd, in a container or by `setsid`.",
     )
 
     @property

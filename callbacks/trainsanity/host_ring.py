@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-Cells = Mapping[int, Any]  # by place in a row: a number, or one for each of several rows
+# By place in a row: a number; of several rows a number for all, or for each of them.
+Cells = Mapping[int, Any]
 # Of some sources, which ones and the cells of their rows, until all have been.
 Make = Callable[[list[Any]], Iterable[tuple[Sequence[int], Cells]]]
 
@@ -60,17 +61,22 @@ class HostRing:
         places = (int(self._count) + np.arange(len(rows))) % len(self._ring)
         self._ring[places] = self._rest
         self._count += len(rows)  # before anything can fail: each row stays its step's
-        by_make: dict[Make, list[int]] = {}
+        by_make: dict[Make, list[int]] = {_as_they_are: []}  # first, as nothing can fail there
         for i, (make, _) in enumerate(rows):
             by_make.setdefault(make, []).append(i)
-        for make, own in by_make.items():
-            for which, cells in make([rows[i][1] for i in own]):
-                self._put(places[own][which], cells)
+        with np.errstate(over="ignore"):
+            for make, own in by_make.items():
+                places_of_make = places[own]
+                for which, cells in make([rows[i][1] for i in own]):
+                    self._put(places_of_make[which], cells)
 
     def _put(self, places: np.ndarray[Any, Any], cells: Cells) -> None:
-        with np.errstate(over="ignore"):
-            for place, values in cells.items():
-                self._ring[places, place] = self._number(values)
+        if len(places) == 1:
+            row = self._ring[places[0]]
+            row[list(cells)] = list(map(self._number, cells.values()))
+            return
+        for place, values in cells.items():
+            self._ring[places, place] = self._number(values)
 
 
 def _as_they_are(rows: list[Cells]) -> Iterator[tuple[Sequence[int], Cells]]:

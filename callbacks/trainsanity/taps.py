@@ -474,10 +474,10 @@ class Taps:
         """For a step that waits, whose loss can be asked for; not where it is not finite."""
         self._note(step, given, weights)
         step.loss = loss
-        if not self._adds_as_keras:
-            step.added = self._boundary.call("losses", self._added, default=[])
-        self._turns.ask(step, "trace_loss", step)
         with self.run.backend.observing():
+            if not self._adds_as_keras:
+                step.added = self._boundary.call("losses", self._added, default=[])
+            self._turns.ask(step, "trace_loss", step)
             total = self.run.backend.total(loss)
             if math.isfinite(total):
                 step.loss = total

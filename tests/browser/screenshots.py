@@ -87,6 +87,7 @@ def take(browser: Browser, address: str, shot: Shot, target: Path) -> None:
         color_scheme=shot.scheme,
         device_scale_factor=2,
         reduced_motion="reduce",
+        bypass_csp=True,  # `wait_for_function` asks again by `eval`
     )
     page = context.new_page()
     page.goto(address)

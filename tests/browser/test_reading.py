@@ -29,12 +29,22 @@ def paths(wrong_run: str, right_run: str) -> list[str]:
     return [path.format(wrong=wrong_run, right=right_run) for path in PAGES]
 
 
+# Not `wait_for_function`: it asks again by `eval`, which the policy of the pages forbids.
+DRAWN = """() => new Promise((resolve, reject) => {
+  const isDrawn = (figure) =>
+    figure.getBoundingClientRect().top > innerHeight || figure.dataset.liveState;
+  const look = () =>
+    [...document.querySelectorAll('figure[data-chart]')].every(isDrawn)
+      ? resolve()
+      : requestAnimationFrame(look);
+  look();
+  setTimeout(() => reject('a chart in view is not drawn'), 30_000);
+})"""
+
+
 def settle(page: Page) -> None:
     """Until all charts in view are drawn."""
-    page.wait_for_function(
-        """() => [...document.querySelectorAll('figure[data-chart]')].every(figure =>
-            figure.getBoundingClientRect().top > innerHeight || figure.dataset.liveState)"""
-    )
+    page.evaluate(DRAWN)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -67,12 +67,18 @@ class Served:
 
 
 @contextmanager
-def served(database: Path, *arguments: str, **environment: str) -> Iterator[Served]:
+def served(
+    database: Path, *arguments: str, own_session: bool = False, **environment: str
+) -> Iterator[Served]:
     """A server on a free port."""
     url = f"sqlite:///{database}"
     command = [*COMMAND, "serve", "--port", "0", "--db", url, *arguments]
     process = subprocess.Popen(
-        command, env=clean_environment(**environment), stdout=subprocess.PIPE, text=True
+        command,
+        env=clean_environment(**environment),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=own_session,
     )
     assert process.stdout is not None
     try:

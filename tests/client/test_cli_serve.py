@@ -42,10 +42,26 @@ def test_an_open_page_does_not_hold_up_the_end(tmp_path: Path, capfd):
     assert capfd.readouterr().err == ""
 
 
+AUTOGROUP = Path("/proc/self/autogroup")
+
+
 @pytest.mark.parametrize(("setting", "least"), [({}, 10), ({"TRAINSANITY_NICENESS": "0"}, 0)])
 def test_a_training_on_the_same_machine_goes_first(tmp_path: Path, setting, least):
     with served(tmp_path / "runs.db", **setting) as server:
         assert psutil.Process(server.process.pid).nice() == max(least, os.nice(0))
+
+
+@pytest.mark.skipif(
+    not (AUTOGROUP.exists() and AUTOGROUP.read_text("ascii")),
+    reason="this kernel does not group by session",
+)
+def test_a_server_with_a_session_of_its_own_gives_way_to_other_sessions(tmp_path: Path):
+    before = AUTOGROUP.read_text("ascii")
+    with served(tmp_path / "runs.db", own_session=True) as server:
+        group = Path(f"/proc/{server.process.pid}/autogroup").read_text("ascii")
+        assert group.split()[-1] == "10", group
+    with served(tmp_path / "runs.db"):
+        assert AUTOGROUP.read_text("ascii") == before  # the group is ours too
 
 
 def test_a_port_in_use_is_named(tmp_path: Path):

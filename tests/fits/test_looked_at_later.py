@@ -130,10 +130,14 @@ def test_each_batch_is_measured_as_it_was(together):
 
 
 def test_looking_at_many_at_once_finds_what_looking_at_each_finds(monkeypatch):
+    fingerprints: list[tuple[str, str]] = []
+
     def measured() -> dict[str, Any]:
         run = watched_fit(tagger(), loader(), shuffle=False)
         names = [name for name in run.names if not name.startswith(("time/", "memory/"))]
         assert len(names) > 20
+        (epoch,) = run.audits("data_epoch")
+        fingerprints.append((epoch.facts["order"], epoch.facts["content"]))
         return {name: run.signal(name) for name in names}
 
     at_once = measured()
@@ -142,6 +146,7 @@ def test_looking_at_many_at_once_finds_what_looking_at_each_finds(monkeypatch):
     monkeypatch.setattr(later, "MOST_BYTES", 0)
     as_they_ran = measured()
     assert at_once.keys() == one_by_one.keys() == as_they_ran.keys()
+    assert len(set(fingerprints)) == 1, fingerprints
     for name, (steps, values) in at_once.items():
         for other_steps, others in (one_by_one[name], as_they_ran[name]):
             np.testing.assert_array_equal(steps, other_steps, err_msg=name)

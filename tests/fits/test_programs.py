@@ -379,6 +379,20 @@ def test_a_copy_of_the_tape_is_read_when_its_step_has_run_not_with_the_next_copy
     assert all(batch - step < Active.TAPE_DEPTH // 8 for batch, step in read), read
 
 
+@on_jax
+def test_a_copy_of_the_tape_does_not_grow_old_until_it_is_time_to_read(
+    data: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("trainsanity.readings.READ_SECONDS", 1e9)
+    monkeypatch.setattr("trainsanity.tape.COPY_SECONDS", 0.0)
+    read: list[int] = []
+    tell_what_is_read(monkeypatch, lambda rows: read.append(len(rows)))
+    x, y, weights = data
+    options: Any = {"audit_budget": 0}
+    watched_fit(made(), x, y, sample_weight=weights, batch_size=1, options=options)
+    assert read[0] < 64, read
+
+
 def test_a_tape_is_read_for_time_or_after_256_steps_and_not_for_fewer(
     data: Any, monkeypatch: Any
 ) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -144,8 +145,14 @@ def _give_way(niceness: int) -> None:
     """A training on the same machine goes first: where all processors work for it, each moment that
     one of them works for this server is lost to all of them. Threads inherit it.
     """
-    if hasattr(os, "nice"):  # not on Windows
-        os.nice(max(0, niceness - os.nice(0)))
+    if not hasattr(os, "nice") or niceness <= max(0, os.nice(0)):  # Windows has none
+        return
+    os.nice(niceness - os.nice(0))
+    if os.getsid(0) == os.getpid():
+        # Between sessions Linux may compare groups instead of processes (sched(7), autogroup). This
+        # one is the server's own, unlike that of a shell, where a training may run too.
+        with contextlib.suppress(OSError):  # there are no groups, or they must not be changed
+            Path("/proc/self/autogroup").write_text(str(niceness), "ascii")
 
 
 def _prepare(settings: Settings) -> None:

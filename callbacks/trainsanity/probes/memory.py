@@ -17,7 +17,7 @@ OWN_PAGES = re.compile(r"^Rss(?:Anon|Shmem):\s+(\d+) kB$", re.MULTILINE)
 
 
 class Memory(Probe):
-    """Resident and device memory every second or so; Keras variables alive at epoch ends."""
+    """Resident and device memory every two seconds or so; Keras variables alive at epoch ends."""
 
     name = "memory"
 

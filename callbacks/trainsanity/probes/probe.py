@@ -351,7 +351,7 @@ class Probe:
         """On the host, right after Keras ran all steps up to `step`."""
 
     def on_sample_time(self) -> None:
-        """About once a second, and at epoch ends: for readings that need no step of their own."""
+        """Every second or two, and at epoch ends: for readings that need no step of their own."""
 
     def on_epoch_begin(self, epoch: int) -> None:
         return None
